@@ -1,0 +1,190 @@
+r"""Measurements: :math:`(y, \mathrm{params}, \sigma_y)` of every image, drawn once, hashed."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..errors import UserError
+from ..operators.base import Operator, Params, take
+from ..seeding import generator_for
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss may look at.
+
+    Attributes:
+        y: Measurements, (b, ...).
+        params: Operator parameters of these images.
+        sigma_y: Noise level of each image, (b,), in units of x.
+        index: Position of each image in the measurements, (b,).
+        images: What an M-step fits, (b, c, h, w): restorations, or the clean images that an
+            entitled method was handed. None for methods that train on measurements.
+    """
+
+    y: Tensor
+    params: Params
+    sigma_y: Tensor
+    index: Tensor
+    images: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch on ``device``."""
+        return Batch(
+            self.y.to(device),
+            {k: v.to(device) for k, v in self.params.items()},
+            self.sigma_y.to(device),
+            self.index.to(device),
+            None if self.images is None else self.images.to(device),
+        )
+
+
+class TrainingSet(Protocol):
+    """What a round trains on: anything with a length that gives batches by index."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the batch of these positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The measurements of a data set under one operator.
+
+    Attributes:
+        y: (n, ...) float32.
+        params: Tensors with leading dimension n; empty for a fixed operator.
+        sigma_y: (n,) noise level of each measurement, in units of x.
+        hash: sha256 of all bytes; the same for every method of a benchmark.
+    """
+
+    y: Tensor
+    params: Params
+    sigma_y: Tensor
+    hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.y)
+        if self.sigma_y.shape != (n,):
+            raise UserError(f"sigma_y has shape {tuple(self.sigma_y.shape)}; needed: ({n},)")
+        for key, value in self.params.items():
+            if len(value) != n:
+                raise UserError(f"params '{key}' describe {len(value)} images; y holds {n}")
+        for key, value in {"y": self.y, "sigma_y": self.sigma_y, **self.params}.items():
+            if not torch.isfinite(value).all():
+                raise UserError(f"the measurements hold NaN or infinity in '{key}'")
+        object.__setattr__(self, "hash", self._digest())
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for key, value in sorted(self.tensors().items()):
+            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @classmethod
+    def draw(cls, x: Tensor, operator: Operator, data_seed: int, split: str) -> "Measurements":
+        """Simulate the measurements of clean images, once.
+
+        Arguments:
+            x: Clean images, (n, c, h, w) in [-1, 1].
+            operator: Its parameter law and noise are used; it does not depend on any method.
+            data_seed: The data seed.
+            split: ``"train"`` or ``"test"``: separate random streams.
+        """
+        params = operator.draw(len(x), generator_for(data_seed, "operator", split=split))
+        y = operator.measure(x, params, generator_for(data_seed, "noise", split=split))
+        return cls(y, params, torch.full((len(x),), operator.sigma))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the measurements at these positions."""
+        return Batch(self.y[index], take(self.params, index), self.sigma_y[index], index)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors under flat names: ``y``, ``sigma_y``, ``params.mask``, ..."""
+        return {
+            "y": self.y,
+            "sigma_y": self.sigma_y,
+            **{f"params.{k}": v for k, v in self.params.items()},
+        }
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        save_file({k: v.contiguous() for k, v in self.tensors().items()}, path)
+
+    @classmethod
+    def load(cls, path: str | Path, sigma_y: float | None = None) -> "Measurements":
+        """Read a user's measurements from ``.npz`` or ``.safetensors``.
+
+        The file holds ``y`` (n, c, h, w), ``params.NAME`` for each parameter of the operator
+        (e.g. ``params.mask``, 1 = seen) and ``sigma_y`` (n,) or a number.
+
+        Arguments:
+            path: The file.
+            sigma_y: Noise level, for a file that holds none.
+
+        Raises:
+            UserError: The file is missing, damaged, or lacks ``y`` or the noise level.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"'{path}' is not a file; give measurements as .npz or .safetensors")
+        try:
+            if path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as archive:
+                    raw: Mapping[str, Tensor] = {
+                        k: torch.from_numpy(np.asarray(archive[k])) for k in archive.files
+                    }
+            else:
+                raw = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"'{path}' is damaged or not a measurement file: {error}") from error
+        if "y" not in raw:
+            raise UserError(f"'{path}' holds no array 'y'; found: {', '.join(sorted(raw)) or 'none'}")
+        y = raw["y"].float()
+        level = raw.get("sigma_y", None if sigma_y is None else torch.tensor(sigma_y))
+        if level is None:
+            raise UserError(f"'{path}' holds no noise level; add 'sigma_y' (0 for none)")
+        params = {k[7:]: v.float() for k, v in raw.items() if k.startswith("params.")}
+        return cls(y, params, level.float().expand(len(y)).clone())
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images that an M-step fits, beside the measurements that they belong to.
+
+    Attributes:
+        images: (n, c, h, w) restorations or entitled clean images, in [-1, 1].
+        measurements: The measurements of all images.
+        index: Which measurement each image belongs to, (n,).
+    """
+
+    images: Tensor
+    measurements: Measurements
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return these images with their measurements."""
+        measured = self.measurements.batch(self.index[index])
+        return Batch(
+            measured.y, measured.params, measured.sigma_y, measured.index, self.images[index]
+        )

@@ -1,0 +1,1 @@
+"""Denoisers, samplers of p(x) and samplers of p(x|y)."""

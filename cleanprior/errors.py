@@ -1,0 +1,27 @@
+"""The one exception that a user's mistake raises, and the words that help to mend it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: the command line prints it without a traceback (exit 2)."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest spelling, or an empty string."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def unknown(kind: str, word: str, choices: Iterable[str]) -> UserError:
+    """Build the error for a name that is not installed: what was given, what exists, the nearest.
+
+    Arguments:
+        kind: What was looked up, e.g. ``"method"``.
+        word: The name that was given.
+        choices: The names that exist.
+    """
+    names = sorted(choices)
+    listed = ", ".join(names) or "none"
+    return UserError(f"unknown {kind} '{word}'; installed: {listed}.{did_you_mean(word, names)}")

@@ -1,0 +1,124 @@
+r"""The Operator: :math:`y = A x + \sigma_y z`, the law of its parameters, and further corruption."""
+
+from abc import ABC
+from typing import ClassVar
+
+import torch
+from deepinv.physics import LinearPhysics
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from ..seeding import randn_like
+
+Params = dict[str, Tensor]
+ImageShape = tuple[int, int, int]
+
+
+class Operator(ABC):
+    """A linear forward operator with per-image parameters and additive Gaussian noise.
+
+    deepinv's physics keep the last parameters that they were given; every call here passes the
+    parameters of its batch, so that no call depends on the one before.
+
+    Arguments:
+        physics: The deepinv operator.
+        image_shape: Shape of an image, (channels, height, width).
+        sigma: Noise level of the measurements in units of x (images in [-1, 1]), at least 0.
+
+    Attributes:
+        capabilities: Keys of :data:`cleanprior.capabilities.CAPABILITIES`.
+
+    Raises:
+        ValueError: ``sigma`` negative or not finite.
+    """
+
+    capabilities: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, physics: LinearPhysics, image_shape: ImageShape, sigma: float) -> None:
+        if not 0 <= sigma < float("inf"):
+            raise ValueError(f"sigma={sigma} is not a noise level; allowed: a number >= 0")
+        self.physics = physics
+        self.image_shape = tuple(image_shape)
+        self.sigma = float(sigma)
+
+    @property
+    def name(self) -> str:
+        """The operator's name in sentences shown to a user."""
+        return type(self).__name__
+
+    def to(self, device: torch.device | str) -> "Operator":
+        """Move the physics to ``device`` and return the operator."""
+        self.physics.to(device)
+        return self
+
+    def draw(self, n: int, generator: Generator) -> Params:
+        """Draw the parameters of ``n`` images; leading dimension n. Empty for a fixed operator."""
+        return {}
+
+    def A(self, x: Float[Tensor, "b c h w"], params: Params) -> Float[Tensor, "b ..."]:
+        """Apply the forward operator, without noise. Differentiable in ``x``."""
+        return self.physics.A(x, **params)
+
+    def A_adjoint(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
+        """Apply the adjoint operator."""
+        return self.physics.A_adjoint(y, **params)
+
+    def A_dagger(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
+        """Apply the pseudo-inverse."""
+        return self.physics.A_dagger(y, **params)
+
+    def observed(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b ..."]:
+        """Return 1 where an entry of ``y`` was measured and 0 where it only fills the array."""
+        return torch.ones_like(y)
+
+    def measure(
+        self, x: Float[Tensor, "b c h w"], params: Params, generator: Generator
+    ) -> Float[Tensor, "b ..."]:
+        r"""Return :math:`y = A x + \sigma_y z`; entries that are not measured stay 0."""
+        y = self.A(x, params)
+        if self.sigma == 0:
+            return y
+        return y + self.sigma * randn_like(y, generator) * self.observed(y, params)
+
+    def lift(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
+        """Return the image that a user would look at: y itself, or A^+ y where shapes differ.
+
+        For masks and the identity both are equal. For a blur, A^+ multiplies the noise by the
+        inverse of tiny singular values, so y itself is what one has.
+        """
+        return y if y.shape[1:] == self.image_shape else self.A_dagger(y, params)
+
+    def further(self, params: Params, delta: float, generator: Generator) -> Params:
+        r"""Draw the parameters of :math:`\tilde A = B A`, corrupted further with ``delta``.
+
+        Raises:
+            ValueError: The family has no further corruption.
+        """
+        raise ValueError(f"{self.name} has no further corruption")
+
+    def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"] | None:
+        """Return image-shaped channels that tell a network which operator was used, or None."""
+        return None
+
+    @property
+    def description_channels(self) -> int:
+        """Number of channels of :meth:`describe`; 0 where it returns None."""
+        return 0
+
+    def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:
+        """Return A of each image as a dense float64 matrix (for closed forms on small images)."""
+        d = self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
+        basis = torch.eye(d).reshape(d, *self.image_shape)
+        if not params:
+            columns = self.A(basis, {}).flatten(1)
+            return columns.T.double().expand(n, -1, -1)
+        rows = [
+            self.A(basis, {k: v[i : i + 1].expand(d, *v.shape[1:]) for k, v in params.items()})
+            for i in range(n)
+        ]
+        return torch.stack([r.flatten(1).T for r in rows]).double()
+
+
+def take(params: Params, index: Tensor | slice) -> Params:
+    """Select the parameters of some images."""
+    return {k: v[index] for k, v in params.items()}

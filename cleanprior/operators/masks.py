@@ -1,0 +1,92 @@
+r"""Random masks: each pixel is missing with probability p, drawn once for each image."""
+
+from typing import ClassVar
+
+import torch
+from deepinv.physics import Inpainting
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from ..seeding import bernoulli
+from .base import ImageShape, Operator, Params
+
+
+def further_mask(
+    mask: Float[Tensor, "b c h w"], delta: float, generator: Generator
+) -> Float[Tensor, "b c h w"]:
+    r"""Erase each observed pixel again with probability ``delta``.
+
+    .. math:: \tilde A = B A, \quad B_{ii} \sim \mathrm{Bernoulli}(1 - \delta)
+
+    Arguments:
+        mask: Observed pixels, 1 = seen.
+        delta: Probability of erasing a seen pixel, in [0, 1).
+        generator: Source of randomness.
+
+    Returns:
+        The further mask, element-wise at most ``mask``.
+
+    Raises:
+        ValueError: ``delta`` outside [0, 1).
+
+    References:
+        Ambient Diffusion (Daras et al., 2023), section 3.1, arXiv:2305.19256
+    """
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta={delta} is not a probability of erasing; allowed: [0, 1)")
+    return mask * bernoulli(mask.shape, 1 - delta, generator).to(mask.device)
+
+
+class RandomInpainting(Operator):
+    """Random inpainting: pixels are missing independently, with optional noise on the seen ones.
+
+    Arguments:
+        image_shape: Shape of an image, (channels, height, width).
+        p: Probability that a pixel is **missing**, in [0, 1).
+        per_channel: Draw a mask for each channel instead of one for all.
+        sigma: Noise level on observed pixels, in units of x, at least 0.
+
+    Raises:
+        ValueError: ``p`` outside [0, 1) or ``sigma`` negative.
+    """
+
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"random", "mask", "further", "svd", "same_shape", "gaussian"}
+    )
+
+    def __init__(
+        self, image_shape: ImageShape, p: float, per_channel: bool, sigma: float
+    ) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"p={p} is not a share of missing pixels; allowed: [0, 1)")
+        super().__init__(Inpainting(img_size=tuple(image_shape)), image_shape, sigma)
+        self.p = float(p)
+        self.per_channel = per_channel
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "inpainting"
+
+    def draw(self, n: int, generator: Generator) -> Params:  # noqa: D102
+        channels, height, width = self.image_shape
+        shape = (n, channels if self.per_channel else 1, height, width)
+        return {"mask": bernoulli(shape, 1 - self.p, generator)}
+
+    def observed(  # noqa: D102
+        self, y: Float[Tensor, "b ..."], params: Params
+    ) -> Float[Tensor, "b ..."]:
+        return params["mask"].expand_as(y)
+
+    def further(self, params: Params, delta: float, generator: Generator) -> Params:  # noqa: D102
+        return {"mask": further_mask(params["mask"], delta, generator)}
+
+    def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"]:  # noqa: D102
+        return params["mask"]
+
+    @property
+    def description_channels(self) -> int:  # noqa: D102
+        return self.image_shape[0] if self.per_channel else 1
+
+    def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:  # noqa: D102
+        mask = params["mask"].expand(n, *self.image_shape).flatten(1).double()
+        return torch.diag_embed(mask)

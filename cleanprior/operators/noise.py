@@ -1,0 +1,27 @@
+r"""Denoising: :math:`y = x + \sigma_y z`."""
+
+from typing import ClassVar
+
+from deepinv.physics import Denoising as DenoisingPhysics
+
+from .base import ImageShape, Operator
+
+
+class Denoising(Operator):
+    """Additive white Gaussian noise, A = I.
+
+    Arguments:
+        image_shape: Shape of an image, (channels, height, width).
+        sigma: Noise level in units of x (images in [-1, 1]), at least 0.
+    """
+
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"fixed", "identity", "svd", "same_shape", "gaussian"}
+    )
+
+    def __init__(self, image_shape: ImageShape, sigma: float) -> None:
+        super().__init__(DenoisingPhysics(), image_shape, sigma)
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "denoising"

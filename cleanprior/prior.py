@@ -1,0 +1,201 @@
+"""The Prior: what a user takes home. A denoiser in a folder, loadable without any method's code."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor, nn
+
+from . import __version__
+from .diffusion.backbones import build_backbone, parameter_count
+from .diffusion.denoiser import Denoiser
+from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
+from .diffusion.samplers import Sampler
+from .errors import UserError
+from .operators.base import ImageShape, Operator, Params
+from .seeding import generator_for
+
+FORMAT = 1
+
+
+class Prior(nn.Module):
+    """A generative prior of images in [-1, 1].
+
+    It is itself a deepinv denoiser: ``prior(x, sigma)`` returns E[x | x + sigma n].
+
+    Arguments:
+        denoiser: The denoiser, in eval mode with averaged weights.
+        image_shape: Shape of one image, (channels, height, width).
+        backbone_config: Configuration that built the backbone.
+        about: Where the prior comes from: method, data, operator, hash of the measurements, ...
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        image_shape: ImageShape,
+        backbone_config: dict[str, Any],
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.image_shape = tuple(image_shape)
+        self.backbone_config = backbone_config
+        self.about = about or {}
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of weights."""
+        return parameter_count(self.denoiser)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | float, *_: Any
+    ) -> Float[Tensor, "b c h w"]:
+        """Denoise images of noise level ``sigma`` (a number, or one an image), units of x."""
+        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).flatten()
+        return self.denoiser(x, level.expand(len(x)))
+
+    def sample(
+        self,
+        n: int,
+        sampler: Sampler,
+        seed: int,
+        chunk: int = 256,
+        first: int = 0,
+    ) -> Float[Tensor, "n c h w"]:
+        """Draw ``n`` images; image i depends on ``seed`` and its number only.
+
+        Arguments:
+            n: How many.
+            sampler: The sampler of p(x).
+            seed: Evaluation seed.
+            chunk: Images at a time.
+            first: Number of the first image.
+        """
+        device = next(self.parameters()).device
+        images = []
+        for start in range(first, first + n, chunk):
+            numbers = range(start, min(start + chunk, first + n))
+            noise = torch.stack(
+                [
+                    torch.randn(self.image_shape, generator=generator_for(seed, "sample", image=i))
+                    for i in numbers
+                ]
+            )
+            generator = generator_for(seed, "sampler", chunk=start)
+            images.append(sampler(self, noise.to(device), generator).cpu())
+        return torch.cat(images)
+
+    def restore(
+        self,
+        y: Float[Tensor, "n ..."],
+        params: Params,
+        sigma_y: Float[Tensor, " n"],
+        operator: Operator,
+        posterior: PosteriorSampler,
+        seed: int,
+        chunk: int = 256,
+    ) -> Draw:
+        """Draw one image from p(x|y) for each measurement; independent of ``chunk``."""
+        device = next(self.parameters()).device
+        generators = image_generators(seed, range(len(y)))
+        draw = draw_in_chunks(
+            posterior,
+            self,
+            y.to(device),
+            {k: v.to(device) for k, v in params.items()},
+            sigma_y.to(device),
+            operator.to(device),
+            generators,
+            chunk,
+        )
+        return Draw(draw.x.cpu(), draw.evaluations, draw.backwards)
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``prior.yaml`` and ``weights.safetensors``; the folder appears whole or not at all.
+
+        Raises:
+            UserError: The disk refuses the write; what stood there before is intact.
+        """
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            weights = staging / "weights.safetensors"
+            state = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()}
+            save_file(state, weights)
+            card = {
+                "format": FORMAT,
+                "cleanprior": __version__,
+                "image_shape": list(self.image_shape),
+                "sigma_data": self.denoiser.sigma_data,
+                "condition_channels": self.denoiser.condition_channels,
+                "preconditioning": self.denoiser.preconditioning,
+                "backbone": self.backbone_config,
+                "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+                "about": json.loads(json.dumps(self.about)),
+            }
+            (staging / "prior.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+            replace_folder(staging, folder)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write the prior to '{folder}': {error}") from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Prior":
+        """Read a prior from a folder.
+
+        Raises:
+            UserError: The folder or one of its files is missing, damaged, or of a newer format.
+        """
+        folder = Path(folder)
+        card_path, weights = folder / "prior.yaml", folder / "weights.safetensors"
+        for needed in (card_path, weights):
+            if not needed.is_file():
+                raise UserError(
+                    f"'{folder}' is not a saved prior: '{needed.name}' is missing; "
+                    "a prior folder holds prior.yaml and weights.safetensors"
+                )
+        try:
+            card = yaml.safe_load(card_path.read_text())
+            version = card["format"]
+            if version != FORMAT:
+                raise UserError(
+                    f"'{folder}' has format {version}; this version reads format {FORMAT}"
+                )
+            found = hashlib.sha256(weights.read_bytes()).hexdigest()
+            if found != card["weights_sha256"]:
+                raise UserError(f"'{weights}' is damaged: its sha256 is not the one in prior.yaml")
+            shape = tuple(card["image_shape"])
+            channels = card["condition_channels"]
+            backbone = build_backbone(card["backbone"], shape[0], shape[0], channels)
+            denoiser = Denoiser(backbone, card["sigma_data"], channels, card["preconditioning"])
+            denoiser.load_state_dict(load_file(weights))
+        except (yaml.YAMLError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"'{folder}' is damaged: {error}") from error
+        return cls(denoiser, shape, card["backbone"], card["about"])
+
+
+def image_generators(seed: int, numbers: Sequence[int], role: str = "restore") -> list[Generator]:
+    """Return one generator an image, named by the image's number."""
+    return [generator_for(seed, role, image=i) for i in numbers]
+
+
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Put ``staging`` in the place of ``folder``; an old folder is removed only afterwards."""
+    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(staging, folder)
+    shutil.rmtree(old, ignore_errors=True)

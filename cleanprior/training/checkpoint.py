@@ -1,0 +1,116 @@
+"""Atomic files: a checkpoint is whole or absent, a result is computed once."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header to one file, atomically.
+
+    Raises:
+        UserError: The disk refuses the write; the file that stood there is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        save_file(plain, staging, metadata={"json": json.dumps(meta)})
+        os.replace(staging, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write '{path}': {error}; earlier results are intact") from error
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_tensors` wrote.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("json", "{}"))
+            return {k: file.get_tensor(k) for k in file.keys()}, header  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"'{path}' is damaged; remove it to start again: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        UserError: The disk refuses the write; the file that stood there is intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.write_text(text, encoding="utf-8")
+        os.replace(staging, path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error}; earlier results are intact") from error
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+class Store:
+    """Results of an E-step, each computed once and found again after an interruption.
+
+    Arguments:
+        folder: Where results are kept; None keeps nothing (each is computed when asked for).
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def once(
+        self, key: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, float]]]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the tensors and costs of ``key``, computing them when they are not on disk."""
+        if self.folder is None:
+            return compute()
+        path = self.folder / f"{key}.safetensors"
+        if path.exists():
+            return read_tensors(path)
+        tensors, costs = compute()
+        write_tensors(path, tensors, costs)
+        return {k: v.detach().cpu() for k, v in tensors.items()}, costs
+
+    def clear(self) -> None:
+        """Remove what a finished round computed."""
+        if self.folder is not None and self.folder.exists():
+            for file in self.folder.glob("*.safetensors"):
+                file.unlink()
+
+
+def flatten_optimiser(name: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimiser's state as named tensors (nothing pickled)."""
+    return {
+        f"optimiser.{name}.{i}.{key}": torch.as_tensor(value)
+        for i, state in optimiser.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimiser(
+    name: str, optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put the tensors of :func:`flatten_optimiser` back."""
+    prefix = f"optimiser.{name}."
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix):
+            number, entry = key[len(prefix) :].split(".", 1)
+            state.setdefault(int(number), {})[entry] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,230 @@
+"""The interface of a method: how a prior is learned from measurements."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..capabilities import Facts, refusal, warning
+from ..data.measurements import Batch, Measurements, TrainingSet
+from ..diffusion.backbones import build_backbone
+from ..diffusion.denoiser import Denoiser
+from ..operators.base import ImageShape, Operator
+from ..prior import Prior
+from ..progress import Progress
+from ..seeding import generator_for, scoped_rng, seed_for
+from .checkpoint import Store
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be learned from: everything a method may know before it sees a measurement.
+
+    Attributes:
+        operator: The forward operator.
+        operator_name: Its name, for sentences.
+        backbone: Configuration of the backbone, the same for every method.
+        sigma_data: Standard deviation of the data for EDM preconditioning.
+        sigma_y: Largest noise level of the measurements.
+        autocast: dtype of the backbone while training, or None.
+        seed: Training seed.
+    """
+
+    operator: Operator
+    operator_name: str
+    backbone: dict[str, Any]
+    sigma_data: float
+    sigma_y: float
+    autocast: torch.dtype | None = None
+    seed: int = 0
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """Shape of one image, (channels, height, width)."""
+        return self.operator.image_shape  # type: ignore[return-value]
+
+    def denoiser(self, condition_channels: int = 0, preconditioning: str = "edm") -> Denoiser:
+        """Build a denoiser with fresh weights on the shared backbone configuration."""
+        channels = self.image_shape[0]
+        backbone = build_backbone(self.backbone, channels, channels, condition_channels)
+        return Denoiser(
+            backbone, self.sigma_data, condition_channels, preconditioning, self.autocast
+        )
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass of training on one training set.
+
+    Attributes:
+        name: Shown in progress and records.
+        steps: Steps; a step is one of each turn.
+        turns: Networks that take an optimiser step, in order; a name may stand several times.
+        begin: ``continue`` with the last round's state; ``averaged``: new optimiser and average,
+            from the averaged weights; ``scratch``: new weights too.
+    """
+
+    name: str
+    steps: int
+    turns: tuple[str, ...] = ("denoiser",)
+    begin: str = "continue"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to minimise and named parts to log."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    """What the Trainer hands to a method at the beginning of a round.
+
+    Attributes:
+        measurements: The measurements; the same object in every round.
+        clean: The few clean images that the method is entitled to, in [-1, 1], or None.
+        averaged: The averaged (EMA) networks, in eval mode.
+        device: Where the networks live.
+        store: Results computed once, found again after an interruption.
+        progress: Where to show what takes time.
+        costs: Counts that the record shows: ``evaluations``, ``backwards``, and the method's own.
+    """
+
+    measurements: Measurements
+    clean: Tensor | None
+    averaged: Mapping[str, nn.Module]
+    device: torch.device
+    store: Store
+    progress: Progress
+    seed: int
+    costs: dict[str, float] = field(default_factory=dict)
+    log: dict[str, Any] = field(default_factory=dict)
+
+    def generator(self, role: str, **keys: int | str) -> Generator:
+        """Return the generator of a named stream of this run."""
+        return generator_for(self.seed, role, **keys)
+
+    def generators(self, role: str, numbers: Sequence[int], **keys: int | str) -> list[Generator]:
+        """Return one generator an image."""
+        return [generator_for(self.seed, role, image=i, **keys) for i in numbers]
+
+    def count(self, name: str, amount: float) -> None:
+        """Add to a cost."""
+        self.costs[name] = self.costs.get(name, 0) + amount
+
+
+@dataclass(frozen=True)
+class Way:
+    """A method's own way to restore or sample, shown as a row of its own.
+
+    Attributes:
+        name: Shown in the table, e.g. ``one step``.
+        restore: ``(batch, generators) -> (x, evaluations per image)``, or None.
+        sample: ``(n, generator) -> x``, or None.
+    """
+
+    name: str
+    restore: Callable[[Batch, list[Generator]], tuple[Tensor, int]] | None = None
+    sample: Callable[[int, Generator], Tensor] | None = None
+
+
+@dataclass(kw_only=True)
+class Method(ABC):
+    """How a prior is learned from measurements. It owns no loop and sees no clean image.
+
+    A subclass is a dataclass: its fields are the keys of its YAML. Networks are made in
+    :meth:`build`, under a seeded scope.
+
+    Arguments:
+        needs: Keys of :data:`cleanprior.capabilities.NEEDS`; what does not hold is the reason of a
+            refusal.
+        clean_images: Clean images that the method is entitled to: a count, or ``all``.
+    """
+
+    needs: Sequence[str] = ()
+    clean_images: int | str = 0
+
+    #: The network whose batches are the budget that all methods share.
+    budgeted = "denoiser"
+    #: Learning rate of a network, where it is not the Trainer's.
+    learning_rates: Mapping[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The class's name in sentences; tables use the name of the configuration."""
+        return type(self).__name__
+
+    def facts(self, problem: Problem) -> Facts:
+        """Return what the needs are checked against."""
+        floor = getattr(self, "sigma_floor", 0.0) > 0
+        capabilities = problem.operator.capabilities
+        return Facts(problem.operator_name, capabilities, problem.sigma_y, floor)
+
+    def supports(self, problem: Problem) -> str | None:
+        """Return None, or the reason shown in the table (``skipped: ...``)."""
+        return refusal(self.name, self.needs, self.facts(problem))
+
+    def warning(self, problem: Problem) -> str:
+        """Return the warning code printed beside the row, or an empty string."""
+        return warning(self.needs, self.facts(problem))
+
+    def setup(self, problem: Problem, device: torch.device) -> None:
+        """Remember the problem and build the networks with weights from the training seed."""
+        self.problem = problem
+        self.device = device
+        with scoped_rng(seed_for(problem.seed, "weights")):
+            self.build()
+        for network in self.networks().values():
+            network.to(device)
+
+    @abstractmethod
+    def build(self) -> None:
+        """Make the networks. Called once, with torch's global generator seeded for this run."""
+
+    @abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Return what the Trainer optimises, averages and saves, by name."""
+
+    def rounds(self, budget: int) -> Sequence[Round]:
+        """Plan the rounds.
+
+        Arguments:
+            budget: Steps of the budgeted network; the turns of all rounds must add up to it.
+        """
+        return [Round("train", budget)]
+
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
+        """Return what the round trains on. E-steps live here.
+
+        Called again when an interrupted round is resumed: results that cost time belong in
+        ``session.store``.
+        """
+        return session.measurements
+
+    @abstractmethod
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
+        """Return the loss of one turn.
+
+        Arguments:
+            batch: Measurements, and restorations where the round trains on them.
+            generator: The only source of randomness.
+            turn: Name of the network that takes the step.
+        """
+
+    @abstractmethod
+    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:
+        """Return what was learned, with averaged weights, or None for a method without denoiser."""
+
+    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+        """Return the method's own ways to restore and sample; each is a row of its own."""
+        return []
+
+    def make_prior(self, denoiser: nn.Module) -> Prior:
+        """Wrap an averaged denoiser as a :class:`Prior`."""
+        assert isinstance(denoiser, Denoiser)
+        return Prior(denoiser, self.problem.image_shape, self.problem.backbone)

@@ -1,0 +1,402 @@
+"""The one training loop: budget, optimiser, averages, precision, checkpoints, progress."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..data.measurements import Batch, Measurements, TrainingSet
+from ..diffusion.backbones import autocast_dtype
+from ..progress import Progress
+from ..seeding import generator_for, scoped_rng, seed_for
+from .checkpoint import Store, flatten_optimiser, read_tensors, restore_optimiser, write_tensors
+from .method import Method, Problem, Round, Session
+
+
+@dataclass
+class TrainingReport:
+    """What a training run spent and how it ended.
+
+    Attributes:
+        status: ``done`` or ``diverged``.
+        seconds: Wall time of each phase, by name; resumed runs add up.
+        steps: Optimiser steps of each network.
+        images: Images seen by the budgeted network.
+        costs: Further counts: network evaluations in E-steps, ...
+        history: One entry per logging interval: round, step, losses.
+        log: What the method wants recorded (chosen scales, floors, ...).
+    """
+
+    status: str = "done"
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+    images: int = 0
+    costs: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float | str]] = field(default_factory=list)
+    log: dict[str, Any] = field(default_factory=dict)
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Add wall time to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+
+class Diverged(Exception):
+    """A loss that is not finite."""
+
+
+class Averages:
+    """Exponential averages of networks, with a warm-up so that early weights fade.
+
+    Arguments:
+        networks: The networks.
+        decay: Final decay a step, in [0, 1).
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], decay: float) -> None:
+        self.decay = decay
+        self.models = {k: AveragedModel(n, multi_avg_fn=self._average) for k, n in networks.items()}
+        self.modules = {k: m.module.eval().requires_grad_(False) for k, m in self.models.items()}
+
+    @torch.no_grad()
+    def _average(self, averaged: Any, current: Any, seen: Tensor | int) -> None:
+        # Warm-up of the decay, (1 + t) / (10 + t): the average is never older than the run.
+        decay = min(self.decay, (1 + float(seen)) / (10 + float(seen)))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def update(self, name: str, network: nn.Module) -> None:
+        """Include a network's present weights."""
+        self.models[name].update_parameters(network)
+
+
+class Trainer:
+    """Trains any method under one budget.
+
+    Arguments:
+        budget: Images seen by the budgeted network, the same for every method.
+        batch: Images in a batch.
+        lr: Peak learning rate of AdamW.
+        weight_decay: AdamW's decoupled weight decay.
+        warmup: Steps of linear warm-up at the beginning of each round with a fresh optimiser.
+        final_lr: Share of the peak rate reached at the end of the cosine decay, in (0, 1].
+        ema: Decay of the weight average a step, in [0, 1).
+        clip: Largest gradient norm.
+        precision: ``auto``, ``fp32`` or ``bf16``: dtype inside the backbone while training.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        sigma_data: Standard deviation of the data for EDM preconditioning.
+        checkpoint_seconds: Least time between two checkpoints of a round.
+        log_every: Steps between entries of the history.
+
+    Raises:
+        ValueError: A value outside its range.
+    """
+
+    def __init__(
+        self,
+        budget: int,
+        batch: int,
+        lr: float,
+        weight_decay: float,
+        warmup: int,
+        final_lr: float,
+        ema: float,
+        clip: float,
+        precision: str,
+        device: str,
+        sigma_data: float,
+        checkpoint_seconds: float,
+        log_every: int,
+    ) -> None:
+        if batch < 1 or budget < batch:
+            raise ValueError(f"budget={budget}, batch={batch}; needed: 1 <= batch <= budget")
+        if not lr > 0:
+            raise ValueError(f"lr={lr}; allowed: above 0")
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema={ema}; allowed: [0, 1)")
+        if not 0 < final_lr <= 1:
+            raise ValueError(f"final_lr={final_lr}; allowed: (0, 1]")
+        if device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device={device!r}; allowed: auto, cpu, cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device=cuda, and torch finds no CUDA device; use device=cpu")
+        self.steps = budget // batch
+        self.batch = batch
+        self.lr, self.weight_decay, self.warmup, self.final_lr = lr, weight_decay, warmup, final_lr
+        self.ema, self.clip = ema, clip
+        self.sigma_data = sigma_data
+        self.checkpoint_seconds, self.log_every = checkpoint_seconds, log_every
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.device = self.accelerator.device
+        self.autocast = autocast_dtype(precision, self.device)
+
+    def fit(
+        self,
+        method: Method,
+        problem: Problem,
+        measurements: Measurements,
+        seed: int,
+        folder: Path | None = None,
+        clean: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[dict[str, nn.Module], TrainingReport]:
+        """Train a method; resume where an interrupted run of the same folder stopped.
+
+        Arguments:
+            method: The method; :meth:`Method.setup` is called here.
+            problem: The problem.
+            measurements: What the method may see.
+            seed: Training seed.
+            folder: Where checkpoints go; None for none.
+            clean: The clean images that the method is entitled to, exactly that many.
+            progress: Where to show progress.
+
+        Returns:
+            The averaged networks and the report.
+        """
+        run = _Run(self, method, problem, measurements, seed, folder, clean, progress or Progress())
+        with scoped_rng(seed_for(seed, "global")):
+            return run.fit()
+
+
+class _Run:
+    """The state of one call of :meth:`Trainer.fit`."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        method: Method,
+        problem: Problem,
+        measurements: Measurements,
+        seed: int,
+        folder: Path | None,
+        clean: Tensor | None,
+        progress: Progress,
+    ) -> None:
+        self.trainer, self.method, self.seed = trainer, method, seed
+        self.path = None if folder is None else folder / "checkpoint.safetensors"
+        method.setup(problem, trainer.device)
+        self.networks = dict(method.networks())
+        self.rounds = list(method.rounds(trainer.steps)) if self.networks else []
+        planned = sum(r.steps * r.turns.count(method.budgeted) for r in self.rounds)
+        if self.rounds and planned != trainer.steps:
+            raise ValueError(
+                f"{method.name} plans {planned} steps of '{method.budgeted}'; the budget, equal for "
+                f"all methods, is {trainer.steps}"
+            )
+        self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
+        self.averages = Averages(self.networks, trainer.ema)
+        self.optimisers = self._new_optimisers()
+        self.session = Session(
+            measurements=measurements,
+            clean=clean,
+            averaged=self.averages.modules,
+            device=trainer.device,
+            store=Store(None if folder is None else folder / "round"),
+            progress=progress,
+            seed=seed,
+        )
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def _new_optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        t = self.trainer
+        return {
+            name: torch.optim.AdamW(
+                network.parameters(),
+                lr=self.method.learning_rates.get(name, t.lr),
+                weight_decay=t.weight_decay,
+                fused=True,
+            )
+            for name, network in self.networks.items()
+        }
+
+    def _save(self, number: int, step: int) -> None:
+        if self.path is None or not self.trainer.accelerator.is_main_process:
+            return
+        tensors: dict[str, Tensor] = {}
+        for name, network in self.networks.items():
+            tensors |= {f"network.{name}.{k}": v for k, v in network.state_dict().items()}
+            averaged = self.averages.models[name].state_dict()
+            tensors |= {f"average.{name}.{k}": v for k, v in averaged.items()}
+            tensors |= flatten_optimiser(name, self.optimisers[name])
+        meta = {
+            "round": number,
+            "step": step,
+            "report": self.report.__dict__,
+            "costs": self.session.costs,
+            "log": self.session.log,
+        }
+        write_tensors(self.path, tensors, meta)
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, network in self.networks.items():
+            for kind, module in (("network", network), ("average", self.averages.models[name])):
+                prefix = f"{kind}.{name}."
+                own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                module.load_state_dict(own)
+            restore_optimiser(name, self.optimisers[name], tensors)
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def fit(self) -> tuple[dict[str, nn.Module], TrainingReport]:
+        """Run all rounds from the last checkpoint on."""
+        number, step = 0, 0
+        saved: dict[str, Tensor] = {}
+        if self.path is not None and self.path.exists():
+            saved, meta = read_tensors(self.path)
+            number, step = meta["round"], meta["step"]
+            self.report = TrainingReport(**meta["report"])
+            self.session.costs, self.session.log = meta["costs"], meta["log"]
+            self._load(saved)
+        try:
+            for n in range(number, len(self.rounds)):
+                self._round(n, step if n == number else 0, saved if n == number else {})
+        except Diverged:
+            self.report.status = "diverged"
+        self.report.costs, self.report.log = self.session.costs, self.session.log
+        return self.averages.modules, self.report
+
+    def _round(self, number: int, first: int, saved: Mapping[str, Tensor]) -> None:
+        """Train one round, from step ``first`` of it."""
+        plan = self.rounds[number]
+        if not saved:
+            self._save(number, 0)
+        costs, log = dict(self.session.costs), dict(self.session.log)
+        start = time.perf_counter()
+        training_set = self.method.begin_round(number, plan, self.session)
+        self.trainer.accelerator.wait_for_everyone()
+        if first == 0:
+            self.report.add_seconds("E-step", time.perf_counter() - start)
+        self._begin(number, plan)
+        if first > 0:
+            # Resumed inside the round: the E-step's results came from the store and were counted
+            # before; weights and counts are those of the checkpoint.
+            self._load(saved)
+            self.session.costs, self.session.log = costs, log
+        self._steps(number, plan, first, training_set)
+        self.session.store.clear()
+
+    def _begin(self, number: int, plan: Round) -> None:
+        """Set up weights, averages and optimisers as the round asks for."""
+        if number == 0 or plan.begin == "continue":
+            return
+        if plan.begin == "scratch":
+            with scoped_rng(seed_for(self.seed, "weights", round=number)):
+                self.method.build()
+            self.networks = {k: n.to(self.trainer.device) for k, n in self.method.networks().items()}
+        else:
+            for name, network in self.networks.items():
+                network.load_state_dict(self.averages.modules[name].state_dict())
+        self.averages = Averages(self.networks, self.trainer.ema)
+        self.session.averaged = self.averages.modules
+        self.optimisers = self._new_optimisers()
+
+    def _steps(self, number: int, plan: Round, first: int, training_set: TrainingSet) -> None:
+        t = self.trainer
+        told = saved_at = time.perf_counter()
+        phase = f"train · {plan.name}"
+        with self.session.progress.task(phase, plan.steps) as task:
+            task.done = first
+            for step in range(first, plan.steps):
+                for turn_number, turn in enumerate(plan.turns):
+                    keys = {"round": number, "step": step, "turn": turn_number}
+                    k = step * len(plan.turns) + turn_number
+                    index = batch_index(
+                        len(training_set), t.batch, k, self.seed, number, *self._rank()
+                    )
+                    batch = training_set.batch(index).to(t.device)
+                    self._turn(turn, batch, self._rate(number, step), keys)
+                now = time.perf_counter()
+                self.report.add_seconds("training", now - told)
+                told = now
+                task.advance(note=self._note(plan, step))
+                if now - saved_at > t.checkpoint_seconds and step + 1 < plan.steps:
+                    self._save(number, step + 1)
+                    told = saved_at = time.perf_counter()
+        if number + 1 == len(self.rounds):
+            self._save(number + 1, 0)
+
+    def _rank(self) -> tuple[int, int]:
+        return self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+
+    def _turn(self, turn: str, batch: Batch, rate: float, keys: dict[str, int]) -> None:
+        t, network, optimiser = self.trainer, self.networks[turn], self.optimisers[turn]
+        rank = t.accelerator.process_index
+        network.train()
+        torch.manual_seed(seed_for(self.seed, "dropout", rank=rank, **keys))
+        generator = generator_for(self.seed, "loss", rank=rank, **keys)
+        loss = self.method.loss(batch, generator, turn)
+        self._last = {"loss": loss.total.item(), **{k: float(v) for k, v in loss.parts.items()}}
+        if not math.isfinite(self._last["loss"]):
+            raise Diverged
+        optimiser.zero_grad(set_to_none=True)
+        t.accelerator.backward(loss.total)
+        parameters = [p for p in network.parameters() if p.grad is not None]
+        if t.accelerator.num_processes > 1:
+            for p in parameters:
+                p.grad = t.accelerator.reduce(p.grad, reduction="mean")
+        norm = nn.utils.clip_grad_norm_(parameters, t.clip)
+        if not math.isfinite(norm.item()):
+            raise Diverged
+        for group in optimiser.param_groups:
+            group["lr"] = rate * self.method.learning_rates.get(turn, t.lr)
+        optimiser.step()
+        self.averages.update(turn, network)
+        self.report.steps[turn] += 1
+        if turn == self.method.budgeted:
+            self.report.images += len(batch) * t.accelerator.num_processes
+
+    def _rate(self, number: int, step: int) -> float:
+        """Linear warm-up, then cosine decay, over the rounds that share an optimiser."""
+        starts = [i for i, r in enumerate(self.rounds) if i == 0 or r.begin != "continue"]
+        begin = max(i for i in starts if i <= number)
+        end = min((i for i in starts if i > number), default=len(self.rounds))
+        total = sum(r.steps for r in self.rounds[begin:end])
+        k = sum(r.steps for r in self.rounds[begin:number]) + step
+        warm = min(1.0, (k + 1) / max(1, min(self.trainer.warmup, total // 4)))
+        low = self.trainer.final_lr
+        return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * k / total)))
+
+    def _note(self, plan: Round, step: int) -> str:
+        if step % self.trainer.log_every == 0 or step + 1 == plan.steps:
+            entry: dict[str, float | str] = {"round": plan.name, "step": step, **self._last}
+            self.report.history.append(entry)
+        return f"loss {self._last['loss']:.3f}"
+
+
+@lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, number: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=generator_for(seed, "order", round=number, epoch=epoch))
+
+
+def batch_index(
+    n: int, batch: int, k: int, seed: int, number: int, rank: int = 0, ranks: int = 1
+) -> Tensor:
+    """Return the images of batch ``k``: consecutive parts of one permutation an epoch.
+
+    Arguments:
+        n: Images in the training set.
+        batch: Images in a batch of one process.
+        k: Number of the batch in its round.
+        seed: Training seed.
+        number: Number of the round.
+        rank: This process.
+        ranks: Processes; each takes its own part.
+    """
+
+    def positions() -> Iterator[Tensor]:
+        position, left = (k * ranks + rank) * batch, batch
+        while left:
+            epoch, offset = divmod(position, n)
+            part = _permutation(n, seed, number, epoch)[offset : offset + left]
+            yield part
+            position, left = position + len(part), left - len(part)
+
+    return torch.cat(list(positions()))

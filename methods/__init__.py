@@ -1,0 +1,1 @@
+"""Methods, one module each. Each is found by its entry point, as a stranger's method is."""

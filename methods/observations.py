@@ -1,0 +1,47 @@
+r"""Observations: what one has before training anything, :math:`A^+ y`.
+
+A method below this row on a metric has made things worse.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cleanprior.data import Batch, Measurements, TrainingSet
+from cleanprior.prior import Prior
+from cleanprior.training import Loss, Method, Round, Session, Way
+
+
+@dataclass(kw_only=True)
+class Observations(Method):
+    """Train nothing: lift the measurements to images."""
+
+    def build(self) -> None:  # noqa: D102
+        self._measurements: Measurements | None = None
+
+    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
+        return {}
+
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+        self._measurements = session.measurements
+        return session.measurements
+
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+        raise AssertionError("observations have no network to train")
+
+    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
+        return None
+
+    def _restore(self, batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
+        return self.problem.operator.lift(batch.y, batch.params), 0
+
+    def _sample(self, n: int, generator: Generator) -> Tensor:
+        assert self._measurements is not None
+        index = torch.randperm(len(self._measurements), generator=generator)[:n]
+        batch = self._measurements.batch(index)
+        return self.problem.operator.lift(batch.y, batch.params)
+
+    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:  # noqa: D102
+        return [Way("A^+ y", self._restore, self._sample)]
