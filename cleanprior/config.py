@@ -113,9 +113,10 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
 
     plain = {k: v for k, v in config.items() if k not in (*DESCRIPTIONS, "name")}
     try:
-        return instantiate(plain, _convert_="all", **arguments)
-    except InstantiationException as error:
-        cause = error.__cause__
+        # Arguments bypass Hydra, which would turn a tuple into a list.
+        return instantiate(plain, _convert_="all", _partial_=True)(**arguments)
+    except (InstantiationException, ValueError, TypeError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, (ValueError, TypeError, OSError)):
             raise UserError(f"{config.get('name', 'configuration')}: {cause}") from cause
         raise

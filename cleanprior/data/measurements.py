@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class Batch:
         )
 
 
+@runtime_checkable
 class TrainingSet(Protocol):
     """What a round trains on: anything with a length that gives batches by index."""
 

@@ -7,7 +7,7 @@ References:
     arXiv:2206.00364
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 PRECONDITIONINGS = ("edm", "split", "ambient_official")
 
 
+@runtime_checkable
 class Denoise(Protocol):
     """Anything that maps a noisy image and its noise level to the posterior mean."""
 

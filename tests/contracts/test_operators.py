@@ -1,0 +1,275 @@
+"""What every operator promises, over every operator YAML that is installed."""
+
+import inspect
+
+import pytest
+import torch
+import yaml
+from hydra.utils import get_class
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cleanprior import registry
+from cleanprior.capabilities import CAPABILITIES
+from cleanprior.config import DESCRIPTIONS
+from cleanprior.data import Measurements
+from cleanprior.errors import UserError
+from cleanprior.operators.base import take
+from cleanprior.operators.masks import further_mask
+from cleanprior.seeding import generator_for
+
+NAMES = sorted(registry.options("operator"))
+SHAPES = [(1, 8, 8), (3, 16, 16)]
+GRID = [(name, shape) for name in NAMES for shape in SHAPES]
+over_grid = pytest.mark.parametrize(("name", "shape"), GRID)
+over_names = pytest.mark.parametrize("name", NAMES)
+
+
+def uniform(shape, seed=0):
+    return 2 * torch.rand(shape, generator=generator_for(seed, "x")) - 1
+
+
+def draw(operator, n, seed=0):
+    return operator.draw(n, generator_for(seed, "params"))
+
+
+@over_grid
+def test_adjoint_is_the_transpose(make_operator, name, shape):
+    operator = make_operator(name, shape)
+    params = draw(operator, 5)
+    x = uniform((5, *shape), 1)
+    y = uniform(operator.A(x, params).shape, 2)
+    forward, backward = operator.A(x, params), operator.A_adjoint(y, params)
+    left = (forward.double() * y.double()).flatten(1).sum(1)
+    right = (x.double() * backward.double()).flatten(1).sum(1)
+    size = forward.double().flatten(1).norm(dim=1) * y.double().flatten(1).norm(dim=1)
+    # float32 operators; sums and norms in float64, so what is left is the operators' rounding.
+    assert ((left - right).abs() / size).max() < 1e-6
+
+
+@over_grid
+def test_pseudo_inverse_reproduces_the_measurement(make_operator, name, shape):
+    operator = make_operator(name, shape)
+    params = draw(operator, 4)
+    y = operator.A(uniform((4, *shape)), params)
+    again = operator.A(operator.A_dagger(y, params), params)
+    error = (again - y).double().flatten(1).norm(dim=1) / y.double().flatten(1).norm(dim=1)
+    assert error.max() < 1e-4
+
+
+@over_grid
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(make_operator, name, shape):
+    x = uniform((3, *shape))
+
+    def measure(seed):
+        operator = make_operator(name, shape, "sigma=0.3")
+        params = draw(operator, 3, seed)
+        return params, operator.measure(x, params, generator_for(seed, "noise"))
+
+    params, y = measure(0)
+    params_again, y_again = measure(0)
+    assert torch.equal(y, y_again)
+    assert params.keys() == params_again.keys()
+    assert all(torch.equal(params[k], params_again[k]) for k in params)
+    assert not torch.equal(y, measure(1)[1])
+
+
+@over_grid
+def test_an_image_does_not_depend_on_its_batch(make_operator, name, shape):
+    operator = make_operator(name, shape)
+    params = draw(operator, 4)
+    x = uniform((4, *shape))
+    y = operator.A(x, params)
+    for apply, inputs in (
+        (operator.A, x),
+        (operator.A_adjoint, y),
+        (operator.A_dagger, y),
+        (operator.lift, y),
+        (operator.observed, y),
+    ):
+        together = apply(inputs, params)
+        alone = [apply(inputs[i : i + 1], take(params, slice(i, i + 1))) for i in range(4)]
+        torch.testing.assert_close(torch.cat(alone), together, rtol=1e-5, atol=1e-6)
+
+
+@over_grid
+def test_a_call_leaves_nothing_behind_for_the_next_one(make_operator, name, shape):
+    operator = make_operator(name, shape)
+    first, second = draw(operator, 3, seed=1), draw(operator, 3, seed=2)
+    x = uniform((3, *shape))
+    y, lifted = operator.A(x, first), operator.A_dagger(operator.A(x, first), first)
+    operator.A(x, second)
+    operator.A_adjoint(operator.A(x[:1], take(second, slice(0, 1))), take(second, slice(0, 1)))
+    assert torch.equal(operator.A(x, first), y)
+    assert torch.equal(operator.A_dagger(y, first), lifted)
+
+
+@over_names
+def test_matrix_is_the_operator(make_operator, name):
+    operator = make_operator(name, (2, 4, 5))
+    params = draw(operator, 3)
+    x = uniform((3, 2, 4, 5))
+    dense = operator.matrix(params, 3) @ x.flatten(1).double()[:, :, None]
+    expected = operator.A(x, params).flatten(1).double()
+    torch.testing.assert_close(dense[:, :, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+@over_names
+def test_yaml_capabilities_are_those_of_the_class(make_operator, name):
+    written = registry.read("operator", name)["capabilities"]
+    assert frozenset(written) == make_operator(name, (1, 8, 8)).capabilities
+    assert set(written) <= set(CAPABILITIES)
+
+
+@over_names
+def test_every_constructor_argument_has_a_yaml_key(name):
+    card = yaml.safe_load(registry.options("operator")[name].read_text())
+    arguments = set(inspect.signature(get_class(card["_target_"]).__init__).parameters)
+    keys = set(card) - {"_target_", *DESCRIPTIONS}
+    assert keys == arguments - {"self", "image_shape"}
+
+
+@over_names
+def test_capabilities_say_what_the_operator_does(make_operator, name):
+    operator = make_operator(name, (3, 8, 8))
+    has = operator.capabilities
+    params = draw(operator, 6)
+    x = uniform((6, 3, 8, 8))
+    y = operator.A(x, params)
+    assert ("random" in has) != ("fixed" in has)
+    assert ("random" in has) == bool(params)
+    assert all(len(v) == 6 for v in params.values())
+    assert ("same_shape" in has) == (y.shape == x.shape)
+    assert ("identity" in has) == torch.equal(operator.A(x, params), x)
+    described = operator.describe(params, 6)
+    assert operator.description_channels == (0 if described is None else described.shape[1])
+    if "further" in has:
+        operator.further(params, 0.1, generator_for(0, "further"))
+    else:
+        with pytest.raises(ValueError, match="no further corruption"):
+            operator.further(params, 0.1, generator_for(0, "further"))
+
+
+@over_names
+def test_noise_has_the_stated_level_on_observed_entries_only(make_operator, name):
+    operator = make_operator(name, (1, 16, 16), "sigma=0.25")
+    x = uniform((200, 1, 16, 16))
+    params = draw(operator, 200)
+    clean = operator.A(x, params)
+    y = operator.measure(x, params, generator_for(0, "noise"))
+    seen = operator.observed(y, params)
+    assert set(seen.unique().tolist()) <= {0.0, 1.0}
+    noise = (y - clean)[seen.bool()].double()
+    n = noise.numel()
+    assert abs(noise.mean()) < 4 * 0.25 / n**0.5
+    assert abs(noise.var() / 0.25**2 - 1) < 4 * (2 / n) ** 0.5
+    assert (y[~seen.bool()] == 0).all()
+
+
+@over_names
+def test_no_noise_means_exactly_a_x(make_operator, name):
+    operator = make_operator(name, (1, 8, 8), "sigma=0")
+    x = uniform((4, 1, 8, 8))
+    params = draw(operator, 4)
+    y = operator.measure(x, params, generator_for(0, "noise"))
+    assert torch.equal(y, operator.A(x, params))
+
+
+@over_names
+def test_measurements_do_not_share_memory_with_the_clean_images(make_operator, name):
+    operator = make_operator(name, (1, 8, 8), "sigma=0")
+    x = uniform((4, 1, 8, 8))
+    data = Measurements.draw(x, operator, 0, "train")
+    before = data.y.clone()
+    x.fill_(float("nan"))
+    assert torch.equal(data.y, before)
+
+
+@over_names
+@pytest.mark.parametrize("sigma", ["-0.1", "inf", "nan"])
+def test_a_noise_level_that_is_none_is_refused(make_operator, name, sigma):
+    with pytest.raises(UserError, match=r"not a noise level; allowed: a number >= 0"):
+        make_operator(name, (1, 8, 8), f"sigma={sigma}")
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_inpainting_reveals_one_minus_p(make_operator, per_channel):
+    p, n = 0.3, 400
+    operator = make_operator("inpainting", (3, 8, 8), f"p={p}", f"per_channel={per_channel}")
+    mask = draw(operator, n)["mask"]
+    assert mask.shape == (n, 3 if per_channel else 1, 8, 8)
+    assert abs(mask.mean() - (1 - p)) < 4 * (p * (1 - p) / mask.numel()) ** 0.5
+    seen = operator.observed(torch.ones(n, 3, 8, 8), {"mask": mask})
+    assert seen.shape == (n, 3, 8, 8)
+    assert torch.equal(seen, mask.expand(n, 3, 8, 8))
+
+
+def test_masks_of_different_images_differ(make_operator):
+    mask = draw(make_operator("inpainting", (1, 8, 8)), 50)["mask"].flatten(1)
+    assert len(mask.unique(dim=0)) == 50
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    p=st.floats(0, 0.95),
+    delta=st.floats(0, 0.95),
+    channels=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_further_mask_shows_no_more_than_the_mask(p, delta, channels, seed):
+    mask = (torch.rand(7, channels, 4, 4, generator=generator_for(seed, "m")) >= p).float()
+    further = further_mask(mask, delta, generator_for(seed, "f"))
+    assert set(further.unique().tolist()) <= {0.0, 1.0}
+    assert (further <= mask).all()
+    if delta == 0:
+        assert torch.equal(further, mask)
+
+
+@pytest.mark.parametrize(("p", "delta"), [(0.2, 0.1), (0.5, 0.1), (0.6, 0.3)])
+def test_further_corruption_survives_with_its_rate(make_operator, p, delta):
+    operator = make_operator("inpainting", (1, 16, 16), f"p={p}")
+    params = draw(operator, 400)
+    further = operator.further(params, delta, generator_for(0, "further"))["mask"]
+    rate = (1 - p) * (1 - delta)
+    assert abs(further.mean() - rate) < 4 * (rate * (1 - rate) / further.numel()) ** 0.5
+    hidden = params["mask"][further == 0]
+    scored = (1 - p) * delta / (p + (1 - p) * delta)
+    assert abs(hidden.mean() - scored) < 4 * (scored * (1 - scored) / hidden.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("delta", [-0.1, 1.0, float("nan")])
+def test_further_refuses_what_is_no_probability(delta):
+    with pytest.raises(ValueError, match=r"not a probability of erasing; allowed: \[0, 1\)"):
+        further_mask(torch.ones(1, 1, 2, 2), delta, generator_for(0, "f"))
+
+
+@pytest.mark.parametrize("p", ["-0.1", "1", "1.5"])
+def test_inpainting_refuses_what_is_no_share(make_operator, p):
+    with pytest.raises(UserError, match=r"not a share of missing pixels; allowed: \[0, 1\)"):
+        make_operator("inpainting", (1, 8, 8), f"p={p}")
+
+
+@pytest.mark.parametrize("size", [2, 9, 0, -1])
+def test_blur_refuses_a_kernel_that_does_not_fit(make_operator, size):
+    with pytest.raises(UserError, match="odd numbers from 1 to 8"):
+        make_operator("blur", (1, 8, 8), f"kernel_size={size}")
+
+
+def test_blur_refuses_a_kernel_of_no_width(make_operator):
+    with pytest.raises(UserError, match="not a width in pixels"):
+        make_operator("blur", (1, 8, 8), "blur_std=0")
+
+
+def test_blur_keeps_constants_and_smooths_with_periodic_edges(make_operator):
+    operator = make_operator("blur", (1, 8, 8), "blur_std=1", "kernel_size=5")
+    constant = torch.full((1, 1, 8, 8), 0.7)
+    torch.testing.assert_close(operator.A(constant, {}), constant)
+    point = torch.zeros(1, 1, 8, 8)
+    point[..., 0, 0] = 1
+    blurred = operator.A(point, {})[0, 0]
+    line = torch.exp(-0.5 * torch.arange(-2.0, 3.0) ** 2)
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    expected = torch.zeros(8, 8)
+    expected[:5, :5] = kernel
+    expected = expected.roll((-2, -2), (0, 1))
+    torch.testing.assert_close(blurred, expected, atol=1e-6, rtol=1e-5)
