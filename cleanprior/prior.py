@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,13 @@ class Prior(nn.Module):
         posterior: PosteriorSampler,
         seed: int,
         chunk: int = 256,
+        advance: Callable[[int], None] = lambda n: None,
     ) -> Draw:
-        """Draw one image from p(x|y) for each measurement; independent of ``chunk``."""
+        """Draw one image from p(x|y) for each measurement.
+
+        Image i depends on its measurement, ``seed`` and i only, not on ``chunk``. ``advance(n)`` is
+        told after each chunk.
+        """
         device = next(self.parameters()).device
         generators = image_generators(seed, range(len(y)))
         draw = draw_in_chunks(
@@ -118,6 +123,7 @@ class Prior(nn.Module):
             operator.to(device),
             generators,
             chunk,
+            advance,
         )
         return Draw(draw.x.cpu(), draw.evaluations, draw.backwards)
 

@@ -3,18 +3,22 @@
 No method ever receives a :class:`CleanData`.
 """
 
+import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_IDX_PARTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 
 
 @dataclass(frozen=True)
@@ -93,20 +97,25 @@ def fashion_mnist(
     Raises:
         UserError: The files are neither there nor downloadable, or the resolution is not offered.
     """
-    from torchvision.datasets import FashionMNIST
-
     if resolution not in (8, 16, 28, 32):
         raise UserError(f"resolution={resolution} is not offered; allowed: 8, 16, 28, 32")
     root = Path(path or "data")
-    try:
-        train = FashionMNIST(str(root), train=True, download=download)
-        test = FashionMNIST(str(root), train=False, download=download)
-    except (RuntimeError, OSError) as error:
-        reason = "the download failed" if download else "download is false"
-        raise UserError(
-            f"Fashion-MNIST is not in '{root}/FashionMNIST/raw' and {reason}; set data.path to the "
-            "folder that holds FashionMNIST/raw with its four idx files"
-        ) from error
+    raw = root / "FashionMNIST" / "raw"
+    parts = [f"{split}-{part}" for split in ("train", "t10k") for part in _IDX_PARTS]
+    files = [raw / name if (raw / name).is_file() else raw / f"{name}.gz" for name in parts]
+    if not all(f.is_file() for f in files):
+        from torchvision.datasets import FashionMNIST
+
+        try:
+            FashionMNIST(str(root), download=download)
+        except (RuntimeError, OSError) as error:
+            reason = "the download failed" if download else "download is false"
+            raise UserError(
+                f"Fashion-MNIST is not in '{raw}' and {reason}; set data.path to the folder that "
+                "holds FashionMNIST/raw with its four idx files"
+            ) from error
+        files = [raw / name for name in parts]
+    train, train_labels, test, test_labels = map(_read_idx, files)
 
     def prepare(images: Tensor) -> Tensor:
         x = images[:, None].float().div(127.5).sub(1)
@@ -118,11 +127,25 @@ def fashion_mnist(
     kept = slice(None, limit)
     return CleanData(
         "fashion_mnist",
-        prepare(train.data[kept]),
-        prepare(test.data),
-        train.targets[kept],
-        test.targets,
+        prepare(train[kept]),
+        prepare(test),
+        train_labels[kept].long(),
+        test_labels.long(),
     )
+
+
+def _read_idx(path: Path) -> Tensor:
+    """Read a file of unsigned bytes in the IDX format, plain or gzipped."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        dimensions = content[3]
+        shape = np.frombuffer(content, ">u4", dimensions, 4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+        return torch.from_numpy(values.reshape(shape.astype(int)).copy())
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise UserError(f"'{path}' is damaged; remove it and fetch it again: {error}") from error
 
 
 def image_folder(
@@ -139,12 +162,12 @@ def image_folder(
     Raises:
         UserError: No such folder, no image in it, or an image that cannot be read (named).
     """
-    from PIL import Image, UnidentifiedImageError
-
     if channels not in (1, 3):
         raise UserError(f"channels={channels} is not offered; allowed: 1 (grey) or 3 (RGB)")
     if not 0 < test_share < 1:
         raise UserError(f"test_share={test_share} is not a share; allowed: between 0 and 1")
+    if resolution < 1:
+        raise UserError(f"resolution={resolution} is no image; allowed: at least 1 pixel")
     if path is None:
         raise UserError("data=folder needs data.path=FOLDER with the images")
     root = Path(path)
@@ -160,8 +183,8 @@ def image_folder(
     for file in files:
         try:
             with Image.open(file) as opened:
-                image = opened.convert("L" if channels == 1 else "RGB")
-        except (UnidentifiedImageError, OSError) as error:
+                image = _to_eight_bits(opened, file).convert("L" if channels == 1 else "RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise UserError(f"'{file}' is not a readable image; remove it or mend it") from error
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -175,3 +198,12 @@ def image_folder(
     if held_out.all() or not held_out.any():
         held_out = torch.arange(len(files)) == 0
     return CleanData(root.name, stacked[~held_out], stacked[held_out])
+
+
+def _to_eight_bits(image: Image.Image, file: Path) -> Image.Image:
+    """Scale 16-bit grey to 8 bits (Pillow's own conversion cuts it off at 255)."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"'{file}' has 32-bit pixels of unknown range; save it with 8 or 16 bits")
+    return image

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -78,6 +79,8 @@ class Measurements:
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.y.dim() < 2 or len(self.y) == 0:
+            raise UserError(f"y has shape {tuple(self.y.shape)}; needed: (n, ...) with n above 0")
         n = len(self.y)
         if self.sigma_y.shape != (n,):
             raise UserError(f"sigma_y has shape {tuple(self.sigma_y.shape)}; needed: ({n},)")
@@ -87,6 +90,8 @@ class Measurements:
         for key, value in {"y": self.y, "sigma_y": self.sigma_y, **self.params}.items():
             if not torch.isfinite(value).all():
                 raise UserError(f"the measurements hold NaN or infinity in '{key}'")
+        if (self.sigma_y < 0).any():
+            raise UserError("sigma_y is negative; needed: a noise level >= 0 for each image")
         object.__setattr__(self, "hash", self._digest())
 
     def _digest(self) -> str:
@@ -148,22 +153,25 @@ class Measurements:
             raise UserError(f"'{path}' is not a file; give measurements as .npz or .safetensors")
         try:
             if path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as archive:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                     raw: Mapping[str, Tensor] = {
                         k: torch.from_numpy(np.asarray(archive[k])) for k in archive.files
                     }
             else:
                 raw = load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, EOFError, BadZipFile) as error:
             raise UserError(f"'{path}' is damaged or not a measurement file: {error}") from error
         if "y" not in raw:
-            raise UserError(f"'{path}' holds no array 'y'; found: {', '.join(sorted(raw)) or 'none'}")
+            found = ", ".join(sorted(raw)) or "none"
+            raise UserError(f"'{path}' holds no array 'y'; found: {found}")
         y = raw["y"].float()
         level = raw.get("sigma_y", None if sigma_y is None else torch.tensor(sigma_y))
         if level is None:
             raise UserError(f"'{path}' holds no noise level; add 'sigma_y' (0 for none)")
         params = {k[7:]: v.float() for k, v in raw.items() if k.startswith("params.")}
-        return cls(y, params, level.float().expand(len(y)).clone())
+        if level.dim() == 0 and y.dim() > 0:
+            level = level.expand(len(y))
+        return cls(y, params, level.float().clone())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""Evaluation: the only room that compares with clean images (of a test split)."""
+
+from .evaluate import Protocol, Row
+
+__all__ = ["Protocol", "Row"]

@@ -1,0 +1,225 @@
+"""One cell: a configuration becomes a record.
+
+``data set -> operator -> measurements -> Trainer(method) -> prior -> evaluation -> record``. This is
+the only place where clean images and a method's training meet: measurements are drawn from them
+here, and an entitled method is handed its few (or, the oracle, all) by seed.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .config import Config, build, identity
+from .costs import PeakMemory
+from .data.datasets import CleanData
+from .data.measurements import Measurements
+from .diffusion.backbones import parameter_count
+from .errors import UserError
+from .evaluation.evaluate import Protocol
+from .operators.base import Operator
+from .prior import Prior
+from .progress import Progress
+from .records import Record, cell_folder, write_record
+from .seeding import generator_for
+from .training.checkpoint import read_tensors, write_tensors
+from .training.method import Method, Problem
+from .training.trainer import Trainer, TrainingReport
+
+LIBRARIES = ("torch", "deepinv", "azula", "normflows", "accelerate", "torchmetrics", "numpy")
+
+
+class Cell:
+    """The parts of a cell, built and checked; nothing is trained yet.
+
+    Arguments:
+        config: A composed configuration.
+        out: Folder of all runs: measurements are kept there, once for all methods.
+
+    Raises:
+        UserError: A value that a part refuses.
+    """
+
+    def __init__(self, config: Config, out: Path) -> None:
+        self.config, self.out = config, out
+        self.data: CleanData = build(config["data"])
+        self.operator: Operator = build(config["operator"], image_shape=self.data.image_shape)
+        self.trainer: Trainer = build(config["training"])
+        self.method: Method = build(config["method"])
+        self.protocol: Protocol = build(config["evaluation"])
+        self.posterior = build(config["posterior"])
+        self.sampler = build(config["sampler"])
+        self.problem = Problem(
+            operator=self.operator,
+            operator_name=config["operator"]["name"],
+            backbone={k: v for k, v in config["backbone"].items() if k not in ("name", "about")},
+            sigma_data=self.trainer.sigma_data,
+            sigma_y=self.operator.sigma,
+            autocast=self.trainer.autocast,
+            seed=config["seed"],
+        )
+
+    def measurements(self, split: str) -> Measurements:
+        """Return the measurements of a split: drawn once, stored, the same for every method."""
+        keys = {k: self.config[k] for k in ("data", "operator", "data_seed")}
+        text = json.dumps([__version__, keys, split], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        path = self.out / "measurements" / f"{split}-{key}.safetensors"
+        x = self.data.train if split == "train" else self.data.test
+        drawn = Measurements.draw(x, self.operator, self.config["data_seed"], split)
+        if path.exists():
+            stored, header = read_tensors(path)
+            if header["hash"] != drawn.hash:
+                raise UserError(
+                    f"'{path}' holds other measurements than this configuration draws (the images "
+                    "or the code changed); move that folder away to start afresh"
+                )
+            params = {k[7:]: v for k, v in stored.items() if k.startswith("params.")}
+            return Measurements(stored["y"], params, stored["sigma_y"])
+        write_tensors(path, drawn.tensors(), {"hash": drawn.hash})
+        return drawn
+
+    def clean_index(self) -> Tensor:
+        """Return which clean training images the method is entitled to, by the data seed."""
+        wanted = self.method.clean_images
+        n = len(self.data.train)
+        if wanted == "all":
+            return torch.arange(n)
+        if not isinstance(wanted, int) or not 0 <= wanted <= n:
+            raise UserError(f"clean_images={wanted!r}; allowed: all, or a count from 0 to {n}")
+        generator = generator_for(self.config["data_seed"], "clean-images")
+        return torch.randperm(n, generator=generator)[:wanted]
+
+    def train(
+        self, folder: Path, progress: Progress
+    ) -> tuple[dict[str, torch.nn.Module], TrainingReport, Measurements]:
+        """Train the method on the measurements of the training split."""
+        measured = self.measurements("train")
+        index = self.clean_index()
+        clean = self.data.train[index].clone() if len(index) else None
+        with progress.live():
+            averaged, report = self.trainer.fit(
+                self.method,
+                self.problem,
+                measured,
+                self.config["seed"],
+                folder,
+                clean,
+                progress,
+            )
+        return averaged, report, measured
+
+
+def run_cell(config: Config, out: Path, progress: Progress, force: bool = False) -> Record:
+    """Train and evaluate one cell, or find it finished.
+
+    Arguments:
+        config: A composed configuration.
+        out: Folder of all runs.
+        progress: Where to show progress.
+        force: Train again even if the cell is finished.
+
+    Returns:
+        The record, also written to the cell's folder.
+    """
+    folder = cell_folder(out, config)
+    if force and folder.exists():
+        shutil.rmtree(folder)
+    cell = Cell(config, out)
+    record = _head(cell)
+    reason = cell.method.supports(cell.problem)
+    if reason is not None:
+        record["status"] = f"skipped: {reason}"
+        write_record(folder, record)
+        return record
+    record["warning"] = cell.method.warning(cell.problem)
+    memory = PeakMemory()
+    averaged, report, measured = cell.train(folder, progress)
+    record["measurements_sha256"] = measured.hash
+    record["training"] = report.__dict__
+    record["parameters"] = {k: parameter_count(n) for k, n in averaged.items()}
+    if report.status != "done":
+        record["status"] = report.status
+        write_record(folder, record)
+        return record
+    prior = cell.method.prior(averaged)
+    if prior is not None:
+        prior.about = {k: record[k] for k in ("method", "operator", "data", "seed", "cell")}
+        prior.about |= {"measurements_sha256": measured.hash, "config": config}
+        prior.save(folder / "prior")
+    with progress.live():
+        rows, pictures, notes = cell.protocol.evaluate(
+            prior,
+            {config["posterior"]["name"]: cell.posterior},
+            list(cell.method.ways(averaged)),
+            cell.sampler,
+            cell.data,
+            cell.measurements("test"),
+            cell.operator,
+            out / "features",
+            progress,
+        )
+    record["rows"] = [row.as_dict() for row in rows]
+    record["evaluation"] = notes
+    record["memory_mb"] = {"cpu": memory.cpu_mb(), "gpu": memory.gpu_mb()}
+    record["status"] = "done"
+    write_tensors(folder / "pictures.safetensors", pictures, {})
+    write_record(folder, record)
+    return record
+
+
+def _head(cell: Cell) -> Record:
+    """Return the part of a record that is known before training."""
+    config = cell.config
+    index = cell.clean_index()
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            libraries[name] = "absent"
+    return {
+        "cell": identity(config),
+        "method": config["method"]["name"],
+        "operator": config["operator"]["name"],
+        "data": config["data"]["name"],
+        "seed": config["seed"],
+        "data_seed": config["data_seed"],
+        "config": config,
+        "clean_images": len(index),
+        "clean_ids_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
+        "image_shape": list(cell.data.image_shape),
+        "train_images": len(cell.data.train),
+        "code": {"cleanprior": __version__, "method_sha256": _source_hash(cell.method)},
+        "libraries": libraries,
+        "device": str(cell.trainer.device),
+        "precision": str(cell.trainer.autocast or torch.float32).removeprefix("torch."),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "status": "failed: interrupted",
+    }
+
+
+def _source_hash(method: Method) -> str:
+    """Return the hash of the module that defines the method."""
+    import inspect
+
+    source = inspect.getsourcefile(type(method))
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
+
+
+def load_prior(path: Path) -> Prior:
+    """Read a prior from its folder, or from the folder of the cell that holds it."""
+    return Prior.load(path / "prior" if (path / "prior").is_dir() else path)
+
+
+__all__ = ["Cell", "load_prior", "run_cell"]
