@@ -59,7 +59,7 @@ class Prior(nn.Module):
         return parameter_count(self.denoiser)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | float, *_: Any
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "..."] | float, *_: Any
     ) -> Float[Tensor, "b c h w"]:
         """Denoise images of noise level ``sigma`` (a number, or one an image), units of x."""
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).flatten()
@@ -185,12 +185,13 @@ class Prior(nn.Module):
                 raise UserError(f"'{weights}' is damaged: its sha256 is not the one in prior.yaml")
             shape = tuple(card["image_shape"])
             channels = card["condition_channels"]
+            _check_networks(card["backbone"], folder)
             backbone = build_backbone(card["backbone"], shape[0], shape[0], channels)
             denoiser = Denoiser(backbone, card["sigma_data"], channels, card["preconditioning"])
             denoiser.load_state_dict(load_file(weights))
+            return cls(denoiser, shape, card["backbone"], card["about"])
         except (yaml.YAMLError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise UserError(f"'{folder}' is damaged: {error}") from error
-        return cls(denoiser, shape, card["backbone"], card["about"])
 
 
 def image_generators(seed: int, numbers: Sequence[int], role: str = "restore") -> list[Generator]:
@@ -198,10 +199,36 @@ def image_generators(seed: int, numbers: Sequence[int], role: str = "restore") -
     return [generator_for(seed, role, image=i) for i in numbers]
 
 
+def _check_networks(node: Any, folder: Path) -> None:
+    """Refuse a card that would call anything but the constructor of a network.
+
+    A prior may come from a stranger; without this check its card could run any function.
+    """
+    from hydra.utils import get_class
+
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        target = node["_target_"]
+        try:
+            is_network = issubclass(get_class(target), nn.Module)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"'{folder}' needs '{target}', which is not installed") from error
+        if not is_network:
+            raise UserError(f"'{folder}' is damaged: '{target}' is not a network")
+    for child in children:
+        _check_networks(child, folder)
+
+
 def replace_folder(staging: Path, folder: Path) -> None:
     """Put ``staging`` in the place of ``folder``; an old folder is removed only afterwards."""
     old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-    if folder.exists():
+    has_old = folder.exists()
+    if has_old:
         os.replace(folder, old)
-    os.replace(staging, folder)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        if has_old:
+            os.replace(old, folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)

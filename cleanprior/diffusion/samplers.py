@@ -13,7 +13,7 @@ from .denoiser import Denoise
 
 def karras_levels(
     steps: int, sigma_min: float, sigma_max: float, rho: float
-) -> Float[Tensor, " steps+1"]:
+) -> Float[Tensor, " {steps}+1"]:
     r"""Return EDM's noise levels from ``sigma_max`` down to ``sigma_min``, then 0 (Eq. 5).
 
     Raises:

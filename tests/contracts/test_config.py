@@ -1,0 +1,209 @@
+"""Configurations: each composes and builds, mistakes get the nearest spelling, hashes name cells."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hydra.utils import get_class, get_object
+
+from cleanprior import registry
+from cleanprior.config import DESCRIPTIONS, GROUPS, build, compose, identity
+from cleanprior.errors import UserError
+
+SHAPE = (1, 8, 8)
+EVERY = [
+    (group, name)
+    for group in GROUPS
+    for name in (registry.methods() if group == "method" else registry.options(group))
+]
+BUILT = [g for g in GROUPS if g != "evaluation"]
+
+
+def arguments_of(group):
+    """What the software itself hands to the constructor."""
+    if group == "operator":
+        return {"image_shape": (3, 16, 16)}
+    if group == "backbone":
+        return {"in_channels": 1, "out_channels": 1, "cond_channels": 1}
+    return {}
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY)
+def test_each_yaml_composes(group, name):
+    overrides = [f"{group}={name}"] if group == "method" else ["method=naive", f"{group}={name}"]
+    config = compose(overrides)
+    assert config[group]["name"] == name
+    assert set(GROUPS) <= set(config)
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g, n in EVERY if g in BUILT and g != "data"]
+)
+def test_each_yaml_builds(group, name):
+    overrides = [f"{group}={name}"] if group == "method" else ["method=naive", f"{group}={name}"]
+    if group == "training":
+        overrides.append("training.device=cpu")
+    part = compose(overrides)[group]
+    made = build(part, **arguments_of(group))
+    assert type(made) is get_class(part["_target_"])
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g, n in EVERY if g in BUILT])
+def test_each_yaml_has_a_key_for_every_argument(group, name):
+    card = yaml.safe_load((registry.options(group)[name]).read_text())
+    target = get_object(card["_target_"])
+    parameters = inspect.signature(target).parameters
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    keys = set(card) - {"_target_", *DESCRIPTIONS}
+    assert keys == set(parameters) - set(arguments_of(group))
+
+
+@pytest.mark.parametrize("name", sorted(registry.methods()))
+def test_the_yaml_of_a_method_repeats_its_needs_and_entitlement(name):
+    """The YAML answers without torch what the class would answer."""
+    part = compose([f"method={name}"])["method"]
+    method = build(part)
+    defaults = inspect.signature(type(method)).parameters
+    assert list(part["needs"]) == list(defaults["needs"].default)
+    assert part["clean_images"] == method.clean_images
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("operator.q=0.3", r"unknown key 'operator\.q'; allowed here: .*\bp\b.*sigma"),
+        ("operator.sigmaa=0.3", r"unknown key 'operator\.sigmaa'.*Did you mean 'operator\.sigma'\?"),
+        ("training.budgt=64", r"unknown key 'training\.budgt'.*Did you mean 'training\.budget'\?"),
+        ("operater=blur", r"unknown key 'operater'.*Did you mean 'operator'\?"),
+        ("sead=1", r"unknown key 'sead'.*Did you mean 'seed'\?"),
+        ("operator=inpaiting", r"unknown operator 'inpaiting'; installed: .*Did you mean 'inpainting'\?"),
+        ("method=niave", r"unknown method 'niave'; installed: .*Did you mean 'naive'\?"),
+        ("data=digit", r"unknown data set 'digit'; installed: .*Did you mean 'digits'\?"),
+        ("posterior=mmp", r"unknown posterior 'mmp'.*Did you mean 'mmps'\?"),
+        ("operator.p", r"'operator\.p' is not an override; write key=value, e\.g\. operator\.p=0\.3"),
+    ],
+)
+def test_a_mistake_is_refused_with_the_nearest_spelling(override, message):
+    with pytest.raises(UserError, match=message):
+        compose(["method=naive", override])
+
+
+@pytest.mark.parametrize("override", ["operator.p=[1", "operator.p={", "operator.p=${nothing}"])
+def test_a_value_that_cannot_be_read_is_refused(override):
+    with pytest.raises(UserError, match="refused"):
+        compose(["method=naive", override])
+
+
+def test_an_override_reaches_the_object():
+    config = compose(["method=naive", "operator.p=0.25", "operator.sigma=0.125"])
+    operator = build(config["operator"], image_shape=SHAPE)
+    assert (operator.p, operator.sigma, operator.image_shape) == (0.25, 0.125, SHAPE)
+
+
+def test_a_constructors_refusal_names_the_configuration():
+    with pytest.raises(UserError, match=r"^inpainting: p=2 is not a share of missing pixels"):
+        build(compose(["method=naive", "operator.p=2"])["operator"], image_shape=SHAPE)
+
+
+def test_an_argument_of_the_software_reaches_the_constructor_as_it_is():
+    """A tuple stays a tuple and is not turned into a list on its way."""
+    operator = build(compose(["method=naive"])["operator"], image_shape=SHAPE)
+    assert operator.image_shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("budget", "8"),
+        ("lr", "0"),
+        ("ema", "1"),
+        ("ema", "-0.1"),
+        ("final_lr", "0"),
+        ("final_lr", "1.5"),
+        ("device", "tpu"),
+        ("precision", "fp8"),
+        ("batch", "0"),
+    ],
+)
+def test_training_values_outside_their_range_are_refused(key, value):
+    part = compose(["method=naive", "training.device=cpu", f"training.{key}={value}"])["training"]
+    with pytest.raises(UserError, match=f"{key}="):
+        build(part)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampler.steps=1", "steps=1; allowed: at least 2"),
+        ("sampler.sigma_min=0", "needed: 0 < min < max"),
+        ("sampler.sigma_max=0.001", "needed: 0 < min < max"),
+        ("posterior.eta=1.5", "eta=1.5; allowed: 0"),
+        ("posterior.iterations=0", "iterations=0; allowed: at least 1"),
+    ],
+)
+def test_sampler_values_outside_their_range_are_refused(override, message):
+    config = compose(["method=naive", "posterior=mmps", override])
+    with pytest.raises(UserError, match=message):
+        build(config[override.split(".")[0]])
+
+
+def test_the_identity_ignores_where_a_cell_runs():
+    base = identity(compose(["method=naive"]))
+    assert len(base) == 16
+    for where in ("training.device=cpu", "training.checkpoint_seconds=1"):
+        assert identity(compose(["method=naive", where])) == base
+
+
+def test_the_identity_changes_with_everything_that_decides_numbers():
+    overrides = [
+        [],
+        ["seed=1"],
+        ["data_seed=1"],
+        ["operator.p=0.6"],
+        ["operator.sigma=0.1"],
+        ["operator=denoising"],
+        ["training.budget=640"],
+        ["training.lr=0.01"],
+        ["training.precision=bf16"],
+        ["backbone=medium"],
+        ["posterior=dps"],
+        ["sampler.steps=9"],
+    ]
+    hashes = [identity(compose(["method=naive", *o])) for o in overrides]
+    hashes.append(identity(compose(["method=oracle"])))
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_the_identity_does_not_depend_on_the_order_of_overrides_or_the_process():
+    overrides = ["method=naive", "operator.p=0.3", "seed=2"]
+    code = (
+        "from cleanprior.config import compose, identity\n"
+        f"print(identity(compose({overrides[::-1]!r})))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == identity(compose(overrides))
+
+
+@pytest.mark.parametrize("work", ["pass", "registry.methods(); registry.read('method', 'naive')"])
+def test_the_registry_and_the_capability_check_import_no_torch(work):
+    code = (
+        "import sys\n"
+        "from cleanprior import capabilities, config, registry\n"
+        f"{work}\n"
+        "print('torch' in sys.modules, 'hydra' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["False", "False"]
+
+
+def test_composing_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from cleanprior.config import compose, identity\n"
+        "identity(compose(['method=naive']))\n"
+        "print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
