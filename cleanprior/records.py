@@ -1,12 +1,11 @@
 """Records: one JSON file a cell, written whole or not at all. No torch."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from .config import Config, identity
-from .errors import UserError
+from .files import write_text
 
 Record = dict[str, Any]
 
@@ -23,17 +22,7 @@ def write_record(folder: Path, record: Record) -> None:
     Raises:
         UserError: The disk refuses the write; an earlier record is intact.
     """
-    staging = folder / f".record.json.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staging.write_text(json.dumps(record, indent=1, allow_nan=True), encoding="utf-8")
-        os.replace(staging, folder / "record.json")
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{folder / 'record.json'}': {error}; earlier results are intact"
-        ) from error
-    finally:
-        staging.unlink(missing_ok=True)
+    write_text(folder / "record.json", json.dumps(record, indent=1))
 
 
 def read_record(folder: Path) -> Record | None:

@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 import time
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ from .training.trainer import Trainer, TrainingReport
 LIBRARIES = ("torch", "deepinv", "azula", "normflows", "accelerate", "torchmetrics", "numpy")
 
 
+@lru_cache(maxsize=2)
+def load_data(config: str) -> CleanData:
+    """Load a data set from its configuration as JSON; kept for the next cell of a benchmark."""
+    data: CleanData = build(json.loads(config))
+    return data
+
+
 class Cell:
     """The parts of a cell, built and checked; nothing is trained yet.
 
@@ -50,7 +58,7 @@ class Cell:
 
     def __init__(self, config: Config, out: Path) -> None:
         self.config, self.out = config, out
-        self.data: CleanData = build(config["data"])
+        self.data = load_data(json.dumps(config["data"]))
         self.operator: Operator = build(config["operator"], image_shape=self.data.image_shape)
         self.trainer: Trainer = build(config["training"])
         self.method: Method = build(config["method"])

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from cleanprior.config import build
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
+from cleanprior.diffusion.samplers import Sampler
 from cleanprior.operators import Params
 from cleanprior.operators.base import take
 from cleanprior.prior import Prior
@@ -52,14 +52,14 @@ class Ambient(Method):
         sampler: Sampler of the fixed-mask generation row.
     """
 
-    needs: Sequence[str] = ("NOISE", "FIXED", "FURTHER", "MASK")
+    needs: Sequence[str] = ("FIXED", "FURTHER", "MASK", "NOISE")
     delta: float
     preconditioning: str
     hidden_weight: float
     resample_further: bool
     one_step_sigma: float
     paste_observed: bool
-    sampler: Mapping[str, object]
+    sampler: Sampler
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
@@ -142,7 +142,6 @@ class Ambient(Method):
                 return denoiser(operator.A(x, further), sigma, mask)
 
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
-            x: Tensor = build(self.sampler)(denoise, noise.to(device), generator)
-            return x.cpu()
+            return self.sampler(denoise, noise.to(device), generator).cpu()
 
         return [Way("one step", restore, sample)]

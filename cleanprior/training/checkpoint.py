@@ -46,23 +46,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"'{path}' is damaged; remove it to start again: {error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
-
-    Raises:
-        UserError: The disk refuses the write; the file that stood there is intact.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_text(text, encoding="utf-8")
-        os.replace(staging, path)
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error}; earlier results are intact") from error
-    finally:
-        staging.unlink(missing_ok=True)
-
-
 class Store:
     """Results of an E-step, each computed once and found again after an interruption.
 

@@ -1,0 +1,1 @@
+"""The harness: cells, runner, tables, pictures. It knows methods by name only."""

@@ -1,0 +1,103 @@
+"""Labelled picture grids: generated samples and restorations, a row a method. No torch."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from cleanprior.config import Config
+from cleanprior.errors import UserError
+from cleanprior.records import Record, cell_folder, is_finished
+
+from .plan import Problem
+
+Images = NDArray[np.float32]
+# Hidden pixels are drawn in this colour: 0 is mid-grey in [-1, 1] and would look like content.
+HIDDEN = np.array([0.62, 0.76, 0.92], np.float32)
+
+
+def strip(images: Images, seen: Images | None = None, gap: int = 1) -> NDArray[np.float32]:
+    """Return images side by side as one RGB array in [0, 1], separated by white."""
+    x = np.clip((images + 1) / 2, 0, 1)
+    if x.shape[1] == 2:
+        x = np.linalg.norm(images, axis=1, keepdims=True)
+        x = x / max(float(x.max()), 1e-9)
+    x = np.repeat(x, 3, axis=1) if x.shape[1] == 1 else x[:, :3]
+    x = x.transpose(0, 2, 3, 1)
+    if seen is not None:
+        shown = seen.min(axis=1)[..., None]
+        x = shown * x + (1 - shown) * HIDDEN
+    white = np.ones((x.shape[1], gap, 3), np.float32)
+    parts = [p for image in x for p in (image, white)][:-1]
+    return np.concatenate(parts, axis=1)
+
+
+def draw_grid(rows: list[tuple[str, NDArray[np.float32]]], title: str, path: Path) -> None:
+    """Draw one labelled strip a row."""
+    longest = max(len(label) for label, _ in rows)
+    height, width = rows[0][1].shape[:2]
+    row_inches = 0.62
+    picture = row_inches * width / height * 0.9
+    margin = 0.075 * longest + 0.25
+    total_width, total_height = margin + picture + 0.15, row_inches * len(rows) + 0.45
+    figure = Figure(figsize=(total_width, total_height), dpi=150)
+    figure.suptitle(title, x=0.1 / total_width, y=1 - 0.08 / total_height, ha="left", va="top", fontsize=9)
+    for number, (label, image) in enumerate(rows):
+        bottom = 0.05 + row_inches * (len(rows) - 1 - number)
+        axis = figure.add_axes(
+            (
+                margin / total_width,
+                bottom / total_height,
+                picture / total_width,
+                0.9 * row_inches / total_height,
+            )
+        )
+        axis.imshow(image, interpolation="nearest", aspect="auto")
+        axis.set_axis_off()
+        figure.text(
+            (margin - 0.1) / total_width,
+            (bottom + 0.45 * row_inches) / total_height,
+            label,
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+    staging = path.with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(staging, format="png")
+        staging.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error}") from error
+
+
+def write(problem: Problem, records: dict[str, list[Record]], out: Path, folder: Path) -> list[Path]:
+    """Write ``samples.png`` and ``restorations.png`` of the first finished seed of each method."""
+    samples: list[tuple[str, NDArray[np.float32]]] = []
+    restored: list[tuple[str, NDArray[np.float32]]] = []
+    truth = None
+    for method, cells in records.items():
+        found = next((i for i, r in enumerate(cells) if is_finished(r)), None)
+        if found is None:
+            continue
+        config: Config = problem.cells[method][found]
+        pictures = load_file(cell_folder(out, config) / "pictures.safetensors")
+        if truth is None:
+            truth = strip(pictures["truth"])
+            samples.append(("clean test images", truth))
+            restored.append(("measurement", strip(pictures["measurement"], pictures.get("seen"))))
+        rows = cells[found]["rows"]
+        for row in rows:
+            label = method if not row["is_own"] or len(rows) == 1 else f"{method}: {row['way']}"
+            if (key := f"samples.{row['way']}") in pictures:
+                samples.append((label, strip(pictures[key])))
+            if (key := f"restored.{row['way']}") in pictures:
+                restored.append((label, strip(pictures[key])))
+    if truth is None:
+        return []
+    restored.append(("truth", truth))
+    draw_grid(samples, f"generated samples · {problem.title}", folder / "samples.png")
+    draw_grid(restored, f"restorations · {problem.title}", folder / "restorations.png")
+    return [folder / "samples.png", folder / "restorations.png"]

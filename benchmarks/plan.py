@@ -1,0 +1,152 @@
+"""What a benchmark runs: a grid of problems, methods and seeds, composed and checked. No torch."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cleanprior import capabilities, registry
+from cleanprior.config import Config, compose
+from cleanprior.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One table: a data set and an operator, the same for every row.
+
+    Attributes:
+        title: Shown above the table.
+        key: Name of the folder of its files; the same problem has the same key.
+        cells: Composed configurations by method, in row order; one a seed.
+    """
+
+    title: str
+    key: str
+    cells: dict[str, list[Config]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark: its problems, and which rows are references.
+
+    Attributes:
+        name: Name of the benchmark's configuration.
+        problems: One a table.
+        references: Methods that anchor every table and are not compared.
+    """
+
+    name: str
+    problems: list[Problem]
+    references: tuple[str, ...]
+
+
+def make_plan(
+    bench: str,
+    methods: Sequence[str] | None,
+    operators: Sequence[str] | None,
+    data: str | None,
+    seeds: int | None,
+    overrides: Sequence[str],
+    with_references: bool,
+) -> Plan:
+    """Compose every cell of a benchmark.
+
+    Arguments:
+        bench: Name of a configuration of the group ``bench``.
+        methods: Replaces its methods.
+        operators: Replaces its problems.
+        data: Replaces its data set.
+        seeds: Replaces its number of training seeds.
+        overrides: Further ``key=value`` of every cell.
+        with_references: Whether the reference rows are added.
+
+    Raises:
+        UserError: Any name or key that does not exist; nothing has been computed or written.
+    """
+    described = registry.read("bench", bench)
+    # `tuned`: overrides of one method, with the experiment that they come from beside them.
+    allowed = {"methods", "before", "after", "data", "problems", "seeds", "overrides", "tuned", "about"}
+    if extra := sorted(set(described) - allowed):
+        raise UserError(f"bench '{bench}' has unknown keys: {', '.join(extra)}")
+    chosen = list(methods or described["methods"])
+    for name in chosen:
+        registry.read("method", name)
+    for name in operators or ():
+        registry.read("operator", name)
+    count = described.get("seeds", 1) if seeds is None else seeds
+    if count < 1:
+        raise UserError(f"seeds={count}; allowed: at least 1")
+    before = described.get("before", []) if with_references else []
+    after = described.get("after", []) if with_references else []
+    rows = [m for m in before if m not in chosen]
+    rows += chosen + [m for m in after if m not in chosen]
+    problems = [[f"operator={o}"] for o in operators] if operators else described["problems"]
+    shared = [f"data={data or described['data']}", *described.get("overrides", [])]
+    for override in overrides:
+        key = override.split("=")[0]
+        if key in ("method", "seed") or key.startswith("method."):
+            raise UserError(
+                f"'{override}' would set one method for all rows; use --methods, --seeds, or "
+                "`cleanprior train` for a single method"
+            )
+    made = []
+    for problem in problems:
+        cells = {
+            method: [
+                compose(
+                    [
+                        *shared,
+                        *problem,
+                        *overrides,
+                        f"method={method}",
+                        *described.get("tuned", {}).get(method, []),
+                        f"seed={seed}",
+                    ]
+                )
+                for seed in range(count)
+            ]
+            for method in dict.fromkeys(rows)
+        }
+        made.append(_problem(cells))
+    return Plan(bench, made, tuple([*before, *after]))
+
+
+def _problem(cells: dict[str, list[Config]]) -> Problem:
+    config = next(iter(cells.values()))[0]
+    shared = {k: v for k, v in config.items() if k not in ("method", "seed")}
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
+    data, operator = config["data"], config["operator"]
+    values = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v)]
+    extra = [f"{k}={v}" for k, v in data.items() if _is_shown(k, v) and k != "path"]
+    title = f"{data['name']}{_bracket(extra)}, {operator['name']}{_bracket(values)}"
+    return Problem(title, f"{data['name']}-{operator['name']}-{digest}", cells)
+
+
+def _is_shown(key: str, value: Any) -> bool:
+    hidden = key.startswith("_") or key in ("name", "about", "capabilities", "download")
+    return not hidden and value is not None
+
+
+def _bracket(values: list[str]) -> str:
+    return f" ({', '.join(values)})" if values else ""
+
+
+def refusal(config: Config) -> str | None:
+    """Return why a cell cannot be trained, as far as that is known without torch."""
+    method, operator = config["method"], config["operator"]
+    facts = capabilities.facts_of(
+        operator["name"],
+        operator.get("capabilities", ()),
+        operator.get("sigma", 0),
+        float(method.get("sigma_floor") or 0),
+    )
+    return capabilities.refusal(method["name"], method.get("needs", ()), facts)
+
+
+def check_forced(plan: Plan, forced: Sequence[str]) -> None:
+    """Raise a helpful error when a method to retrain is not a row of the plan."""
+    rows = {m for p in plan.problems for m in p.cells}
+    for name in forced:
+        if name not in rows:
+            raise unknown("row to force", name, rows)

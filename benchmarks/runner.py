@@ -1,0 +1,97 @@
+"""Runs the cells of a plan that are not finished, each in its turn, and collects the records."""
+
+import traceback
+from collections.abc import Collection
+from pathlib import Path
+
+from cleanprior.config import Config
+from cleanprior.errors import UserError
+from cleanprior.progress import Progress
+from cleanprior.records import Record, cell_folder, is_finished, read_record, write_record
+
+from .plan import Plan, Problem, refusal
+
+
+def pending(plan: Plan, out: Path, forced: Collection[str]) -> list[Config]:
+    """Return the cells that have to be trained: not finished, not refused, or forced."""
+    cells = [c for p in plan.problems for configs in p.cells.values() for c in configs]
+    return [
+        c
+        for c in cells
+        if refusal(c) is None
+        and (c["method"]["name"] in forced or not is_finished(read_record(cell_folder(out, c))))
+    ]
+
+
+def run(plan: Plan, out: Path, forced: Collection[str], progress: Progress) -> None:
+    """Train and evaluate every pending cell; a cell that fails becomes a row and not a crash.
+
+    Raises:
+        UserError: A value that a part refuses: told before the first cell is trained.
+    """
+    todo = pending(plan, out, forced)
+    if not todo:
+        return
+    from cleanprior.run import Cell, run_cell
+
+    for config in todo:
+        Cell(config, out)
+    for number, config in enumerate(todo):
+        name = config["method"]["name"]
+        progress.say(
+            f"[{number + 1}/{len(todo)}] {name} on {config['operator']['name']}, "
+            f"{config['data']['name']}, seed {config['seed']}"
+        )
+        folder = cell_folder(out, config)
+        try:
+            run_cell(config, out, progress, name in forced)
+        except UserError:
+            raise
+        except Exception as error:
+            # The boundary of a plug-in: whatever a method raises is its row's status.
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            write_record(folder, _failed(config, error))
+            progress.say(f"  {name} failed: {type(error).__name__}: {error} ({folder}/error.txt)")
+
+
+def _failed(config: Config, error: Exception) -> Record:
+    return {
+        "method": config["method"]["name"],
+        "seed": config["seed"],
+        "config": config,
+        "status": f"failed: {type(error).__name__}: {error}",
+    }
+
+
+def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
+    """Return the records of a problem's cells by method, a refusal as a skipped record.
+
+    Raises:
+        UserError: Two finished cells were trained on different measurements.
+    """
+    found: dict[str, list[Record]] = {}
+    for method, configs in problem.cells.items():
+        found[method] = []
+        for config in configs:
+            reason = refusal(config)
+            record = read_record(cell_folder(out, config))
+            if reason is not None:
+                record = {"status": f"skipped: {reason}"}
+            record = record or {"status": "failed: no record"}
+            record |= {"method": method, "seed": config["seed"]}
+            found[method].append(record)
+    hashes = {
+        r["measurements_sha256"]: m
+        for m, rs in found.items()
+        for r in rs
+        if is_finished(r) and r.get("rows")
+    }
+    if len(hashes) > 1:
+        raise UserError(
+            f"the rows {', '.join(hashes.values())} were trained on different measurements; "
+            "retrain with --force"
+        )
+    return found
+
+

@@ -1,0 +1,219 @@
+"""Records become tables: terminal, Markdown, CSV, LaTeX and Parquet."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cleanprior.files import write_bytes, write_text
+from cleanprior.records import Record, is_finished
+
+from .plan import Problem
+
+DASH = "-"
+# key, heading, LaTeX heading, format, what it is
+COLUMNS: tuple[tuple[str, str, str, str], ...] = (
+    ("clean_images", "clean images", "d", "clean images that the method was handed"),
+    ("psnr", "PSNR dB", ".2f", "of restorations of held-out measurements; higher is better"),
+    ("ssim", "SSIM", ".3f", "of the same; higher is better"),
+    ("consistency", "|y-Ax|", ".3f", "root mean square residual per observed pixel, units of x"),
+    ("fd", "FD", ".1f", "Frechet distance of generated samples to the clean training split"),
+    ("train_seconds", "train s", ".0f", "training with its E-steps"),
+    ("restore_seconds", "restore s", ".1f", "restoring all held-out measurements"),
+    ("sample_seconds", "sample s", ".1f", "drawing the samples"),
+    ("nfe", "NFE", "", "forward (+ backward) passes of the denoiser for one restored image"),
+    ("memory_mb", "peak MB", ".0f", "peak memory of the process (of the GPU where there is one)"),
+    ("parameters", "params", "", "of all networks trained"),
+)
+NUMBERS = (
+    "psnr",
+    "ssim",
+    "consistency",
+    "fd",
+    "train_seconds",
+    "restore_seconds",
+    "sample_seconds",
+    "memory_mb",
+)
+
+
+def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
+    """Return one line for each cell and way of restoring, with plain columns."""
+    lines: list[dict[str, Any]] = []
+    for method, cells in records.items():
+        for record in cells:
+            base = {
+                "method": method,
+                "seed": record["seed"],
+                "status": record["status"],
+                "warning": record.get("warning", ""),
+                "clean_images": record.get("clean_images"),
+                "measurements_sha256": record.get("measurements_sha256"),
+                "cell": record.get("cell"),
+            }
+            if not is_finished(record):
+                lines.append({**base, "way": "", "is_own": False})
+                continue
+            training = record["training"]
+            memory = record["memory_mb"]
+            base |= {
+                "operator": record["operator"],
+                "data": record["data"],
+                "train_seconds": sum(training["seconds"].values()),
+                "memory_mb": memory["gpu"] or memory["cpu"],
+                "parameters": sum(record["parameters"].values()),
+                "images_seen": training["images"],
+                "estep_evaluations": training["costs"].get("evaluations", 0),
+            }
+            for row in record["rows"]:
+                lines.append(
+                    {
+                        **base,
+                        "way": row["way"],
+                        "is_own": row["is_own"],
+                        **row["metrics"],
+                        "restore_seconds": row["seconds"].get("restoration"),
+                        "sample_seconds": row["seconds"].get("sampling"),
+                        "evaluations": row["evaluations"],
+                        "backwards": row["backwards"],
+                        "missing": "; ".join(row["missing"].values()),
+                    }
+                )
+    return pd.DataFrame(lines)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one line for each method and way: mean, spread and number of seeds."""
+    frame = frame.reindex(columns=[*frame.columns, *(c for c in NUMBERS if c not in frame)])
+    lines = []
+    for keys, group in frame.groupby(["method", "way"], sort=False):
+        line: dict[str, Any] = dict(zip(("method", "way"), keys, strict=True))
+        done = group[group["status"] == "done"]
+        line["n"] = len(done)
+        statuses = list(dict.fromkeys(group["status"]))
+        line["status"] = statuses[0] if len(statuses) == 1 else "; ".join(statuses)
+        first = (done if len(done) else group).iloc[0].to_dict()
+        for key in ("warning", "clean_images", "is_own", "parameters", "evaluations", "backwards"):
+            line[key] = first.get(key)
+        for key in NUMBERS:
+            values = done[key].dropna().astype(float)
+            line[key] = values.mean() if len(values) else math.nan
+            line[f"{key}_std"] = values.std(ddof=1) if len(values) > 1 else math.nan
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _count(value: Any) -> str:
+    if value is None or pd.isna(value):
+        return DASH
+    n = int(value)
+    return f"{n / 1e6:.1f}M" if n >= 10**6 else f"{n / 1e3:.0f}k" if n >= 1000 else str(n)
+
+
+def _number(line: dict[str, Any], key: str, form: str, plus_minus: str) -> str:
+    value, spread = line[key], line[f"{key}_std"]
+    if pd.isna(value):
+        return DASH
+    return f"{value:{form}}" + (f"{plus_minus}{spread:{form}}" if not pd.isna(spread) else "")
+
+
+def display(
+    summary: pd.DataFrame, references: Sequence[str], upper_bound: str = "all"
+) -> pd.DataFrame:
+    """Return the table as strings, with its headings.
+
+    Arguments:
+        summary: From :func:`summarise`.
+        references: Methods that anchor the table.
+        upper_bound: Methods that were handed this many clean images are marked as the bound.
+    """
+    lines = []
+    for line in summary.to_dict("records"):
+        name = str(line["method"])
+        if line["is_own"] and name not in references:
+            name = f"{name}: own way"
+        shown = {"method": name, "restores by": line["way"] or DASH}
+        for key, heading, form, _ in COLUMNS:
+            if key in NUMBERS:
+                shown[heading] = _number(line, key, form, " ± ")
+            elif key == "nfe":
+                shown[heading] = _evaluations(line)
+            else:
+                shown[heading] = _count(line[key])
+        shown["status"] = str(line["status"]) + (f" [{line['warning']}]" if line["warning"] else "")
+        lines.append(shown)
+    return pd.DataFrame(lines)
+
+
+def _evaluations(line: dict[str, Any]) -> str:
+    if pd.isna(line["evaluations"]):
+        return DASH
+    forward, backward = int(line["evaluations"]), int(line["backwards"])
+    return f"{forward} (+{backward})" if backward else str(forward)
+
+
+def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> list[str]:
+    """Return the lines under the table: what was measured, how, and what to be careful of."""
+    done = [r for rs in records.values() for r in rs if is_finished(r)]
+    lines = []
+    if done:
+        notes = done[0]["evaluation"]
+        training = done[0]["config"]["training"]
+        lines += [
+            f"measurements: sha256 {done[0]['measurements_sha256'][:12]}, the same bytes for every "
+            f"row; budget: {training['budget']:,} images seen by each denoiser",
+            f"restorations: {notes['test_images']} held-out measurements; rows share one posterior "
+            "sampler and its noise, own ways stand in rows of their own",
+            f"FD: features {notes['features']}, {notes['samples']} samples against the "
+            f"{notes['reference']}; the test split itself has {notes['fd_train_test']:.1f}",
+        ]
+    for method, cells in records.items():
+        if any(r.get("clean_images") and r["clean_images"] == r.get("train_images") for r in cells):
+            lines.append(f"{method}: upper bound, trained on all clean images; not ranked")
+    codes = {c for rs in records.values() for r in rs for c in r.get("warning", "").split("+") if c}
+    explained = {
+        "floor": "[floor]: noise-free data; the likelihood uses a noise floor in its place",
+        "null": "[null]: what the operator never shows comes from the method's start, not from y",
+    }
+    lines += [explained[c] for c in sorted(codes) if c in explained]
+    if seeds == 1:
+        lines.append("n = 1 training seed: differences of a few tenths of a dB are not evidence")
+    else:
+        lines.append(f"mean ± standard deviation over n = {seeds} training seeds")
+    return lines
+
+
+def write(
+    folder: Path,
+    title: str,
+    shown: pd.DataFrame,
+    summary: pd.DataFrame,
+    frame: pd.DataFrame,
+    lines: Sequence[str],
+) -> list[Path]:
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and ``records.parquet``, each atomically."""
+    legend = [f"{heading}: {meaning}" for _, heading, _, meaning in COLUMNS]
+    markdown = shown.map(lambda v: str(v).replace("|", "\\|"))
+    markdown.columns = [c.replace("|", "\\|") for c in shown.columns]
+    right = ["left", "left"] + ["right"] * (len(shown.columns) - 3) + ["left"]
+    text = markdown.to_markdown(index=False, colalign=right, disable_numparse=True)
+    bullets = "\n".join(f"- {line}" for line in [*lines, *legend])
+    write_text(folder / "table.md", f"## {title}\n\n{text}\n\n{bullets}\n")
+    write_text(folder / "table.csv", summary.to_csv(index=False))
+    tex = shown.replace({" ± ": " $\\pm$ "}, regex=True)
+    tex = tex.map(_tex)
+    tex.columns = [_tex(c) for c in shown.columns]
+    body = tex.to_latex(index=False, escape=False, column_format="ll" + "r" * (len(shown.columns) - 3) + "l")
+    comments = "\n".join(f"% {line}" for line in [title, *lines, *legend])
+    write_text(folder / "table.tex", f"{comments}\n% needs \\usepackage{{booktabs}}\n{body}")
+    write_bytes(folder / "records.parquet", frame.to_parquet(index=False))
+    return [folder / n for n in ("table.md", "table.csv", "table.tex", "records.parquet")]
+
+
+def _tex(value: Any) -> str:
+    text = str(value)
+    for mark in "&%#_":
+        text = text.replace(mark, f"\\{mark}")
+    return text.replace("|y-Ax|", "$|y-Ax|$").replace("A^+ y", "$A^+ y$")
