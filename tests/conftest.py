@@ -26,7 +26,8 @@ checker = ModuleType("annotation_checker")
 checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 sys.modules[checker.__name__] = checker
 install_import_hook(CORE, "annotation_checker.check")
-torch.set_num_threads(2)
+# Networks here are tiny: two threads are no faster, and wait for each other on a busy machine.
+torch.set_num_threads(1)
 
 from cleanprior.config import build, compose  # noqa: E402
 from cleanprior.data import CleanData, digits  # noqa: E402

@@ -255,6 +255,9 @@ class _Run:
             self.report = TrainingReport(**meta["report"])
             self.session.costs, self.session.log = meta["costs"], meta["log"]
             self._load(saved)
+        if not self.networks:
+            # Nothing to train; such a method still meets the measurements.
+            self.method.begin_round(0, Round("observe", 0), self.session)
         try:
             for n in range(number, len(self.rounds)):
                 self._round(n, step if n == number else 0, saved if n == number else {})
@@ -266,7 +269,7 @@ class _Run:
     def _round(self, number: int, first: int, saved: Mapping[str, Tensor]) -> None:
         """Train one round, from step ``first`` of it."""
         plan = self.rounds[number]
-        if not saved:
+        if number == 0 and not saved:
             self._save(number, 0)
         costs, log = dict(self.session.costs), dict(self.session.log)
         start = time.perf_counter()
@@ -320,8 +323,8 @@ class _Run:
                 if now - saved_at > t.checkpoint_seconds and step + 1 < plan.steps:
                     self._save(number, step + 1)
                     told = saved_at = time.perf_counter()
-        if number + 1 == len(self.rounds):
-            self._save(number + 1, 0)
+        # Before the store is cleared: from here on an interrupted run begins with the next round.
+        self._save(number + 1, 0)
 
     def _rank(self) -> tuple[int, int]:
         return self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
