@@ -304,6 +304,7 @@ class PosteriorFlow(nn.Module):
         u = torch.linalg.solve(base.root.double(), centred)[:, :, 0].to(x.dtype)
         log_det = -base.log_det
         for layer in list(self.layers)[::-1]:
+            assert isinstance(layer, (ConditionalCoupling, ConditionalAffine))
             u, step = layer.inverse(u, context)
             log_det = log_det + step
         return u, log_det

@@ -1,4 +1,4 @@
-r"""FlowDiff: a conditional flow proposes clean images; a diffusion prior learns from and judges them.
+r"""FlowDiff: a conditional flow proposes clean images, a diffusion prior judges and learns them.
 
 Objective (derived; the paper's own equations were not available to us). With
 :math:`x = G_\phi(u; y, A)`, :math:`u \sim N(0, I)` and d numbers in an image,
@@ -21,8 +21,8 @@ Differences from the paper and its relatives, each with its option:
 
 - no official code was found: network, schedule and weights are ours, and no published number is
   claimed;
-- ``prior_weight`` above 1 tempers the prior: a departure from the bound. At 1 the pair hardly
-  leaves the Gaussian solution;
+- ``prior_weight`` above 1 tempers the prior: a departure from the bound, recorded in the run's log.
+  At 1 the pair hardly leaves the Gaussian solution;
 - the prior term has the bound's weighting :math:`1/\sigma^2` (the "simple" weighting of relatives
   is no bound), one noise level an image, stratified over the batch;
 - alternating steps, phi against averaged theta (relatives step both from one backward pass);
@@ -133,7 +133,9 @@ class FlowDiff(Method):
             noise-free measurements. It never alters y.
         sigma_min: Least noise level of the bound, above 0: the prior is seen blurred by it.
         sigma_max: Largest noise level of the bound.
-        prior_weight: w, above 0; 1 is the bound, above 1 the prior is tempered.
+        prior_weight: w where y is noise-free, above 0; 1 is the bound, above 1 tempers the prior.
+        prior_weight_noisy: w where y is noisy; a weight that suits noise-free y narrows the draws
+            of noisy ones.
         pretrain: Share of the budget for theta on draws of the Gaussian posterior.
         ramp: Share of the budget for the ramp.
         joint: Share of the budget for joint training; what is left goes to the final stage.
@@ -153,6 +155,7 @@ class FlowDiff(Method):
     sigma_min: float
     sigma_max: float
     prior_weight: float
+    prior_weight_noisy: float
     pretrain: float
     ramp: float
     joint: float
@@ -174,8 +177,9 @@ class FlowDiff(Method):
                 f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}; needed: "
                 "0 < sigma_min < sigma_max"
             )
-        if not self.prior_weight > 0:
-            raise ValueError(f"prior_weight={self.prior_weight}; allowed: above 0 (1 is the bound)")
+        for key in ("prior_weight", "prior_weight_noisy"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{key}={getattr(self, key)}; allowed: above 0 (1 is the bound)")
         shares = (self.pretrain, self.ramp, self.joint)
         if min(shares) < 0 or sum(shares) > 1:
             raise ValueError(
@@ -237,6 +241,8 @@ class FlowDiff(Method):
         self._session = session
         if number == 0:
             self._fit_gaussian(session)
+            noisy = bool((session.measurements.sigma_y > 0).any())
+            session.log["prior_weight"] = self.prior_weight_noisy if noisy else self.prior_weight
         self._prepare(session.measurements)
         self._share = {f"ramp {share:g}": share for share in RAMP}.get(round.name, 1.0)
         if round.name != "final":
@@ -344,7 +350,8 @@ class FlowDiff(Method):
         bound = diffusion_term(denoiser, x, sigma, noise, log_range) + self._ends(x)
         self._session.count("evaluations", len(x))
         self._session.count("backwards", len(x))
-        prior = self._share * self.prior_weight * bound
+        weight = torch.where(batch.sigma_y > 0, self.prior_weight_noisy, self.prior_weight)
+        prior = self._share * weight * bound
         if self._share < 1:
             gaussian = quadratic(x, self.flow.gaussian_mean, self._precision)
             prior = prior + (1 - self._share) * gaussian

@@ -440,6 +440,7 @@ def test_denoiser_steps_add_up_to_the_budget(steps, each):
         ("sigma_floor=-1", "sigma_floor=-1"),
         ("sigma_min=5", "0 < sigma_min < sigma_max"),
         ("prior_weight=0", "prior_weight=0"),
+        ("prior_weight_noisy=-1", "prior_weight_noisy=-1"),
         ("joint=0.9", "add up to at most 1"),
         ("final_draws=0", "final_draws=0"),
     ],
@@ -454,14 +455,14 @@ class Interrupted(Exception):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(make_operator, make_problem, tmp_path):
-    """Interrupted in the first stage, during joint training and in the final stage."""
+    """Interrupted once in every stage: pre-training, ramp, joint training, final stage."""
     operator = make_operator("inpainting", (1, 4, 4))
     data = make_measurements(operator, 32)
     config = compose(["method=flowdiff", "training.budget=320", "training.batch=8"])["training"]
 
     def fit(folder, stop_at=None):
         trainer = build({**config, "checkpoint_seconds": 0.0, "precision": "fp32", "device": "cpu"})
-        method, calls = make_method(), []
+        method, calls = make_method("method.ramp=0.2"), []
         if stop_at is not None:
             inner = method.loss
 
@@ -475,8 +476,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_operator, make_problem, 
         return trainer.fit(method, make_problem(operator), data, 0, folder)
 
     whole, report = fit(tmp_path / "whole")
-    # Turns: 12 of pre-training, 2 each of two networks in joint training, the rest in the final one.
-    for stop in (5, 18, 17):
+    # Turns: 12 in pre-training, 16 in the ramp, 20 in joint training, 10 in the final stage.
+    for stop in (5, 15, 20, 13):
         with pytest.raises(Interrupted):
             fit(tmp_path / "cut", stop)
     resumed, second = fit(tmp_path / "cut")
