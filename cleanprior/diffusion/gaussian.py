@@ -91,7 +91,10 @@ def log_likelihood(prior: GaussianPrior, data: Measurements, operator: Operator)
         r = b.y.flatten(1).double() - a @ prior.mean
         for i in range(len(b)):
             s = seen[i]
-            law = torch.distributions.MultivariateNormal(torch.zeros(int(s.sum()), dtype=c.dtype), c[i][s][:, s])
+            if not s.any():
+                continue  # an image of which nothing was seen has likelihood 1
+            centre = torch.zeros(int(s.sum()), dtype=c.dtype)
+            law = torch.distributions.MultivariateNormal(centre, c[i][s][:, s])
             total += law.log_prob(r[i, s]).item()
     return total / len(data)
 

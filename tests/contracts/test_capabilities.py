@@ -19,7 +19,12 @@ def facts(capabilities=INPAINTING, sigma=0.0, floor=0.0, operator="inpainting"):
 @pytest.mark.parametrize(
     ("need", "holds", "fails", "sentence"),
     [
-        ("NOISE", facts(), facts(sigma=0.2), r"noisy measurements \(sigma_y=0\.2\); set operator\.sig"),
+        (
+            "NOISE",
+            facts(),
+            facts(sigma=0.2),
+            r"noisy measurements \(sigma_y=0\.2\); set operator\.sig",
+        ),
         ("SIGMA0", facts(sigma=0.2), facts(), r"sigma_y is 0; set method\.sigma_floor"),
         ("SIGMA0", facts(floor=0.1), facts(), "divides by sigma_y"),
         ("FIXED", facts(), facts(BLUR, operator="blur"), "with one fixed blur"),

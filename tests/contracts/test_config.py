@@ -1,4 +1,4 @@
-"""Configurations: each composes and builds, mistakes get the nearest spelling, hashes name cells."""
+"""Configurations: each composes and builds, mistakes get the nearest spelling, hashes are names."""
 
 import inspect
 import subprocess
@@ -74,15 +74,24 @@ def test_the_yaml_of_a_method_repeats_its_needs_and_entitlement(name):
     ("override", "message"),
     [
         ("operator.q=0.3", r"unknown key 'operator\.q'; allowed here: .*\bp\b.*sigma"),
-        ("operator.sigmaa=0.3", r"unknown key 'operator\.sigmaa'.*Did you mean 'operator\.sigma'\?"),
+        (
+            "operator.sigmaa=0.3",
+            r"unknown key 'operator\.sigmaa'.*Did you mean 'operator\.sigma'\?",
+        ),
         ("training.budgt=64", r"unknown key 'training\.budgt'.*Did you mean 'training\.budget'\?"),
         ("operater=blur", r"unknown key 'operater'.*Did you mean 'operator'\?"),
         ("sead=1", r"unknown key 'sead'.*Did you mean 'seed'\?"),
-        ("operator=inpaiting", r"unknown operator 'inpaiting'; installed: .*Did you mean 'inpainting'\?"),
+        (
+            "operator=inpaiting",
+            r"unknown operator 'inpaiting'; installed: .*Did you mean 'inpainting'\?",
+        ),
         ("method=niave", r"unknown method 'niave'; installed: .*Did you mean 'naive'\?"),
         ("data=digit", r"unknown data set 'digit'; installed: .*Did you mean 'digits'\?"),
         ("posterior=mmp", r"unknown posterior 'mmp'.*Did you mean 'mmps'\?"),
-        ("operator.p", r"'operator\.p' is not an override; write key=value, e\.g\. operator\.p=0\.3"),
+        (
+            "operator.p",
+            r"'operator\.p' is not an override; write key=value, e\.g\. operator\.p=0\.3",
+        ),
     ],
 )
 def test_a_mistake_is_refused_with_the_nearest_spelling(override, message):

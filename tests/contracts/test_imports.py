@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = {"core": ROOT / "cleanprior", "methods": ROOT / "methods", "benchmarks": ROOT / "benchmarks"}
+ROOMS = {
+    "core": ROOT / "cleanprior",
+    "methods": ROOT / "methods",
+    "benchmarks": ROOT / "benchmarks",
+}
 PACKAGE = {
     "core": "cleanprior",
     "methods": "cleanprior.methods",

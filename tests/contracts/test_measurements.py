@@ -41,7 +41,13 @@ def test_hash_changes_with_seed_split_operator_and_every_tensor(make_operator, d
         operator = make_operator("inpainting", SHAPE, f"p={p}", f"sigma={sigma}")
         return Measurements.draw(x, operator, seed, split).hash
 
-    hashes = [hash_of(), hash_of(seed=0), hash_of(split="test"), hash_of("0.5"), hash_of("0.4", "0")]
+    hashes = [
+        hash_of(),
+        hash_of(seed=0),
+        hash_of(split="test"),
+        hash_of("0.5"),
+        hash_of("0.4", "0"),
+    ]
     assert len(set(hashes)) == len(hashes)
     assert hash_of() == hashes[0]
 
@@ -104,7 +110,9 @@ def test_an_image_is_never_revealed_beyond_one_minus_p(make_operator, digits_dat
     for _ in range(3):
         for index in torch.arange(n).split(64):
             batch = data.batch(index)
-            revealed[index] = torch.maximum(revealed[index], operator.observed(batch.y, batch.params))
+            revealed[index] = torch.maximum(
+                revealed[index], operator.observed(batch.y, batch.params)
+            )
     share = revealed.mean()
     assert abs(share - (1 - p)) < 4 * (p * (1 - p) / revealed.numel()) ** 0.5
     assert torch.equal(data.y, x * revealed)

@@ -172,7 +172,9 @@ def refuse_half_written(tensors, path, **_):
 
 
 @pytest.mark.parametrize("failing", ["save_file", "half", "card", "replace"])
-def test_a_failed_overwrite_leaves_the_old_prior(tiny_backbone, noisy, tmp_path, monkeypatch, failing):
+def test_a_failed_overwrite_leaves_the_old_prior(
+    tiny_backbone, noisy, tmp_path, monkeypatch, failing
+):
     old, new = make_prior(tiny_backbone, 1), make_prior(tiny_backbone, 2)
     old.save(tmp_path / "p")
     with monkeypatch.context() as m:

@@ -67,7 +67,11 @@ def setting(make_operator, make_problem, digits_data):
 
     def make(name, seed=0, x=None):
         config = compose([f"method={name}", *CHEAP.get(name, [])])
-        for operator_name, sigma in (("inpainting", "0"), ("inpainting", "0.1"), ("denoising", "0.3")):
+        for operator_name, sigma in (
+            ("inpainting", "0"),
+            ("inpainting", "0.1"),
+            ("denoising", "0.3"),
+        ):
             method = build(config["method"])
             operator = make_operator(operator_name, SHAPE, f"sigma={sigma}")
             problem = make_problem(operator, seed)
@@ -168,6 +172,15 @@ def test_a_methods_own_ways_work_after_training(setting, name):
             assert evaluations >= 0
         if way.sample:
             assert way.sample(3, generator).shape == (3, *SHAPE)
+
+
+def test_a_method_without_networks_meets_its_measurements_when_resumed_too(setting, tmp_path):
+    for _ in range(2):
+        built = setting("observations")
+        networks, report = fit(built, folder=tmp_path)
+        assert (networks, report.status) == ({}, "done")
+        (way,) = built[0].ways(networks)
+        assert way.sample(3, torch.Generator().manual_seed(0)).shape == (3, *SHAPE)
 
 
 # -- interruptions ---------------------------------------------------------------------------------
@@ -291,7 +304,17 @@ def test_a_refused_write_leaves_the_earlier_file(tmp_path, monkeypatch):
 
 # -- clean images ----------------------------------------------------------------------------------
 
-OPAQUE = (type, types.ModuleType, types.FrameType, types.CodeType, str, bytes, int, float, type(None))
+OPAQUE = (
+    type,
+    types.ModuleType,
+    types.FrameType,
+    types.CodeType,
+    str,
+    bytes,
+    int,
+    float,
+    type(None),
+)
 
 
 def tensors_reachable(*roots):
@@ -472,7 +495,9 @@ def test_a_new_round_begins_as_its_plan_says(planned):
     def noting(batch, generator, turn):
         seen = method.calls.total()
         if seen in (0, 10) and len(starts) < 2:
-            starts[seen] = {f"denoiser.{k}": v.clone() for k, v in method.denoiser.state_dict().items()}
+            starts[seen] = {
+                f"denoiser.{k}": v.clone() for k, v in method.denoiser.state_dict().items()
+            }
         return loss(batch, generator, turn)
 
     method.begin_round, method.loss = begin_round, noting
@@ -495,12 +520,16 @@ def test_weights_are_averaged(planned):
 
 
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(1, 40), batch=st.integers(1, 17), seed=st.integers(0, 5), ranks=st.integers(1, 3))
+@given(
+    n=st.integers(1, 40), batch=st.integers(1, 17), seed=st.integers(0, 5), ranks=st.integers(1, 3)
+)
 def test_each_image_comes_once_an_epoch_whatever_the_batch(n, batch, seed, ranks):
     epochs = 3
     steps = -(-epochs * n // (batch * ranks))
     parts = [
-        batch_index(n, batch, k, seed, 0, rank, ranks) for k in range(steps) for rank in range(ranks)
+        batch_index(n, batch, k, seed, 0, rank, ranks)
+        for k in range(steps)
+        for rank in range(ranks)
     ]
     assert all(len(p) == batch for p in parts)
     order = torch.cat(parts)

@@ -1,0 +1,129 @@
+"""The Gaussian prior: closed forms against direct formulas, and exact EM."""
+
+import pytest
+import torch
+
+from cleanprior.data import Measurements
+from cleanprior.diffusion.gaussian import GaussianPrior, fit_gaussian, log_likelihood
+from cleanprior.seeding import generator_for, scoped_rng
+
+
+def draw(prior, n, seed=0):
+    root = torch.linalg.cholesky(prior.covariance)
+    noise = torch.randn(n, len(prior.mean), generator=generator_for(seed, "x"), dtype=torch.float64)
+    return (prior.mean + noise @ root.T).float().reshape(n, *prior.image_shape)
+
+
+@pytest.fixture
+def problem(make_operator, gaussian):
+    operator = make_operator("inpainting", gaussian.image_shape, "sigma=0.1")
+    return operator, Measurements.draw(draw(gaussian, 40), operator, 0, "train")
+
+
+def test_the_denoiser_is_the_conditional_mean(gaussian):
+    x = draw(gaussian, 5)
+    sigma = torch.linspace(0.05, 3, 5)
+    denoised = gaussian(x, sigma)
+    assert denoised.dtype == x.dtype
+    for i in range(5):
+        c, s2 = gaussian.covariance, sigma[i].double() ** 2
+        direct = gaussian.mean + c @ torch.linalg.solve(
+            c + s2 * torch.eye(6), x[i].flatten().double() - gaussian.mean
+        )
+        torch.testing.assert_close(denoised[i].flatten().double(), direct, rtol=1e-5, atol=1e-6)
+
+
+def test_the_denoiser_minimises_the_squared_error(gaussian):
+    x = draw(gaussian, 200_000)
+    noisy = x + 0.4 * torch.randn(x.shape, generator=generator_for(0, "n"))
+    error = (gaussian(noisy, torch.full((len(x),), 0.4)) - x).flatten(1).double()
+    # Orthogonality: the error of a conditional mean is uncorrelated with what it saw.
+    correlation = error.T @ noisy.flatten(1).double() / len(x)
+    assert correlation.abs().max() < 5 * 0.4 * 0.7 / len(x) ** 0.5
+
+
+def test_the_posterior_is_that_of_the_direct_formula(gaussian, problem):
+    """Against the information form, on observed rows only: another route to the same numbers."""
+    operator, data = problem
+    mean, covariance = gaussian.posterior(data.y, data.params, data.sigma_y, operator)
+    precision = torch.linalg.inv(gaussian.covariance)
+    for i in range(len(data)):
+        a = torch.eye(6, dtype=torch.float64)[data.params["mask"][i].flatten().bool()]
+        y = data.y[i].flatten().double()[data.params["mask"][i].flatten().bool()]
+        s2 = data.sigma_y[i].double() ** 2
+        direct = torch.linalg.inv(precision + a.T @ a / s2)
+        centre = direct @ (precision @ gaussian.mean + a.T @ y / s2)
+        torch.testing.assert_close(covariance[i], direct, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(mean[i], centre, rtol=1e-7, atol=1e-8)
+
+
+def test_draws_have_the_moments_of_the_posterior(gaussian, problem):
+    operator, data = problem
+    n = 40_000
+    one = data.batch(torch.zeros(n, dtype=torch.long))
+    x = gaussian.draw(one.y, one.params, one.sigma_y, operator, generator_for(0, "d"))
+    x = x.flatten(1).double()
+    first = data.batch(torch.zeros(1, dtype=torch.long))
+    mean, covariance = gaussian.posterior(first.y, first.params, first.sigma_y, operator)
+    assert (x.mean(0) - mean[0]).abs().max() < 0.01
+    assert (torch.cov(x.T) - covariance[0]).norm() / covariance[0].norm() < 0.03
+
+
+def test_the_likelihood_is_that_of_the_observed_entries(gaussian, problem):
+    operator, data = problem
+    total = 0.0
+    for i in range(len(data)):
+        seen = data.params["mask"][i].flatten().bool()
+        c = gaussian.covariance[seen][:, seen] + 0.01 * torch.eye(int(seen.sum()))
+        r = data.y[i].flatten().double()[seen] - gaussian.mean[seen]
+        quadratic = (r @ torch.linalg.solve(c, r)).item() if len(r) else 0.0
+        logdet = torch.logdet(c).item() if len(r) else 0.0
+        total += -0.5 * (quadratic + logdet + len(r) * 1.8378770664093453)
+    assert log_likelihood(gaussian, data, operator) == pytest.approx(total / len(data), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def five():
+    with scoped_rng(11):
+        root = torch.randn(5, 5, dtype=torch.float64) / 5**0.5
+        mean = 0.3 * torch.randn(5, dtype=torch.float64)
+    return GaussianPrior(mean, 0.3 * root @ root.T + 0.03 * torch.eye(5), (1, 1, 5))
+
+
+def test_em_never_lowers_the_likelihood(make_operator, five):
+    operator = make_operator("inpainting", five.image_shape, "p=0.5", "sigma=0.1")
+    data = Measurements.draw(draw(five, 2000), operator, 0, "train")
+    values = [
+        log_likelihood(fit_gaussian(data, operator, 0.0, k, generator_for(0, "g")), data, operator)
+        for k in range(1, 9)
+    ]
+    for before, after in zip(values, values[1:], strict=False):
+        assert after >= before - 1e-9 * abs(before)
+    assert values[-1] > values[0] + 0.01
+
+
+def test_em_recovers_the_covariance_from_half_of_the_pixels(make_operator, five):
+    operator = make_operator("inpainting", five.image_shape, "p=0.5", "sigma=0.1")
+    data = Measurements.draw(draw(five, 20_000), operator, 0, "train")
+    fitted = fit_gaussian(data, operator, 0.0, 40, generator_for(0, "g"), limit=20_000)
+    error = (fitted.covariance - five.covariance).norm() / five.covariance.norm()
+    assert error <= 0.05
+    assert (fitted.mean - five.mean).abs().max() < 0.03
+    zero_filled = torch.cov(data.y.flatten(1).double().T)
+    assert (zero_filled - five.covariance).norm() / five.covariance.norm() > 0.3
+
+
+def test_em_uses_the_floor_where_there_is_no_noise_and_leaves_y_alone(make_operator, five):
+    operator = make_operator("inpainting", five.image_shape, "p=0.3", "sigma=0")
+    data = Measurements.draw(draw(five, 500), operator, 0, "train")
+    before = data.hash
+    fitted = fit_gaussian(data, operator, 0.05, 5, generator_for(0, "g"))
+    assert torch.linalg.eigvalsh(fitted.covariance).min() > 0
+    assert Measurements(data.y, data.params, data.sigma_y).hash == before
+
+
+def test_images_too_large_for_a_dense_fit_are_refused(make_operator):
+    operator = make_operator("inpainting", (3, 32, 32))
+    data = Measurements.draw(torch.zeros(1, 3, 32, 32), operator, 0, "train")
+    with pytest.raises(ValueError, match="at most 1024 numbers; these have 3072"):
+        fit_gaussian(data, operator, 0.1, 1, generator_for(0, "g"))

@@ -1,0 +1,306 @@
+"""Samplers of p(x|y) on a Gaussian of six pixels, three of them observed, against closed forms."""
+
+import pytest
+import torch
+
+from cleanprior.data import Measurements
+from cleanprior.diffusion.gaussian import GaussianPrior
+from cleanprior.diffusion.posterior import (
+    DPS,
+    MMPS,
+    LinearProblem,
+    conjugate_gradient,
+    draw_in_chunks,
+)
+from cleanprior.prior import image_generators
+from cleanprior.seeding import generator_for
+
+SHAPE = (1, 2, 3)
+MASK = torch.tensor([1.0, 0, 1, 0, 0, 1]).reshape(1, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def operator(make_operator):
+    return make_operator("inpainting", SHAPE, "sigma=0.1")
+
+
+def one_measurement(n):
+    """Return n copies of one measurement of three pixels."""
+    y = torch.tensor([0.6, 0, -0.4, 0, 0, 0.3]).reshape(1, *SHAPE) * MASK
+    copies = torch.zeros(n, dtype=torch.long)
+    return y[copies], {"mask": MASK[copies]}, torch.full((n,), 0.1)
+
+
+def several(gaussian, operator, n):
+    x = torch.randn((n, *SHAPE), generator=generator_for(0, "x")) * 0.5
+    return Measurements.draw(x, operator, 0, "train")
+
+
+def dps(scale=0.5, guidance="norm", steps=20, eta=1.0, low=0.02, high=20.0):
+    return DPS(steps, low, high, 7.0, eta, scale, guidance)
+
+
+def mmps(steps=20, eta=1.0, iterations=6, tolerance=1e-6, low=0.002, high=80.0, floor=0.0):
+    return MMPS(steps, low, high, 7.0, eta, iterations, tolerance, floor)
+
+
+# -- MMPS is exact for a Gaussian ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("eta", "tolerance"), [(1.0, 0.08), (0.0, 0.03)])
+def test_mmps_draws_from_the_posterior_of_a_gaussian(gaussian, operator, eta, tolerance):
+    y, params, sigma_y = one_measurement(20_000)
+    draw = mmps(256, eta)(gaussian, y, params, sigma_y, operator, generator_for(0, "d"))
+    x = draw.x.flatten(1).double()
+    mean, covariance = gaussian.posterior(*one_measurement(1), operator)
+    assert (x.mean(0) - mean[0]).abs().max() < 0.02
+    assert (torch.cov(x.T) - covariance[0]).norm() / covariance[0].norm() < tolerance
+
+
+@pytest.mark.parametrize("name", ["inpainting", "blur", "denoising"])
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 10.0])
+def test_the_guided_mean_is_the_conditional_mean(gaussian, make_operator, name, sigma):
+    """E[x | x_sigma, y] in closed form: both x_sigma and y are measurements of x."""
+    extra = ["kernel_size=1"] if name == "blur" else []
+    operator = make_operator(name, SHAPE, "sigma=0.1", *extra)
+    data = several(gaussian, operator, 4)
+    x = sigma * torch.randn((4, *SHAPE), generator=generator_for(0, "t"))
+    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    mean, correction = mmps().guide(gaussian, x, sigma, problem)
+    assert correction is None
+    a = operator.matrix(data.params, 4)
+    eye = torch.eye(6, dtype=torch.float64)
+    prior_precision = torch.linalg.inv(gaussian.covariance)
+    for i in range(4):
+        seen = operator.observed(data.y, data.params)[i].flatten().double()
+        weight = a[i].T @ torch.diag(seen) / 0.01
+        precision = prior_precision + eye / sigma**2 + weight @ a[i]
+        pull = prior_precision @ gaussian.mean + x[i].flatten().double() / sigma**2
+        pull = pull + weight @ data.y[i].flatten().double()
+        direct = torch.linalg.solve(precision, pull)
+        torch.testing.assert_close(mean[i].flatten().double(), direct, rtol=1e-3, atol=1e-4)
+
+
+def test_the_floor_replaces_smaller_noise_in_the_likelihood_only(gaussian, make_operator):
+    operator = make_operator("inpainting", SHAPE, "sigma=0")
+    y, params, sigma_y = one_measurement(3)
+    before = y.clone()
+    generators = image_generators(0, range(3))
+    floored = mmps(floor=0.1)(gaussian, y, params, 0 * sigma_y, operator, generators)
+    expected = mmps()(gaussian, y, params, sigma_y, operator, image_generators(0, range(3)))
+    torch.testing.assert_close(floored.x, expected.x)
+    assert torch.equal(y, before)
+    with pytest.raises(
+        ValueError, match=r"sigma_y is 0 and sigma_floor is 0; set posterior\.sigma"
+    ):
+        mmps()(gaussian, y, params, 0 * sigma_y, operator, generators)
+
+
+# -- conjugate gradient ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def systems():
+    root = torch.randn((6, 5, 5), generator=generator_for(0, "m"), dtype=torch.float64)
+    # Well conditioned: the guard against divergence stops a residual that doubles on its way.
+    matrices = root @ root.mT / 5 + 0.5 * torch.eye(5, dtype=torch.float64)
+    b = torch.randn((6, 5), generator=generator_for(0, "b"), dtype=torch.float64)
+    return matrices, b
+
+
+def solve(matrices, b, iterations=30, tolerance=1e-10):
+    def apply(v):
+        return (matrices @ v[:, :, None])[:, :, 0]
+
+    return conjugate_gradient(apply, b, iterations, tolerance)
+
+
+def test_conjugate_gradient_equals_a_dense_solve(systems):
+    matrices, b = systems
+    expected = torch.linalg.solve(matrices, b)
+    torch.testing.assert_close(solve(matrices, b), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_conjugate_gradient_solves_each_image_on_its_own(systems):
+    matrices, b = systems
+    scale = torch.logspace(-4, 4, 6, dtype=torch.float64)[:, None]
+    together = solve(matrices, scale * b, iterations=3)
+    for i in range(6):
+        alone = solve(matrices[i : i + 1], scale[i] * b[i : i + 1], iterations=3)
+        torch.testing.assert_close(together[i], alone[0], rtol=1e-10, atol=1e-12)
+
+
+def test_conjugate_gradient_leaves_a_zero_right_hand_side_at_zero(systems):
+    matrices, b = systems
+    b[2] = 0
+    solution = solve(matrices, b)
+    assert (solution[2] == 0).all()
+    assert solution.isfinite().all()
+
+
+def test_conjugate_gradient_stops_where_the_map_is_not_positive(systems):
+    matrices, b = systems
+    matrices[1] = -torch.eye(5)
+    solution = solve(matrices, b)
+    assert (solution[1] == 0).all()
+    rest = [0, 2, 3, 4, 5]
+    expected = torch.linalg.solve(matrices[rest], b[rest])
+    torch.testing.assert_close(solution[rest], expected, rtol=1e-4, atol=1e-8)
+
+
+def test_conjugate_gradient_stops_at_the_tolerance(systems):
+    matrices, b = systems
+    calls = []
+
+    def apply(v):
+        calls.append(1)
+        return (matrices @ v[:, :, None])[:, :, 0]
+
+    conjugate_gradient(apply, b, 30, 0.9)
+    assert len(calls) < 5
+
+
+# -- DPS -------------------------------------------------------------------------------------------
+
+
+def linear(matrix):
+    def denoise(x, sigma):
+        return (x.flatten(1) @ matrix.T.to(x.dtype)).reshape(x.shape)
+
+    return denoise
+
+
+def test_the_guidance_of_a_linear_denoiser_is_minus_m_a_r(gaussian, operator):
+    matrix = torch.randn((6, 6), generator=generator_for(0, "m"))
+    data = several(gaussian, operator, 5)
+    x = torch.randn((5, *SHAPE), generator=generator_for(0, "t"))
+    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    a = operator.matrix(data.params, 5).float()
+    r = data.y.flatten(1) - (a @ (x.flatten(1) @ matrix.T)[:, :, None])[:, :, 0]
+    pulled = -((a.mT @ r[:, :, None])[:, :, 0] @ matrix)
+    expected = {
+        "norm": pulled / r.norm(dim=1, keepdim=True).clamp_min(1e-30),
+        "squared": pulled / 0.1**2,
+        "batch": pulled / r.norm(),
+    }
+    for guidance, gradient in expected.items():
+        denoised, found = dps(guidance=guidance).gradient(linear(matrix), x, 1.0, problem)
+        torch.testing.assert_close(found.flatten(1), gradient, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(denoised, linear(matrix)(x, None))
+
+
+@pytest.mark.parametrize("guidance", ["norm", "squared", "batch"])
+def test_guidance_of_an_image_when_its_batch_grows(gaussian, operator, guidance):
+    data = several(gaussian, operator, 8)
+    x = torch.randn((8, *SHAPE), generator=generator_for(0, "t"))
+    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    denoised, together = dps(guidance=guidance).gradient(gaussian, x, 0.7, problem)
+    residuals = problem.residual(denoised)
+    for i in range(8):
+        b = data.batch(torch.tensor([i]))
+        single = LinearProblem(operator, b.y, b.params, b.sigma_y)
+        alone = dps(guidance=guidance).gradient(gaussian, x[i : i + 1], 0.7, single)[1]
+        # One norm over the batch shrinks each image's guidance by |d_i| / |D|_F.
+        factor = residuals[i].norm() / residuals.norm() if guidance == "batch" else 1.0
+        torch.testing.assert_close(together[i], factor * alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_guidance_of_a_perfect_fit_is_zero_and_finite(gaussian, operator):
+    y, params, sigma_y = one_measurement(1)
+    problem = LinearProblem(operator, y, params, sigma_y)
+    _, gradient = dps().gradient(lambda x, s: 0 * x + y, torch.zeros(1, *SHAPE), 1.0, problem)
+    assert (gradient == 0).all()
+
+
+def test_squared_guidance_refuses_noise_free_measurements(gaussian, operator):
+    y, params, sigma_y = one_measurement(1)
+    with pytest.raises(ValueError, match="guidance=squared divides by sigma_y"):
+        dps(guidance="squared")(gaussian, y, params, 0 * sigma_y, operator, generator_for(0, "d"))
+
+
+def test_an_unknown_guidance_is_refused():
+    with pytest.raises(ValueError, match="allowed: norm, squared, batch"):
+        dps(guidance="nrm")
+
+
+def test_dps_reaches_the_noise_level_of_the_measurement(gaussian, operator):
+    """The residual is within a factor 2 of sigma_y^2 at a scale that suits 100 steps."""
+    y, params, sigma_y = one_measurement(2000)
+    sampler = dps(scale=0.3, steps=100)
+    x = sampler(gaussian, y, params, sigma_y, operator, generator_for(0, "d")).x
+    guided = ((y - x) * params["mask"]).square().flatten(1).sum(1).mean() / 3
+    free = dps(scale=0.0, steps=100)
+    x = free(gaussian, y, params, sigma_y, operator, generator_for(0, "d")).x
+    unguided = ((y - x) * params["mask"]).square().flatten(1).sum(1).mean() / 3
+    assert 0.5 < guided / 0.1**2 < 2
+    assert unguided / 0.1**2 > 4
+
+
+# -- both ------------------------------------------------------------------------------------------
+
+SAMPLERS = {"dps": dps, "mmps": mmps}
+both = pytest.mark.parametrize("name", sorted(SAMPLERS))
+
+
+@both
+def test_per_image_generators_make_a_draw_independent_of_its_batch(gaussian, operator, name):
+    data = several(gaussian, operator, 8)
+
+    def draw(chunk):
+        return draw_in_chunks(
+            SAMPLERS[name](),
+            gaussian,
+            data.y,
+            data.params,
+            data.sigma_y,
+            operator,
+            image_generators(4, range(8)),
+            chunk,
+        )
+
+    together = draw(8)
+    for chunk in (1, 3):
+        torch.testing.assert_close(draw(chunk).x, together.x, rtol=1e-4, atol=1e-5)
+    assert torch.equal(draw(8).x, together.x)
+
+
+@both
+def test_evaluations_and_backward_passes_are_those_counted(gaussian, operator, name):
+    counts = {"forward": 0, "backward": 0}
+
+    def denoise(x, sigma):
+        counts["forward"] += 1
+        if x.requires_grad:
+            x.register_hook(lambda g: counts.__setitem__("backward", counts["backward"] + 1))
+        return gaussian(x, sigma)
+
+    sampler = dps(steps=9) if name == "dps" else mmps(steps=9, iterations=2, tolerance=0.0)
+    draw = sampler(denoise, *one_measurement(3), operator, generator_for(0, "d"))
+    assert counts["forward"] == draw.evaluations == 9
+    assert counts["backward"] == draw.backwards == 9 * (1 if name == "dps" else 3)
+
+
+@both
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_twice_the_pixel_range_and_noise_gives_twice_the_image(
+    gaussian, operator, make_operator, name, eta
+):
+    y, params, sigma_y = one_measurement(4)
+    twice = GaussianPrior(2 * gaussian.mean, 4 * gaussian.covariance, SHAPE)
+    low, high = 0.02, 20.0
+    generators = [image_generators(0, range(4)) for _ in range(2)]
+    small = SAMPLERS[name](eta=eta, low=low, high=high)
+    # The gradient of a norm has no unit, so DPS's scale is a length and doubles with the images.
+    extra = {"scale": 1.0} if name == "dps" else {}
+    large = SAMPLERS[name](eta=eta, low=2 * low, high=2 * high, **extra)
+    x = small(gaussian, y, params, sigma_y, operator, generators[0]).x
+    x2 = large(twice, 2 * y, params, 2 * sigma_y, operator, generators[1]).x
+    torch.testing.assert_close(x2, 2 * x, rtol=1e-3, atol=1e-3)
+
+
+@both
+def test_sampling_needs_no_gradient_from_outside_and_leaves_none(gaussian, operator, name):
+    with torch.no_grad():
+        x = SAMPLERS[name]()(gaussian, *one_measurement(2), operator, generator_for(0, "d")).x
+    assert not x.requires_grad
+    assert x.isfinite().all()
