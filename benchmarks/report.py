@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from . import pictures, runner, tables
@@ -50,7 +51,7 @@ def print_table(console: Console, title: str, shown: pd.DataFrame, lines: list[s
             no_wrap=heading == "method",
         )
     for line in shown.itertuples(index=False):
-        table.add_row(*(str(v) for v in line))
+        table.add_row(*(escape(str(v)) for v in line))
     console.print(table)
     for text in lines:
-        console.print(f"  {text}", soft_wrap=True, highlight=False)
+        console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False)

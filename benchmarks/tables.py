@@ -119,15 +119,12 @@ def _number(line: dict[str, Any], key: str, form: str, plus_minus: str) -> str:
     return f"{value:{form}}" + (f"{plus_minus}{spread:{form}}" if not pd.isna(spread) else "")
 
 
-def display(
-    summary: pd.DataFrame, references: Sequence[str], upper_bound: str = "all"
-) -> pd.DataFrame:
+def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
     """Return the table as strings, with its headings.
 
     Arguments:
         summary: From :func:`summarise`.
         references: Methods that anchor the table.
-        upper_bound: Methods that were handed this many clean images are marked as the bound.
     """
     lines = []
     for line in summary.to_dict("records"):
@@ -140,9 +137,14 @@ def display(
                 shown[heading] = _number(line, key, form, " ± ")
             elif key == "nfe":
                 shown[heading] = _evaluations(line)
+            elif key == "clean_images":
+                shown[heading] = DASH if pd.isna(line[key]) else str(int(line[key]))
             else:
                 shown[heading] = _count(line[key])
-        shown["status"] = str(line["status"]) + (f" [{line['warning']}]" if line["warning"] else "")
+        # A reason is a sentence: it stands under the table, where it does not widen a column.
+        word, colon, _ = str(line["status"]).partition(":")
+        warned = f" [{line['warning']}]" if line["warning"] else ""
+        shown["status"] = (f"{word}, see below" if colon else word) + warned
         lines.append(shown)
     return pd.DataFrame(lines)
 
@@ -170,6 +172,7 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
             f"{notes['reference']}; the test split itself has {notes['fd_train_test']:.1f}",
         ]
     for method, cells in records.items():
+        lines += dict.fromkeys(f"{method}: {r['status']}" for r in cells if ":" in r["status"])
         if any(r.get("clean_images") and r["clean_images"] == r.get("train_images") for r in cells):
             lines.append(f"{method}: upper bound, trained on all clean images; not ranked")
     codes = {c for rs in records.values() for r in rs for c in r.get("warning", "").split("+") if c}

@@ -183,9 +183,9 @@ class _Run:
         self.path = None if folder is None else folder / "checkpoint.safetensors"
         method.setup(problem, trainer.device)
         self.networks = dict(method.networks())
-        self.rounds = list(method.rounds(trainer.steps)) if self.networks else []
+        self.rounds = list(method.rounds(trainer.steps))
         planned = sum(r.steps * r.turns.count(method.budgeted) for r in self.rounds)
-        if self.rounds and planned != trainer.steps:
+        if self.networks and planned != trainer.steps:
             raise ValueError(
                 f"{method.name} plans {planned} steps of '{method.budgeted}'; the budget, equal for "
                 f"all methods, is {trainer.steps}"

@@ -1,0 +1,134 @@
+"""The bench: its rows, its files, what is trained again and what is not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+TINY = [
+    "training.budget=256",
+    "evaluation.test_images=16",
+    "evaluation.samples=16",
+    "posterior.steps=3",
+    "sampler.steps=3",
+]
+ENV = {**os.environ, "PYTHONPATH": ""}
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("cleanprior")), "bench", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=ENV, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    result = bench(folder, "--methods", "ambient", *TINY)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def table_folder(folder: Path) -> Path:
+    (found,) = (folder / "runs" / "tables").iterdir()
+    return found
+
+
+def test_the_table_has_its_reference_rows_and_own_ways(finished: Path) -> None:
+    frame = pd.read_parquet(table_folder(finished) / "records.parquet")
+    rows = list(zip(frame["method"], frame["way"], strict=True))
+    assert rows == [
+        ("observations", "A^+ y"),
+        ("naive", "mmps, one sample"),
+        ("ambient", "mmps, one sample"),
+        ("ambient", "one step"),
+        ("oracle", "mmps, one sample"),
+    ]
+    assert frame["measurements_sha256"].nunique() == 1
+    assert frame.set_index("method").loc["oracle", "clean_images"] == 1437
+    trained = frame[~frame["method"].eq("observations")]
+    assert trained["images_seen"].eq(256).all()
+    assert frame[["psnr", "ssim", "consistency", "fd"]].notna().all(axis=None)
+
+
+def test_every_output_is_written(finished: Path) -> None:
+    names = {p.name for p in table_folder(finished).iterdir()}
+    assert names == {
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "records.parquet",
+        "samples.png",
+        "restorations.png",
+    }
+    tex = (table_folder(finished) / "table.tex").read_text()
+    assert "\\toprule" in tex
+    assert "| ambient" in (table_folder(finished) / "table.md").read_text()
+
+
+def test_a_second_run_trains_nothing_and_a_new_method_only_itself(finished: Path) -> None:
+    again = bench(finished, "--methods", "ambient", *TINY)
+    assert again.returncode == 0
+    assert "[1/" not in again.stderr
+    frame = pd.read_csv(table_folder(finished) / "table.csv")
+    more = bench(finished, "--methods", "ambient,em_mmps", *TINY, "--no-references")
+    assert more.returncode == 0, more.stderr
+    assert "[1/1] em_mmps" in more.stderr
+    wider = pd.read_csv(table_folder(finished) / "table.csv")
+    same = frame[frame["method"] == "ambient"].reset_index(drop=True)
+    now = wider[wider["method"] == "ambient"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, now, check_dtype=False)
+
+
+def test_force_trains_one_method_again(finished: Path) -> None:
+    result = bench(finished, "--methods", "ambient", "--force", "ambient", *TINY)
+    assert result.returncode == 0
+    assert "[1/1] ambient" in result.stderr
+
+
+def test_a_refused_method_is_a_row_with_its_reason(finished: Path) -> None:
+    arguments = ["--methods", "ambient", "--operator", "denoising", "--no-references", *TINY]
+    result = bench(finished, *arguments)
+    assert result.returncode == 0
+    assert "skipped: ambient needs an operator that varies between images" in result.stdout
+
+
+def test_a_cell_that_failed_does_not_count_as_done(finished: Path) -> None:
+    (cell,) = (finished / "runs" / "cells").glob("*-naive-*")
+    record = json.loads((cell / "record.json").read_text())
+    record["status"] = "failed: for this test"
+    (cell / "record.json").write_text(json.dumps(record))
+    result = bench(finished, "--methods", "ambient", *TINY)
+    assert "[1/1] naive" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "ambiant"], "Did you mean 'ambient'?"),
+        (["--operator", "inpaintin"], "Did you mean 'inpainting'?"),
+        (["--data", "digit"], "Did you mean 'digits'?"),
+        (["--bench", "smoky"], "Did you mean 'smoke'?"),
+        (["operator.q=0.5"], "unknown key 'operator.q'; allowed here: p, per_channel, sigma"),
+        (["--force", "em_mmps"], "unknown row to force 'em_mmps'"),
+        (["operator.p=1.0"], "p=1.0 is not a share of missing pixels; allowed: [0, 1)"),
+        (["operator.sigma=-1"], "sigma=-1 is not a noise level"),
+        (["--operator", "blur", "operator.kernel_size=9"], "does not fit images of 8x8"),
+        (["nonsense"], "'nonsense' is not an override"),
+        (["--data", "folder"], "data=folder needs data.path=FOLDER"),
+        (["--data", "folder", "data.path=nowhere"], "'nowhere' is not a folder"),
+        (["training.budget=1"], "needed: 1 <= batch <= budget"),
+        (["--seeds", "0"], "seeds=0; allowed: at least 1"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_writes_nothing(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = bench(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []

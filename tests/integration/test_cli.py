@@ -1,0 +1,192 @@
+"""The other commands: train, sample, restore, list, --version; a kill in the middle; a plug-in."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+PROGRAM = str(Path(sys.executable).with_name("cleanprior"))
+TINY = [
+    "training.budget=640",
+    "evaluation.test_images=8",
+    "evaluation.samples=8",
+    "posterior.steps=3",
+    "sampler.steps=3",
+    "method.posterior.steps=3",
+]
+
+
+def run(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": path}
+    command = [PROGRAM, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env, timeout=300)
+
+
+def test_version_list_and_help_import_no_torch(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version").stdout.startswith("cleanprior ")
+    listed = run(tmp_path, "list", "methods").stdout
+    assert "FIXED: ambient needs an operator that varies between images" in listed
+    assert "random missing pixels" in run(tmp_path, "list", "operators").stdout
+    assert "fashion_mnist" in run(tmp_path, "list", "datasets").stdout
+    assert run(tmp_path, "list", "method").returncode == 2
+    code = (
+        "import sys; from cleanprior.cli import build_app; build_app();"
+        "assert not {'torch', 'pandas', 'hydra'} & set(sys.modules), 'slow import at start-up'"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+def test_train_sample_and_restore(tmp_path: Path) -> None:
+    trained = run(tmp_path, "train", "method=em", "operator=denoising", "operator.sigma=0.5", *TINY)
+    assert trained.returncode == 0, trained.stderr
+    assert "em on denoising, digits: done" in trained.stdout
+    (cell,) = (tmp_path / "runs" / "cells").iterdir()
+    sampled = run(tmp_path, "sample", str(cell), "-n", "5", "--to", "mine.npz", "sampler.steps=3")
+    assert sampled.returncode == 0, sampled.stderr
+    assert np.load(tmp_path / "mine.npz")["x"].shape == (5, 1, 8, 8)
+    assert (tmp_path / "mine.png").is_file()
+    restored = run(tmp_path, "restore", str(cell), "-n", "4", "posterior.steps=3")
+    assert restored.returncode == 0, restored.stderr
+    assert "4 restorations by mmps" in restored.stdout
+    rng = np.random.default_rng(0)
+    mask = (rng.random((3, 1, 8, 8)) < 0.5).astype(np.float32)
+    y = mask * rng.standard_normal((3, 1, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "own.npz", y=y, sigma_y=np.zeros(3, np.float32), **{"params.mask": mask})
+    own = run(
+        tmp_path,
+        "restore",
+        str(cell / "prior"),
+        "--operator",
+        "inpainting",
+        "--measurements",
+        "own.npz",
+        "posterior.steps=3",
+    )
+    assert own.returncode == 0, own.stderr
+    assert np.load(tmp_path / "restored.npz")["x"].shape == (3, 1, 8, 8)
+
+
+def test_a_missing_prior_is_one_clear_line(tmp_path: Path) -> None:
+    result = run(tmp_path, "sample", "nowhere")
+    assert result.returncode == 2
+    assert "'nowhere' is not a saved prior: 'prior.yaml' is missing" in result.stderr
+
+
+def test_a_refused_method_names_those_that_can_be_trained(tmp_path: Path) -> None:
+    result = run(tmp_path, "train", "method=ambient", "operator=blur")
+    assert result.returncode == 2
+    assert "Methods that can be trained on it: em," in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+EM = [
+    "train",
+    "method=em_mmps",
+    "training.budget=12800",
+    "training.checkpoint_seconds=0.1",
+    "method.posterior.steps=3",
+    "method.chunk=64",
+    *TINY[1:5],
+]
+
+
+@pytest.mark.parametrize("moment", ["E-step", "M-step"])
+def test_killed_in_an_em_round_and_resumed_equals_uninterrupted(
+    tmp_path: Path, moment: str
+) -> None:
+    def weights(folder: Path) -> dict[str, np.ndarray]:
+        (prior,) = folder.glob("runs/cells/*/prior")
+        return load_file(prior / "weights.safetensors")
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert run(whole, *EM).returncode == 0
+    env = {**os.environ, "PYTHONPATH": ""}
+    process = subprocess.Popen([PROGRAM, *EM], cwd=killed, stderr=subprocess.DEVNULL, env=env)
+    deadline = time.monotonic() + 120
+    was_found = False
+    while time.monotonic() < deadline and process.poll() is None and not was_found:
+        draws = list(killed.glob("runs/cells/*/round/draws-001-*.safetensors"))
+        if moment == "E-step":
+            was_found = 3 <= len(draws) < 20
+        else:
+            was_found = len(draws) == 23 and _has_step(killed)
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert was_found, "the run was not caught in the round"
+    assert not list(killed.glob("runs/cells/*/record.json"))
+    assert run(killed, *EM).returncode == 0
+    expected, found = weights(whole), weights(killed)
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[k], found[k]) for k in expected)
+
+
+def _has_step(folder: Path) -> bool:
+    """Whether the checkpoint stands inside round 1."""
+    import json
+    import struct
+
+    (path,) = folder.glob("runs/cells/*/checkpoint.safetensors")
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        meta = json.loads(json.loads(file.read(size))["__metadata__"]["json"])
+    return meta["round"] == 1 and meta["step"] > 0
+
+
+PLUGIN = '''
+"""Median: a throw-away method that fits the blurred measurements."""
+from dataclasses import dataclass
+
+from cleanprior.diffusion.denoiser import denoising_loss
+from cleanprior.training import Loss, Method
+
+
+@dataclass(kw_only=True)
+class Shrunk(Method):
+    factor: float
+
+    def build(self):
+        self.denoiser = self.problem.denoiser()
+
+    def networks(self):
+        return {"denoiser": self.denoiser}
+
+    def loss(self, batch, generator, turn):
+        u = self.factor * self.problem.operator.lift(batch.y, batch.params)
+        return Loss(denoising_loss(self.denoiser, u, generator))
+
+    def prior(self, averaged):
+        return self.make_prior(averaged["denoiser"])
+'''
+
+
+def test_a_method_from_outside_is_listed_and_stands_in_the_table(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    package, info = site / "shrunk_prior", site / "shrunk_prior-0.1.dist-info"
+    (package / "configs" / "method").mkdir(parents=True)
+    info.mkdir()
+    (package / "__init__.py").write_text(PLUGIN)
+    (package / "configs" / "method" / "shrunk.yaml").write_text(
+        "_target_: shrunk_prior.Shrunk\nneeds: []\nclean_images: 0\nfactor: 0.5\nabout: a guest\n"
+    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shrunk-prior\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[cleanprior.methods]\nshrunk = shrunk_prior:Shrunk\n")
+    listed = run(tmp_path, "list", "methods", path=str(site))
+    assert "a guest" in listed.stdout
+    benched = run(
+        tmp_path, "bench", "--methods", "shrunk", "--no-references", *TINY[:5], path=str(site)
+    )
+    assert benched.returncode == 0, benched.stderr
+    assert "shrunk" in benched.stdout
+    refused = run(
+        tmp_path, "train", "method=shrunk", "method.facto=1", path=str(site)
+    )
+    assert "Did you mean 'method.factor'?" in refused.stderr
