@@ -43,7 +43,9 @@ def draw_grid(rows: list[tuple[str, NDArray[np.float32]]], title: str, path: Pat
     margin = 0.075 * longest + 0.25
     total_width, total_height = margin + picture + 0.15, row_inches * len(rows) + 0.45
     figure = Figure(figsize=(total_width, total_height), dpi=150)
-    figure.suptitle(title, x=0.1 / total_width, y=1 - 0.08 / total_height, ha="left", va="top", fontsize=9)
+    figure.suptitle(
+        title, x=0.1 / total_width, y=1 - 0.08 / total_height, ha="left", va="top", fontsize=9
+    )
     for number, (label, image) in enumerate(rows):
         bottom = 0.05 + row_inches * (len(rows) - 1 - number)
         axis = figure.add_axes(
@@ -73,7 +75,9 @@ def draw_grid(rows: list[tuple[str, NDArray[np.float32]]], title: str, path: Pat
         raise UserError(f"cannot write '{path}': {error}") from error
 
 
-def write(problem: Problem, records: dict[str, list[Record]], out: Path, folder: Path) -> list[Path]:
+def write(
+    problem: Problem, records: dict[str, list[Record]], out: Path, folder: Path
+) -> list[Path]:
     """Write ``samples.png`` and ``restorations.png`` of the first finished seed of each method."""
     samples: list[tuple[str, NDArray[np.float32]]] = []
     restored: list[tuple[str, NDArray[np.float32]]] = []

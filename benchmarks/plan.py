@@ -66,7 +66,17 @@ def make_plan(
     """
     described = registry.read("bench", bench)
     # `tuned`: overrides of one method, with the experiment that they come from beside them.
-    allowed = {"methods", "before", "after", "data", "problems", "seeds", "overrides", "tuned", "about"}
+    allowed = {
+        "methods",
+        "before",
+        "after",
+        "data",
+        "problems",
+        "seeds",
+        "overrides",
+        "tuned",
+        "about",
+    }
     if extra := sorted(set(described) - allowed):
         raise UserError(f"bench '{bench}' has unknown keys: {', '.join(extra)}")
     chosen = list(methods or described["methods"])

@@ -93,5 +93,3 @@ def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
             "retrain with --force"
         )
     return found
-
-

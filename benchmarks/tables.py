@@ -127,7 +127,8 @@ def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
         references: Methods that anchor the table.
     """
     lines = []
-    for line in summary.to_dict("records"):
+    for record in summary.to_dict("records"):
+        line = {str(k): v for k, v in record.items()}
         name = str(line["method"])
         if line["is_own"] and name not in references:
             name = f"{name}: own way"
@@ -208,7 +209,9 @@ def write(
     tex = shown.replace({" ± ": " $\\pm$ "}, regex=True)
     tex = tex.map(_tex)
     tex.columns = [_tex(c) for c in shown.columns]
-    body = tex.to_latex(index=False, escape=False, column_format="ll" + "r" * (len(shown.columns) - 3) + "l")
+    body = tex.to_latex(
+        index=False, escape=False, column_format="ll" + "r" * (len(shown.columns) - 3) + "l"
+    )
     comments = "\n".join(f"% {line}" for line in [title, *lines, *legend])
     write_text(folder / "table.tex", f"{comments}\n% needs \\usepackage{{booktabs}}\n{body}")
     write_bytes(folder / "records.parquet", frame.to_parquet(index=False))

@@ -80,9 +80,7 @@ NEEDS: dict[str, Need] = {
     "MASK": Need(
         "{method} is defined only for random subsampling; {operator} is not a mask", "mask"
     ),
-    "SVD": Need(
-        "{method} needs a cheap SVD with one V for all images; {operator} has none", "svd"
-    ),
+    "SVD": Need("{method} needs a cheap SVD with one V for all images; {operator} has none", "svd"),
     "SHAPE": Need(
         "{method} needs y to have the shape of x; with {operator} it has not", "same_shape"
     ),

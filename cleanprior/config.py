@@ -11,7 +11,16 @@ from .errors import UserError, did_you_mean, unknown
 
 Config = dict[str, Any]
 
-GROUPS = ("data", "operator", "method", "backbone", "training", "sampler", "posterior", "evaluation")
+GROUPS = (
+    "data",
+    "operator",
+    "method",
+    "backbone",
+    "training",
+    "sampler",
+    "posterior",
+    "evaluation",
+)
 # Keys that describe a part to the checks and tables; they are not constructor arguments.
 DESCRIPTIONS = ("capabilities", "about")
 # What decides a cell's numbers. `training.device` and the like decide only where it runs.

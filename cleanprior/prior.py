@@ -138,7 +138,9 @@ class Prior(nn.Module):
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             weights = staging / "weights.safetensors"
-            state = {k: v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()}
+            state = {
+                k: v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()
+            }
             save_file(state, weights)
             card = {
                 "format": FORMAT,

@@ -1,4 +1,4 @@
-"""Live progress: method, phase, step, steps a second, time left. Plain lines where no terminal is."""
+"""Live progress: phase, step, steps a second, time left. Plain lines where no terminal is."""
 
 import time
 from collections.abc import Iterator
@@ -29,7 +29,9 @@ class Task:
         rate = self.done / max(now - self._start, 1e-9)
         if self._bar is not None and self._progress.bars is not None:
             self._progress.bars.update(
-                self._bar, advance=steps, rate=f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s",
+                self._bar,
+                advance=steps,
+                rate=f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s",
                 note=note,
             )
         elif self._progress.is_verbose and now - self._told > self._progress.interval:

@@ -1,7 +1,7 @@
 """One cell: a configuration becomes a record.
 
-``data set -> operator -> measurements -> Trainer(method) -> prior -> evaluation -> record``. This is
-the only place where clean images and a method's training meet: measurements are drawn from them
+``data set -> operator -> measurements -> Trainer(method) -> prior -> evaluation -> record``. This
+is the only place where clean images and a method's training meet: measurements are drawn from them
 here, and an entitled method is handed its few (or, the oracle, all) by seed.
 """
 
@@ -13,7 +13,6 @@ import time
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor

@@ -29,11 +29,9 @@ def seed_for(run_seed: int, role: str, **keys: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator_for(
-    run_seed: int, role: str, device: torch.device | str = "cpu", **keys: int | str
-) -> Generator:
-    """Return a generator seeded by :func:`seed_for`, on ``device``."""
-    return Generator(device=device).manual_seed(seed_for(run_seed, role, **keys))
+def generator_for(run_seed: int, role: str, **keys: int | str) -> Generator:
+    """Return a CPU generator seeded by :func:`seed_for`: the same draws on every device."""
+    return Generator().manual_seed(seed_for(run_seed, role, **keys))
 
 
 @contextmanager
@@ -60,7 +58,9 @@ def randn_like(x: Tensor, generator: Generator | Sequence[Generator]) -> Tensor:
         return noise.to(x.device)
     if len(generator) != len(x):
         raise ValueError(f"{len(generator)} generators for a batch of {len(x)} images")
-    rows = [torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=g.device) for g in generator]
+    rows = [
+        torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=g.device) for g in generator
+    ]
     return torch.stack(rows).to(x.device)
 
 

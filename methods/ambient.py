@@ -135,7 +135,9 @@ class Ambient(Method):
         def sample(n: int, generator: Generator) -> Tensor:
             device = next(denoiser.parameters()).device
             params = operator.draw(n, generator)
-            further = {k: v.to(device) for k, v in operator.further(params, self.delta, generator).items()}
+            further = {
+                k: v.to(device) for k, v in operator.further(params, self.delta, generator).items()
+            }
             mask = operator.describe(further, n)
 
             def denoise(x: Tensor, sigma: Tensor) -> Tensor:

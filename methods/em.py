@@ -17,8 +17,8 @@ Two published methods are this class by configuration:
 
 Differences from the authors' code: measurements and their noise are drawn once and reused in every
 round; restorations stay float tensors (no 8-bit pictures, no contrast stretch); guidance norms are
-per image; the search for the scale is automatic and logged; the network is averaged and in eval mode
-in every E-step; the conjugate-gradient solve is guarded and uses more than one iteration.
+per image; the search for the scale is automatic and logged; the network is averaged and in eval
+mode in every E-step; the conjugate-gradient solve is guarded and uses more than one iteration.
 
 References:
     An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted
@@ -94,8 +94,8 @@ class EM(Method):
         if not 0 < self.start_share <= 1 or left < 0 or (self.resume_rounds > 0 and left <= 0):
             raise ValueError(
                 f"start_share={self.start_share} and {self.reset_rounds} reset rounds of "
-                f"{self.reset_share} leave {left:.2f} of the budget for {self.resume_rounds} resume "
-                "rounds; needed: shares that add up to at most 1"
+                f"{self.reset_share} leave {left:.2f} of the budget for {self.resume_rounds} "
+                "resume rounds; needed: shares that add up to at most 1"
             )
         if self.scales and not isinstance(self.posterior, DPS):
             raise ValueError("scales are for a guided E-step sampler (DPS); set scales=[]")
@@ -190,7 +190,7 @@ class EM(Method):
         number: int,
         session: Session,
     ) -> Tensor:
-        """Draw from p(x|y) for these measurements, chunk by chunk; a chunk on disk is not redrawn."""
+        """Draw from p(x|y) for these measurements; a chunk on disk is not drawn again."""
         parts = []
         with session.progress.task(f"E-step of round {number}", len(index)) as task:
             for k, part in enumerate(index.split(self.chunk)):

@@ -1,8 +1,8 @@
 r"""Naive: denoising score matching on observed pixels, without further corruption.
 
-Objective: :math:`\mathbb E\, w(\sigma)\|a \odot (D(u + \sigma n, \sigma) - u)\|^2 / \sum a`, where u is
-the lifted measurement (hidden pixels 0) and a its mask of observed pixels (MissDiff, Eq. 5). With
-no mask this is denoising score matching on the measurements as if they were clean.
+Objective: :math:`\mathbb E\, w(\sigma)\|a \odot (D(u + \sigma n, \sigma) - u)\|^2 / \sum a`, where
+u is the lifted measurement (hidden pixels 0) and a its mask of observed pixels (MissDiff, Eq. 5).
+With no mask this is denoising score matching on the measurements as if they were clean.
 
 Minimiser: :math:`D_i = E[x_i \mid u + \sigma n, a_i = 1]`, a mixture over the masks of the other
 pixels; sampling then uses inputs with nothing missing. It is what one gets by ignoring the

@@ -1,7 +1,7 @@
 r"""Oracle: the same denoiser trained on clean images, the upper bound of every table.
 
-Objective: :math:`\mathbb E\, w(\sigma)\|D(x + \sigma n, \sigma) - x\|^2` (EDM, Eq. 8). It is the one
-method that a training loop hands clean images to, all of them, and its row says so.
+Objective: :math:`\mathbb E\, w(\sigma)\|D(x + \sigma n, \sigma) - x\|^2` (EDM, Eq. 8). It is the
+one method that a training loop hands clean images to, all of them, and its row says so.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),

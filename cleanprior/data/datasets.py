@@ -148,9 +148,7 @@ def _read_idx(path: Path) -> Tensor:
         raise UserError(f"'{path}' is damaged; remove it and fetch it again: {error}") from error
 
 
-def image_folder(
-    path: str | None, resolution: int, channels: int, test_share: float
-) -> CleanData:
+def image_folder(path: str | None, resolution: int, channels: int, test_share: float) -> CleanData:
     """Load every image below a folder: centre-cropped to a square, resized, in [-1, 1].
 
     Arguments:

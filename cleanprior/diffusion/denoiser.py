@@ -3,8 +3,8 @@ r"""The denoiser :math:`D(x_\sigma, \sigma) \approx \mathbb E[x \mid x_\sigma]`,
 Noise is variance-exploding: :math:`x_\sigma = x + \sigma n`, images in [-1, 1].
 
 References:
-    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), Table 1,
-    arXiv:2206.00364
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+    Table 1, arXiv:2206.00364
 """
 
 from typing import Protocol, runtime_checkable
@@ -112,13 +112,15 @@ def draw_sigma(
     n: int, generator: Generator, device: torch.device, mean: float = -1.2, std: float = 1.2
 ) -> Float[Tensor, " n"]:
     r"""Draw training noise levels, :math:`\log\sigma \sim N(-1.2, 1.2^2)` (EDM, Table 1)."""
-    return (mean + std * torch.randn(n, generator=generator, device=generator.device)).exp().to(device)
+    return (
+        (mean + std * torch.randn(n, generator=generator, device=generator.device)).exp().to(device)
+    )
 
 
 def denoising_loss(
     denoiser: Denoiser, x: Float[Tensor, "b c h w"], generator: Generator
 ) -> Float[Tensor, ""]:
-    r"""EDM's loss :math:`\mathbb E\, w(\sigma) \|D(x + \sigma n, \sigma) - x\|^2`, mean over pixels."""
+    r"""EDM's loss, :math:`\mathbb E\, w(\sigma) \|D(x + \sigma n, \sigma) - x\|^2` a pixel."""
     sigma = draw_sigma(len(x), generator, x.device)
     noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
     error = (denoiser(x + per_image(sigma) * noise, sigma) - x) ** 2

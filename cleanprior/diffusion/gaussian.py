@@ -44,7 +44,11 @@ class GaussianPrior:
         return (self.mean + shrunk @ vectors.T).to(x.dtype).reshape(x.shape)
 
     def posterior(
-        self, y: Float[Tensor, "b ..."], params: Params, sigma_y: Float[Tensor, " b"], operator: Operator
+        self,
+        y: Float[Tensor, "b ..."],
+        params: Params,
+        sigma_y: Float[Tensor, " b"],
+        operator: Operator,
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
         r"""Return mean and covariance of p(x|y) for each measurement (Kalman update)."""
         a = operator.matrix(params, len(y))
@@ -57,7 +61,11 @@ class GaussianPrior:
         return mean, (covariance + covariance.mT) / 2
 
     def posterior_root(
-        self, y: Float[Tensor, "b ..."], params: Params, sigma_y: Float[Tensor, " b"], operator: Operator
+        self,
+        y: Float[Tensor, "b ..."],
+        params: Params,
+        sigma_y: Float[Tensor, " b"],
+        operator: Operator,
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
         """Return the posterior mean and the symmetric square root of its covariance."""
         mean, covariance = self.posterior(y, params, sigma_y, operator)

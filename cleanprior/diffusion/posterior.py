@@ -38,7 +38,7 @@ def _norms(r: Tensor) -> Tensor:
     return r.flatten(1).norm(dim=1)
 
 
-# A conjugate-gradient residual may exceed its start for a while; beyond twice the start it diverges.
+# A conjugate-gradient residual may exceed its start for a while; beyond twice that it diverges.
 # Measured on 8x8 digits, trained denoiser, 2 / 5 iterations: 19.2 / 18.7 dB with this limit,
 # 19.2 / 15.6 dB with a limit of 30, 18.6 / 18.6 dB with 1.
 GROWTH = 2.0
@@ -201,11 +201,12 @@ class MMPS(PosteriorSampler):
     r"""Moment-matching posterior sampling: a Gaussian p(x|x_t) with Tweedie's covariance.
 
     .. math:: \hat x = D + \sigma^2 J^\top A^\top
-        \big(\sigma_y^2 I + A\,\sigma^2 J^\top A^\top\big)^{-1} (y - A D), \quad J = \partial D/\partial x
+        \big(\sigma_y^2 I + A\,\sigma^2 J^\top A^\top\big)^{-1} (y - A D), \quad
+        J = \partial D/\partial x
 
     Exact when x is Gaussian and the solve converges. The solve is conjugate gradient, one
-    vector-Jacobian product an iteration, each image on its own, and guarded against divergence (J of
-    a trained network is only nearly symmetric).
+    vector-Jacobian product an iteration, each image on its own, and guarded against divergence (J
+    of a trained network is only nearly symmetric).
 
     Arguments:
         iterations: Conjugate-gradient iterations at most.
@@ -214,8 +215,8 @@ class MMPS(PosteriorSampler):
         steps, sigma_min, sigma_max, rho, eta: see :class:`PosteriorSampler`.
 
     References:
-        Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024),
-        section 4, arXiv:2405.13712
+        Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al.,
+        2024), section 4, arXiv:2405.13712
     """
 
     def __init__(

@@ -109,7 +109,8 @@ class Protocol:
         count = min(self.samples, len(data.test))
         numbers = torch.arange(n)
         batch = measured.batch(numbers)
-        rows, pictures = [], {}
+        rows: list[Row] = []
+        pictures: dict[str, Tensor] = {}
 
         for name, posterior in prior_ways.items():
             if prior is None:
@@ -147,7 +148,9 @@ class Protocol:
                 row.missing["restoration"] = f"{way.name} does not restore"
             else:
                 start = time.perf_counter()
-                restored, row.evaluations = way.restore(batch, image_generators(self.seed, range(n)))
+                restored, row.evaluations = way.restore(
+                    batch, image_generators(self.seed, range(n))
+                )
                 row.seconds["restoration"] = time.perf_counter() - start
                 self._restoration(row, restored, data.test[:n], measured, operator)
                 pictures[f"restored.{row.way}"] = restored

@@ -1,6 +1,5 @@
-r"""The Operator: :math:`y = A x + \sigma_y z`, the law of its parameters, and further corruption."""
+r"""The Operator: :math:`y = A x + \sigma_y z`, its parameters' law, further corruption."""
 
-from abc import ABC
 from typing import ClassVar
 
 import torch
@@ -14,7 +13,7 @@ Params = dict[str, Tensor]
 ImageShape = tuple[int, int, int]
 
 
-class Operator(ABC):
+class Operator:
     """A linear forward operator with per-image parameters and additive Gaussian noise.
 
     deepinv's physics keep the last parameters that they were given; every call here passes the
@@ -38,7 +37,7 @@ class Operator(ABC):
         if not 0 <= sigma < float("inf"):
             raise ValueError(f"sigma={sigma} is not a noise level; allowed: a number >= 0")
         self.physics = physics
-        self.image_shape = tuple(image_shape)
+        self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.sigma = float(sigma)
 
     @property

@@ -34,8 +34,8 @@ class GaussianBlur(Operator):
         limit = min(image_shape[1:])
         if kernel_size % 2 == 0 or not 1 <= kernel_size <= limit:
             raise ValueError(
-                f"kernel_size={kernel_size} does not fit images of {image_shape[1]}x{image_shape[2]}"
-                f"; allowed: odd numbers from 1 to {limit}"
+                f"kernel_size={kernel_size} does not fit images of "
+                f"{image_shape[1]}x{image_shape[2]}; allowed: odd numbers from 1 to {limit}"
             )
         if not blur_std > 0:
             raise ValueError(f"blur_std={blur_std} is not a width in pixels; allowed: above 0")

@@ -54,9 +54,7 @@ class RandomInpainting(Operator):
         {"random", "mask", "further", "svd", "same_shape", "gaussian"}
     )
 
-    def __init__(
-        self, image_shape: ImageShape, p: float, per_channel: bool, sigma: float
-    ) -> None:
+    def __init__(self, image_shape: ImageShape, p: float, per_channel: bool, sigma: float) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"p={p} is not a share of missing pixels; allowed: [0, 1)")
         super().__init__(Inpainting(img_size=tuple(image_shape)), image_shape, sigma)

@@ -187,8 +187,8 @@ class _Run:
         planned = sum(r.steps * r.turns.count(method.budgeted) for r in self.rounds)
         if self.networks and planned != trainer.steps:
             raise ValueError(
-                f"{method.name} plans {planned} steps of '{method.budgeted}'; the budget, equal for "
-                f"all methods, is {trainer.steps}"
+                f"{method.name} plans {planned} steps of '{method.budgeted}'; the budget, equal "
+                f"for all methods, is {trainer.steps}"
             )
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
         self.averages = Averages(self.networks, trainer.ema)
@@ -293,7 +293,9 @@ class _Run:
         if plan.begin == "scratch":
             with scoped_rng(seed_for(self.seed, "weights", round=number)):
                 self.method.build()
-            self.networks = {k: n.to(self.trainer.device) for k, n in self.method.networks().items()}
+            self.networks = {
+                k: n.to(self.trainer.device) for k, n in self.method.networks().items()
+            }
         else:
             for name, network in self.networks.items():
                 network.load_state_dict(self.averages.modules[name].state_dict())

@@ -186,7 +186,5 @@ def test_a_method_from_outside_is_listed_and_stands_in_the_table(tmp_path: Path)
     )
     assert benched.returncode == 0, benched.stderr
     assert "shrunk" in benched.stdout
-    refused = run(
-        tmp_path, "train", "method=shrunk", "method.facto=1", path=str(site)
-    )
+    refused = run(tmp_path, "train", "method=shrunk", "method.facto=1", path=str(site))
     assert "Did you mean 'method.factor'?" in refused.stderr
