@@ -39,6 +39,7 @@ from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, denoising_loss
 from cleanprior.diffusion.gaussian import GaussianPrior, fit_gaussian
 from cleanprior.diffusion.posterior import DPS, PosteriorSampler, draw_in_chunks
+from cleanprior.operators.base import likelihood_sigma
 from cleanprior.prior import Prior
 from cleanprior.training import Loss, Method, Problem, Round, Session
 
@@ -61,7 +62,7 @@ class EM(Method):
             fixed scale.
         scale_images: Training measurements used to choose the scale.
         gaussian_iterations: EM iterations of the Gaussian start.
-        sigma_floor: Least noise level in the likelihood of the Gaussian start and of the sampler.
+        sigma_floor: Noise level of the likelihood where sigma_y is 0 (Gaussian start, sampler).
         chunk: Measurements restored at a time; each chunk survives an interruption.
 
     Raises:
@@ -177,7 +178,7 @@ class EM(Method):
         draws = []
         for k, part in enumerate(index.split(self.chunk)):
             b = data.batch(part)
-            sigma = b.sigma_y.clamp_min(self.sigma_floor)
+            sigma = likelihood_sigma(b.sigma_y, self.sigma_floor)
             generator = session.generator("gaussian-draw", chunk=k)
             draws.append(prior.draw(b.y, b.params, sigma, operator, generator))
         return torch.cat(draws)

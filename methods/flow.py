@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 from cleanprior.data import Batch
 from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.operators import Operator
-from cleanprior.operators.base import ImageShape
+from cleanprior.operators.base import ImageShape, likelihood_sigma
 
 
 def _subnet(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -174,13 +174,13 @@ def gaussian_base(
         prior: The Gaussian prior.
         batch: Measurements, on the CPU.
         operator: Their operator, on the CPU.
-        sigma_floor: Least noise level of the likelihood, units of x.
+        sigma_floor: Noise level of the likelihood where sigma_y is 0, units of x.
 
     Returns:
         The base, in float32.
     """
     n = len(batch)
-    level = batch.sigma_y.clamp_min(sigma_floor)
+    level = likelihood_sigma(batch.sigma_y, sigma_floor)
     shared = not batch.params and n > 1 and bool((level == level[0]).all())
     k = 1 if shared else n
     params = {key: v[:k] for key, v in batch.params.items()}

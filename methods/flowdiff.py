@@ -50,6 +50,7 @@ from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, denoising_loss, per_image
 from cleanprior.diffusion.gaussian import MAX_PIXELS, GaussianPrior, fit_gaussian
 from cleanprior.operators import Operator
+from cleanprior.operators.base import likelihood_sigma
 from cleanprior.prior import Prior
 from cleanprior.seeding import randn_like
 from cleanprior.training import Loss, Method, Problem, Round, Session, Way
@@ -129,7 +130,7 @@ class FlowDiff(Method):
 
     Arguments:
         needs: See :class:`cleanprior.training.Method`.
-        sigma_floor: Noise level of the likelihood where sigma_y is smaller, units of x; 0 refuses
+        sigma_floor: Noise level of the likelihood where sigma_y is 0, units of x; 0 refuses
             noise-free measurements. It never alters y.
         sigma_min: Least noise level of the bound, above 0: the prior is seen blurred by it.
         sigma_max: Largest noise level of the bound.
@@ -341,7 +342,7 @@ class FlowDiff(Method):
         assert isinstance(denoiser, Denoiser)
         base = self._base(self.flow, batch, self._cache)
         x, log_det = self.flow(randn_like(base.mean, generator), base)
-        level = batch.sigma_y.clamp_min(self.sigma_floor)
+        level = likelihood_sigma(batch.sigma_y, self.sigma_floor)
         residual = (batch.y - self._operator.A(x, batch.params)).flatten(1)
         data = (residual**2).sum(1) / (2 * level**2)
         sigma = stratified_sigma(len(x), self.sigma_min, self.sigma_max, generator, x.device)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..data.measurements import Measurements
-from ..operators.base import ImageShape, Operator, Params
+from ..operators.base import ImageShape, Operator, Params, likelihood_sigma
 
 # Dense covariances and one dense A for each image: 1,024 pixels take 8 MB a matrix in float64.
 MAX_PIXELS = 1024
@@ -123,7 +123,7 @@ def fit_gaussian(
     Arguments:
         data: The measurements.
         operator: Their operator.
-        sigma_floor: Least noise level of the likelihood.
+        sigma_floor: Noise level of the likelihood where sigma_y is 0.
         iterations: EM iterations.
         generator: Chooses a subset when there are more than ``limit`` measurements.
         limit: Measurements used at most.
@@ -149,7 +149,7 @@ def fit_gaussian(
         first, second = torch.zeros_like(prior.mean), torch.zeros_like(prior.covariance)
         for part in index.split(chunk):
             b = data.batch(part)
-            sigma = b.sigma_y.clamp_min(sigma_floor)
+            sigma = likelihood_sigma(b.sigma_y, sigma_floor)
             m, v = prior.posterior(b.y, b.params, sigma, operator)
             first += m.sum(0)
             second += v.sum(0) + m.T @ m

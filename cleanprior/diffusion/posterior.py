@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from ..operators.base import Operator, Params
+from ..operators.base import Operator, Params, likelihood_sigma
 from ..seeding import randn_like
 from .denoiser import Denoise
 from .samplers import ancestral_step, karras_levels
@@ -211,7 +211,7 @@ class MMPS(PosteriorSampler):
     Arguments:
         iterations: Conjugate-gradient iterations at most.
         tolerance: Relative residual at which an image's solve stops.
-        sigma_floor: Replaces sigma_y in the likelihood where it is smaller; y is not altered.
+        sigma_floor: Replaces sigma_y in the likelihood where it is 0; y is not altered.
         steps, sigma_min, sigma_max, rho, eta: see :class:`PosteriorSampler`.
 
     References:
@@ -244,7 +244,7 @@ class MMPS(PosteriorSampler):
     def guide(  # noqa: D102
         self, denoise: Denoise, x: Tensor, sigma: float, problem: LinearProblem
     ) -> tuple[Tensor, Tensor | None]:
-        sigma_y = problem.sigma_y.clamp_min(self.sigma_floor)
+        sigma_y = likelihood_sigma(problem.sigma_y, self.sigma_floor)
         if (sigma_y <= 0).any():
             raise ValueError("sigma_y is 0 and sigma_floor is 0; set posterior.sigma_floor above 0")
         variance = sigma_y.double() ** 2

@@ -44,7 +44,7 @@ class Problem:
     @property
     def image_shape(self) -> ImageShape:
         """Shape of one image, (channels, height, width)."""
-        return self.operator.image_shape  # type: ignore[return-value]
+        return self.operator.image_shape
 
     def denoiser(self, condition_channels: int = 0, preconditioning: str = "edm") -> Denoiser:
         """Build a denoiser with fresh weights on the shared backbone configuration."""
