@@ -146,4 +146,4 @@ class Ambient(Method):
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
             return self.sampler(denoise, noise.to(device), generator).cpu()
 
-        return [Way("one step", restore, sample)]
+        return [Way("one step; samples: fixed mask", restore, sample)]

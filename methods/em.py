@@ -17,8 +17,9 @@ Two published methods are this class by configuration:
 
 Differences from the authors' code: measurements and their noise are drawn once and reused in every
 round; restorations stay float tensors (no 8-bit pictures, no contrast stretch); guidance norms are
-per image; the search for the scale is automatic and logged; the network is averaged and in eval
-mode in every E-step; the conjugate-gradient solve is guarded and uses more than one iteration.
+per image and a guidance step never exceeds the residual (the paper's 1,000 steps do not need that);
+the search for the scale is automatic and logged; the network is averaged and in eval mode in every
+E-step; the conjugate-gradient solve is guarded and uses more than one iteration.
 
 References:
     An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted
@@ -42,6 +43,9 @@ from cleanprior.diffusion.posterior import DPS, PosteriorSampler, draw_in_chunks
 from cleanprior.operators.base import likelihood_sigma
 from cleanprior.prior import Prior
 from cleanprior.training import Loss, Method, Problem, Round, Session
+
+# Mean squared residuals within this factor are a tie: a factor of 1.4 in the residual itself.
+TIE = 2.0
 
 
 @dataclass(kw_only=True)
@@ -228,7 +232,9 @@ class EM(Method):
         """Choose the guidance scale on training measurements (Eq. 12), with common random numbers.
 
         Without noise: the smallest mean residual. With noise: the residual nearest to its expected
-        value (discrepancy principle; the smallest one would reproduce the noise).
+        value (discrepancy principle; the smallest one would reproduce the noise). Of scales whose
+        misfit is within :data:`TIE` of the best, the largest: the cap of the sampler makes large
+        scales fit alike, and on 8x8 digits guidance at 0.6 restores 1.9 dB worse than at 2.8.
         """
         if not self.scales:
             return self.posterior
@@ -255,7 +261,10 @@ class EM(Method):
                 misfits.append(self._misfit(batch, draw.x))
                 evaluations += draw.evaluations * len(index)
                 backwards += draw.backwards * len(index)
-            best = min(range(len(misfits)), key=lambda i: misfits[i])
+            limit = TIE * min(misfits)
+            best = max(
+                (i for i, m in enumerate(misfits) if m <= limit), key=lambda i: self.scales[i]
+            )
             costs = {"evaluations": evaluations, "backwards": backwards}
             return {"scale": torch.tensor(last * self.scales[best], dtype=torch.float64)}, costs
 

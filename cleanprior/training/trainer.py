@@ -334,7 +334,8 @@ class _Run:
     def _turn(self, turn: str, batch: Batch, rate: float, keys: dict[str, int]) -> None:
         t, network, optimiser = self.trainer, self.networks[turn], self.optimisers[turn]
         rank = t.accelerator.process_index
-        network.train()
+        if not network.training:
+            network.train()
         torch.manual_seed(seed_for(self.seed, "dropout", rank=rank, **keys))
         generator = generator_for(self.seed, "loss", rank=rank, **keys)
         loss = self.method.loss(batch, generator, turn)

@@ -260,8 +260,8 @@ def test_a_sample_depends_only_on_its_seed_and_number(prior):
 @pytest.fixture
 def posteriors():
     return {
-        "dps": DPS(5, 0.05, 5.0, 7.0, 1.0, 0.5, "norm"),
-        "mmps": MMPS(5, 0.05, 5.0, 7.0, 1.0, 2, 1e-3, 0.05),
+        "dps": DPS(5, 0.05, 5.0, 7.0, 1.0, 0.5, True, "norm"),
+        "mmps": MMPS(5, 0.05, 5.0, 7.0, 1.0, 2, 1e-3, 2.0, 0.05),
     }
 
 

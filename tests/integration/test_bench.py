@@ -44,7 +44,7 @@ def test_the_table_has_its_reference_rows_and_own_ways(finished: Path) -> None:
         ("observations", "A^+ y"),
         ("naive", "mmps, one sample"),
         ("ambient", "mmps, one sample"),
-        ("ambient", "one step"),
+        ("ambient", "one step; samples: fixed mask"),
         ("oracle", "mmps, one sample"),
     ]
     assert frame["measurements_sha256"].nunique() == 1

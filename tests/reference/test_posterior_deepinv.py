@@ -93,7 +93,7 @@ def test_dps_guidance_is_deepinvs(gaussian, masked, sigma):
     for ours, theirs, factor in (("norm", "norm", 1.0), ("squared", "annealed", annealed)):
         fidelity = DPSDataFidelity(denoiser=AsDeepinv(gaussian), guidance=theirs)
         expected = factor * fidelity.grad(x.clone(), data.y, physics, sigma)
-        sampler = DPS(2, 0.1, 1.0, 7.0, 1.0, 1.0, ours)
+        sampler = DPS(2, 0.1, 1.0, 7.0, 1.0, 1.0, False, ours)
         _, found = sampler.gradient(gaussian, x, sigma, problem)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * factor)
 
@@ -108,7 +108,7 @@ def test_the_mmps_mean_is_azulas(gaussian, masked, sigma):
     values, vectors = torch.linalg.eigh(gaussian.covariance)
     law = GaussianDenoiser(gaussian.mean, FullCovariance(vectors, values), schedule)
     problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
-    sampler = MMPS(2, 0.1, 1.0, 7.0, 1.0, 12, 1e-8, 0.0)
+    sampler = MMPS(2, 0.1, 1.0, 7.0, 1.0, 12, 1e-8, float("inf"), 0.0)
     ours, _ = sampler.guide(gaussian, x, sigma, problem)
     for i in range(6):
         seen = data.params["mask"][i].flatten().bool()

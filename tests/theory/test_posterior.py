@@ -37,11 +37,11 @@ def several(gaussian, operator, n):
 
 
 def dps(scale=0.5, guidance="norm", steps=20, eta=1.0, low=0.02, high=20.0):
-    return DPS(steps, low, high, 7.0, eta, scale, guidance)
+    return DPS(steps, low, high, 7.0, eta, scale, False, guidance)
 
 
 def mmps(steps=20, eta=1.0, iterations=6, tolerance=1e-6, low=0.002, high=80.0, floor=0.0):
-    return MMPS(steps, low, high, 7.0, eta, iterations, tolerance, floor)
+    return MMPS(steps, low, high, 7.0, eta, iterations, tolerance, float("inf"), floor)
 
 
 # -- MMPS is exact for a Gaussian ------------------------------------------------------------------
