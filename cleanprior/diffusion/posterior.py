@@ -215,8 +215,8 @@ class MMPS(PosteriorSampler):
     Arguments:
         iterations: Conjugate-gradient iterations at most.
         tolerance: Relative residual at which an image's solve stops.
-        growth: An image's solve stops when its residual exceeds this multiple of its start; infinity
-            for a map that is known to be symmetric, whose residual may rise before it falls.
+        growth: An image's solve stops when its residual exceeds this multiple of its start;
+            infinity for a map known to be symmetric, whose residual may rise before it falls.
         sigma_floor: Replaces sigma_y in the likelihood where it is 0; y is not altered.
         steps, sigma_min, sigma_max, rho, eta: see :class:`PosteriorSampler`.
 

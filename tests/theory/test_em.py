@@ -1,0 +1,193 @@
+"""EM: its E-step on a Gaussian follows the closed recursion; scales, rounds and hand-over."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cleanprior.config import build, compose
+from cleanprior.data import Measurements
+from cleanprior.diffusion.gaussian import GaussianPrior
+from cleanprior.diffusion.posterior import DPS, MMPS
+from cleanprior.operators import Denoising, RandomInpainting
+from cleanprior.progress import Progress
+from cleanprior.training import Problem, Session
+from cleanprior.training.checkpoint import Store
+
+SHAPE = (1, 1, 1)
+
+
+def make_em(*overrides: str, name: str = "em_mmps"):
+    return build(compose([f"method={name}", *overrides])["method"])
+
+
+def make_session(data: Measurements, averaged=None, store=None) -> Session:
+    return Session(
+        measurements=data,
+        clean=None,
+        averaged=averaged or {},
+        device=torch.device("cpu"),
+        store=Store(store),
+        progress=Progress(),
+        seed=0,
+    )
+
+
+def attach(method, operator) -> None:
+    """Give a method its problem without networks: the E-steps here use analytic denoisers."""
+    method.problem = Problem(operator, operator.name, {}, 0.5, operator.sigma)
+
+
+def test_e_steps_on_a_gaussian_follow_the_recursion_to_its_fixed_point() -> None:
+    """v' = g^2 V + g sigma^2 with g = v / (v + sigma^2); fixed point V - sigma^2."""
+    sigma, n = 0.5, 20000
+    operator = Denoising(SHAPE, sigma)
+    clean = torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0))
+    data = Measurements.draw(clean, operator, 0, "train")
+    method = make_em()
+    method.posterior = MMPS(64, 0.005, 20.0, 7.0, 1.0, 2, 1e-6, float("inf"), 0.0)
+    method.chunk = n
+    attach(method, operator)
+    session = make_session(data)
+    spread = data.y.double().square().mean().item()
+    v = expected = 0.3
+    for number in range(1, 6):
+        covariance = torch.full((1, 1), v, dtype=torch.float64)
+        prior = GaussianPrior(torch.zeros(1, dtype=torch.float64), covariance, SHAPE)
+        draws = method._draws(prior, method.posterior, torch.arange(n), number, session)
+        g = v / (v + sigma**2)
+        expected = g**2 * spread + g * sigma**2
+        v = draws.double().square().mean().item()
+        assert v == pytest.approx(expected, rel=0.03)
+    fixed = spread - sigma**2
+    assert abs(v - fixed) < abs(0.3 - fixed)
+
+
+def gaussian_toy(sigma: float):
+    shape = (1, 2, 4)
+    generator = torch.Generator().manual_seed(1)
+    root = torch.randn(8, 8, generator=generator, dtype=torch.float64) / 3
+    covariance = root @ root.T + 0.05 * torch.eye(8, dtype=torch.float64)
+    x = (torch.randn(400, 8, generator=generator, dtype=torch.float64) @ root.T).float()
+    operator = RandomInpainting(shape, 0.3, False, sigma)
+    data = Measurements.draw(x.reshape(-1, *shape), operator, 0, "train")
+    prior = GaussianPrior(torch.zeros(8, dtype=torch.float64), covariance, shape)
+    return operator, data, prior
+
+
+def guided_em(scales, cap: bool):
+    method = make_em(name="em")
+    method.posterior = DPS(40, 0.02, 10.0, 7.0, 1.0, 0.2, cap, "norm")
+    method.scales, method.scale_images = scales, 200
+    return method
+
+
+def test_the_scale_is_the_same_for_two_searches_with_one_seed() -> None:
+    operator, data, prior = gaussian_toy(0.0)
+    found = []
+    for _ in range(2):
+        method = guided_em([0.5, 1.0, 2.0], cap=True)
+        attach(method, operator)
+        found.append(method._choose_scale(prior, 1, make_session(data)).scale)
+    assert found[0] == found[1]
+    other = make_session(data)
+    assert found[0] in [0.1, 0.2, 0.4]
+    method._choose_scale(prior, 1, other)
+    assert other.log["scales"] == [found[0]]
+    assert other.costs["evaluations"] == 3 * 200 * 40
+
+
+def test_with_noise_the_chosen_residual_is_the_expected_one() -> None:
+    """Discrepancy principle: within 5 % of m sigma^2, on a fine grid."""
+    sigma = 0.3
+    operator, data, prior = gaussian_toy(sigma)
+    method = guided_em([float(s) for s in torch.logspace(-1, 1, 41)], cap=False)
+    attach(method, operator)
+    session = make_session(data)
+    sampler = method._choose_scale(prior, 1, session)
+    index = torch.randperm(len(data), generator=session.generator("scale-images", round=1))[:200]
+    batch = data.batch(index)
+    generators = session.generators("scale", index.tolist(), round=1)
+    x = sampler(prior, batch.y, batch.params, batch.sigma_y, operator, generators).x
+    squared = ((batch.y - operator.A(x, batch.params)) * batch.params["mask"]).square().sum()
+    assert squared.item() == pytest.approx(sigma**2 * batch.params["mask"].sum().item(), rel=0.1)
+
+
+def test_a_candidate_that_is_not_finite_is_never_chosen() -> None:
+    operator, data, prior = gaussian_toy(0.0)
+    method = guided_em([0.5, 1.0], cap=True)
+    attach(method, operator)
+    batch = data.batch(torch.arange(4))
+    assert method._misfit(batch, torch.full((4, 1, 2, 4), float("nan"))) == float("inf")
+
+
+def train(method, digits_data, make_operator, tiny_backbone, folder=None, steps=20):
+    operator = make_operator("inpainting", (1, 8, 8))
+    data = Measurements.draw(digits_data.train[:40], operator, 0, "train")
+    config = compose(
+        [f"training.budget={8 * steps}", "training.batch=8", "training.precision=fp32"]
+    )
+    trainer = build(config["training"])
+    problem = Problem(operator, "inpainting", tiny_backbone, 0.5, 0.0)
+    clean = digits_data.train[40:60] if method.clean_images else None
+    return trainer.fit(method, problem, data, 0, folder, clean), data
+
+
+def test_rounds_hand_over_weights_as_they_promise(digits_data, make_operator, tiny_backbone) -> None:
+    """A resumed round starts from the averaged weights, a reset round from new ones."""
+    method = make_em("method.scales=[]", "method.posterior.steps=3", name="em")
+    seen: dict[str, dict] = {}
+    modes: list[bool] = []
+    begin, loss = method.begin_round, method.loss
+
+    def begin_round(number, plan, session):
+        if number:
+            modes.append(session.averaged["denoiser"].training)
+        seen[f"average {number}"] = copy.deepcopy(session.averaged["denoiser"].state_dict())
+        method.number, method.is_first = number, True
+        return begin(number, plan, session)
+
+    def spying_loss(batch, generator, turn):
+        if method.is_first:
+            seen[f"start {method.number}"] = copy.deepcopy(method.denoiser.state_dict())
+            method.is_first = False
+        return loss(batch, generator, turn)
+
+    method.begin_round, method.loss = begin_round, spying_loss
+    train(method, digits_data, make_operator, tiny_backbone)
+
+    def same(a: str, b: str) -> bool:
+        return all(torch.equal(seen[a][k], seen[b][k]) for k in seen[a])
+
+    plan = method.rounds(20)
+    assert [r.begin for r in plan] == ["continue", "averaged", "averaged", "scratch"]
+    for number, r in enumerate(plan[1:], 1):
+        assert same(f"start {number}", f"average {number}") == (r.begin == "averaged")
+    assert not same("start 3", "start 0"), "a reset draws new weights"
+    assert modes == [False, False, False], "E-steps use averaged weights in eval mode"
+
+
+def test_measurements_keep_their_bytes_and_no_picture_is_written(
+    digits_data, make_operator, tiny_backbone, tmp_path
+) -> None:
+    method = make_em("method.posterior.steps=3", "method.gaussian_iterations=1")
+    (_, report), data = train(method, digits_data, make_operator, tiny_backbone, tmp_path)
+    assert report.status == "done"
+    assert data._digest() == data.hash
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} <= {".safetensors"}
+
+
+@pytest.mark.parametrize("budget", [7, 20, 1500])
+@pytest.mark.parametrize("name", ["em", "em_mmps"])
+def test_the_rounds_add_up_to_the_budget(name: str, budget: int) -> None:
+    assert sum(r.steps for r in make_em(name=name).rounds(budget)) == budget
+
+
+def test_the_published_gaussian_start_sees_no_clean_image() -> None:
+    assert make_em().clean_images == 0
+    assert SimpleNamespace(**vars(make_em(name="em"))).clean_images == 50
+    with pytest.raises(ValueError, match="start=clean needs clean_images above 0"):
+        make_em("method.clean_images=0", name="em")
+    with pytest.raises(ValueError, match="add up to at most 1"):
+        make_em("method.start_share=0.9", name="em")
