@@ -23,7 +23,7 @@ from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from .diffusion.samplers import Sampler
 from .errors import UserError
 from .operators.base import ImageShape, Operator, Params
-from .seeding import generator_for
+from .seeding import generator_for, scoped_rng
 
 FORMAT = 1
 
@@ -188,7 +188,8 @@ class Prior(nn.Module):
             shape = tuple(card["image_shape"])
             channels = card["condition_channels"]
             _check_networks(card["backbone"], folder)
-            backbone = build_backbone(card["backbone"], shape[0], shape[0], channels)
+            with scoped_rng(0):
+                backbone = build_backbone(card["backbone"], shape[0], shape[0], channels)
             denoiser = Denoiser(backbone, card["sigma_data"], channels, card["preconditioning"])
             denoiser.load_state_dict(load_file(weights))
             return cls(denoiser, shape, card["backbone"], card["about"])

@@ -35,17 +35,20 @@ def ssim(x: Float[Tensor, "n c h w"], truth: Float[Tensor, "n c h w"]) -> Float[
     """
     height, width = x.shape[2:]
     window = ssim_window(height, width)
-    # torchmetrics derives the window from sigma (3.5 sigma each side) unless told otherwise.
-    value = structural_similarity_index_measure(
-        x.clamp(-1, 1),
-        truth,
+    # torchmetrics derives the window from sigma: 3.5 sigma each side.
+    _, full = structural_similarity_index_measure(
+        x.clamp(-1, 1).double(),
+        truth.double(),
         gaussian_kernel=True,
         sigma=1.5 if window == 11 else (window - 1) / 2 / 3.5,
         data_range=2.0,
         reduction="none",
+        return_full_image=True,
     )
-    assert isinstance(value, Tensor)
-    return value
+    # Its own mean includes a border of mirrored pixels; Wang et al. and scikit-image leave it out.
+    border = (window - 1) // 2
+    inner = full[..., border : height - border, border : width - border]
+    return inner.flatten(1).mean(1)
 
 
 def consistency(

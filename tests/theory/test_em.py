@@ -39,29 +39,49 @@ def attach(method, operator) -> None:
     method.problem = Problem(operator, operator.name, {}, 0.5, operator.sigma)
 
 
-def test_e_steps_on_a_gaussian_follow_the_recursion_to_its_fixed_point() -> None:
-    """v' = g^2 V + g sigma^2 with g = v / (v + sigma^2); fixed point V - sigma^2."""
-    sigma, n = 0.5, 20000
+def measured_noise(sigma: float, n: int) -> tuple[Denoising, Measurements]:
     operator = Denoising(SHAPE, sigma)
     clean = torch.randn(n, *SHAPE, generator=torch.Generator().manual_seed(0))
-    data = Measurements.draw(clean, operator, 0, "train")
-    method = make_em()
-    method.posterior = MMPS(64, 0.005, 20.0, 7.0, 1.0, 2, 1e-6, float("inf"), 0.0)
-    method.chunk = n
+    return operator, Measurements.draw(clean, operator, 0, "train")
+
+
+def scalar_prior(variance: float) -> GaussianPrior:
+    covariance = torch.full((1, 1), variance, dtype=torch.float64)
+    return GaussianPrior(torch.zeros(1, dtype=torch.float64), covariance, SHAPE)
+
+
+def test_exact_e_steps_follow_the_recursion_to_its_fixed_point() -> None:
+    """v' = g^2 V + g sigma^2 with g = v / (v + sigma^2); fixed point V - sigma^2."""
+    sigma, n = 0.5, 40000
+    operator, data = measured_noise(sigma, n)
+    method = make_em("method.chunk=40000")
     attach(method, operator)
-    session = make_session(data)
     spread = data.y.double().square().mean().item()
     v = expected = 0.3
-    for number in range(1, 6):
-        covariance = torch.full((1, 1), v, dtype=torch.float64)
-        prior = GaussianPrior(torch.zeros(1, dtype=torch.float64), covariance, SHAPE)
-        draws = method._draws(prior, method.posterior, torch.arange(n), number, session)
-        g = v / (v + sigma**2)
+    for number in range(25):
+        session = make_session(data)
+        session.seed = number
+        draws = method._exact_draws(scalar_prior(v), data, torch.arange(n), session)
+        g = expected / (expected + sigma**2)
         expected = g**2 * spread + g * sigma**2
         v = draws.double().square().mean().item()
         assert v == pytest.approx(expected, rel=0.03)
-    fixed = spread - sigma**2
-    assert abs(v - fixed) < abs(0.3 - fixed)
+    assert v == pytest.approx(spread - sigma**2, rel=0.03)
+
+
+def test_a_sampled_e_step_has_the_exact_variance() -> None:
+    """The E-step's own path: moment matching with an analytic denoiser, chunk by chunk."""
+    sigma, n, v = 0.5, 6000, 0.3
+    operator, data = measured_noise(sigma, n)
+    method = make_em("method.chunk=2000")
+    method.posterior = MMPS(256, 0.005, 20.0, 7.0, 0.0, 2, 1e-6, float("inf"), 0.0)
+    attach(method, operator)
+    session = make_session(data)
+    draws = method._draws(scalar_prior(v), method.posterior, torch.arange(n), 1, session)
+    g = v / (v + sigma**2)
+    expected = g**2 * data.y.double().square().mean().item() + g * sigma**2
+    assert draws.double().square().mean().item() == pytest.approx(expected, rel=0.05)
+    assert session.costs["evaluations"] == 256 * n
 
 
 def gaussian_toy(sigma: float):
@@ -134,7 +154,9 @@ def train(method, digits_data, make_operator, tiny_backbone, folder=None, steps=
     return trainer.fit(method, problem, data, 0, folder, clean), data
 
 
-def test_rounds_hand_over_weights_as_they_promise(digits_data, make_operator, tiny_backbone) -> None:
+def test_rounds_hand_over_weights_as_they_promise(
+    digits_data, make_operator, tiny_backbone
+) -> None:
     """A resumed round starts from the averaged weights, a reset round from new ones."""
     method = make_em("method.scales=[]", "method.posterior.steps=3", name="em")
     seen: dict[str, dict] = {}
