@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from cleanprior import registry
 from cleanprior.files import write_bytes, write_text
 from cleanprior.records import Record, is_finished
 
@@ -174,6 +175,11 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
         ]
     for method, cells in records.items():
         lines += dict.fromkeys(f"{method}: {r['status']}" for r in cells if ":" in r["status"])
+        hashes = {r["code"]["method_sha256"] for r in cells if is_finished(r)}
+        if hashes - {registry.code_hash(method)}:
+            lines.append(
+                f"{method}: its code changed after this row; --force {method} trains again"
+            )
         if any(r.get("clean_images") and r["clean_images"] == r.get("train_images") for r in cells):
             lines.append(f"{method}: upper bound, trained on all clean images; not ranked")
     codes = {c for rs in records.values() for r in rs for c in r.get("warning", "").split("+") if c}

@@ -5,6 +5,7 @@ it known; its configuration is ``package/configs/method/name.yaml``. Built-in me
 door as a stranger's.
 """
 
+import hashlib
 import importlib.util
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -65,6 +66,18 @@ def methods() -> dict[str, Path]:
     """Return the methods that have both an entry point and a configuration: name -> YAML file."""
     files = options("method")
     return {name: files[name] for name in installed(METHODS) if name in files}
+
+
+def code_hash(method: str) -> str:
+    """Return the hash of the module that a method's entry point names; empty where there is none.
+
+    The module is found and not imported.
+    """
+    module = installed(METHODS)[method].value.split(":")[0]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return ""
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
 
 
 def read(group: str, name: str) -> dict[str, Any]:

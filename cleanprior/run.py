@@ -29,6 +29,7 @@ from .operators.base import Operator
 from .prior import Prior
 from .progress import Progress
 from .records import Record, cell_folder, write_record
+from .registry import code_hash
 from .seeding import generator_for
 from .training.checkpoint import read_tensors, write_tensors
 from .training.method import Method, Problem
@@ -153,6 +154,8 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
     record["measurements_sha256"] = measured.hash
     record["training"] = report.__dict__
     record["parameters"] = {k: parameter_count(n) for k, n in averaged.items()}
+    if not cell.trainer.accelerator.is_main_process:
+        return record
     if report.status != "done":
         record["status"] = report.status
         write_record(folder, record)
@@ -205,7 +208,7 @@ def _head(cell: Cell) -> Record:
         "clean_ids_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
         "image_shape": list(cell.data.image_shape),
         "train_images": len(cell.data.train),
-        "code": {"cleanprior": __version__, "method_sha256": _source_hash(cell.method)},
+        "code": {"cleanprior": __version__, "method_sha256": code_hash(config["method"]["name"])},
         "libraries": libraries,
         "device": str(cell.trainer.device),
         "precision": str(cell.trainer.autocast or torch.float32).removeprefix("torch."),
@@ -214,14 +217,6 @@ def _head(cell: Cell) -> Record:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "status": "failed: interrupted",
     }
-
-
-def _source_hash(method: Method) -> str:
-    """Return the hash of the module that defines the method."""
-    import inspect
-
-    source = inspect.getsourcefile(type(method))
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
 
 
 def load_prior(path: Path) -> Prior:

@@ -164,13 +164,15 @@ class EM(Method):
 
         def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
             operator, data = self.problem.operator, session.measurements
-            prior = fit_gaussian(
-                data,
-                operator,
-                self.sigma_floor,
-                self.gaussian_iterations,
-                session.generator("gaussian"),
-            )
+            with session.progress.task("Gaussian fit", self.gaussian_iterations) as task:
+                prior = fit_gaussian(
+                    data,
+                    operator,
+                    self.sigma_floor,
+                    self.gaussian_iterations,
+                    session.generator("gaussian"),
+                    advance=task.advance,
+                )
             return {"x": self._exact_draws(prior, data, index, session)}, {}
 
         return session.store.once("gaussian-draws", compute)[0]["x"]

@@ -254,13 +254,14 @@ class FlowDiff(Method):
         """Fit the Gaussian prior once and keep it in the flow, which checkpoints hold."""
 
         def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
-            with session.progress.task("Gaussian fit", 1):
+            with session.progress.task("Gaussian fit", self.gaussian_iterations) as task:
                 prior = fit_gaussian(
                     session.measurements,
                     self._cpu_operator,
                     self.sigma_floor,
                     self.gaussian_iterations,
                     session.generator("gaussian"),
+                    advance=task.advance,
                 )
             values, vectors = torch.linalg.eigh(prior.covariance)
             # The bound sees the prior blurred by sigma_min; narrower directions only make the

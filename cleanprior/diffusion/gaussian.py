@@ -7,6 +7,7 @@ References:
     section 4.2 (Gaussian initial fit), arXiv:2405.13712
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -114,6 +115,7 @@ def fit_gaussian(
     iterations: int,
     generator: Generator,
     limit: int = 16384,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> GaussianPrior:
     r"""Fit :math:`N(\mu, C)` to measurements by exact EM.
 
@@ -127,6 +129,7 @@ def fit_gaussian(
         iterations: EM iterations.
         generator: Chooses a subset when there are more than ``limit`` measurements.
         limit: Measurements used at most.
+        advance: Told 1 after each iteration.
 
     Raises:
         ValueError: Images of more than :data:`MAX_PIXELS` numbers.
@@ -156,6 +159,7 @@ def fit_gaussian(
         mean = first / len(index)
         covariance = second / len(index) - torch.outer(mean, mean)
         prior = GaussianPrior(mean, (covariance + covariance.T) / 2, shape)
+        advance(1)
     return prior
 
 

@@ -81,7 +81,7 @@ class Trainer:
 
     Arguments:
         budget: Images seen by the budgeted network, the same for every method.
-        batch: Images in a batch.
+        batch: Images in a batch of one process.
         lr: Peak learning rate of AdamW.
         weight_decay: AdamW's decoupled weight decay.
         warmup: Steps of linear warm-up at the beginning of each round with a fresh optimiser.
@@ -126,7 +126,6 @@ class Trainer:
             raise ValueError(f"device={device!r}; allowed: auto, cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, and torch finds no CUDA device; use device=cpu")
-        self.steps = budget // batch
         self.batch = batch
         self.lr, self.weight_decay, self.warmup, self.final_lr = lr, weight_decay, warmup, final_lr
         self.ema, self.clip = ema, clip
@@ -134,6 +133,8 @@ class Trainer:
         self.checkpoint_seconds, self.log_every = checkpoint_seconds, log_every
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device
+        # Every process takes a batch in each step; together they see the budget.
+        self.steps = max(1, budget // (batch * self.accelerator.num_processes))
         self.autocast = autocast_dtype(precision, self.device)
 
     def fit(

@@ -552,3 +552,46 @@ def test_epochs_rounds_and_seeds_have_their_own_order():
         batch_index(50, 50, 0, 1, 0),
     ]
     assert len({tuple(o.tolist()) for o in orders}) == 4
+
+
+DISTRIBUTED = """
+import sys, torch
+torch.set_num_threads(1)
+from cleanprior.config import build, compose
+from cleanprior.data import Measurements
+from cleanprior.training import Problem
+from safetensors.torch import save_file
+
+config = compose(["method=naive", "training.budget=64", "training.batch=4", "training.device=cpu"])
+data = build(config["data"])
+operator = build(config["operator"], image_shape=(1, 8, 8))
+measured = Measurements.draw(data.train[:32], operator, 0, "train")
+trainer, method = build(config["training"]), build(config["method"])
+backbone = {**config["backbone"], "hid_channels": [8, 16]}
+backbone.pop("name"), backbone.pop("about")
+problem = Problem(operator, "inpainting", backbone, 0.5, 0.0)
+averaged, report = trainer.fit(method, problem, measured, 0)
+assert report.images == 64, report.images
+assert report.steps == {"denoiser": 8}, report.steps
+rank = trainer.accelerator.process_index
+save_file(averaged["denoiser"].state_dict(), f"{sys.argv[1]}/rank{rank}.safetensors")
+"""
+
+
+def test_two_processes_share_the_budget_and_end_with_the_same_weights(tmp_path):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    script = tmp_path / "train.py"
+    script.write_text(DISTRIBUTED)
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--cpu"]
+    ports = ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
+    more = ["--mixed_precision", "no", "--dynamo_backend", "no", str(script), str(tmp_path)]
+    done = subprocess.run([*launcher, *ports, *more], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first = load_file(tmp_path / "rank0.safetensors")
+    second = load_file(tmp_path / "rank1.safetensors")
+    assert all(torch.equal(first[k], second[k]) for k in first)
