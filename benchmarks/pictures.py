@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from cleanprior.config import Config
 from cleanprior.errors import UserError
-from cleanprior.records import Record, cell_folder, is_finished
+from cleanprior.records import Record, is_finished, pictures_path
 
 from .plan import Problem
 
@@ -87,7 +87,7 @@ def write(
         if found is None:
             continue
         config: Config = problem.cells[method][found]
-        pictures = load_file(cell_folder(out, config) / "pictures.safetensors")
+        pictures = load_file(pictures_path(out, config))
         if truth is None:
             truth = strip(pictures["truth"])
             samples.append(("clean test images", truth))

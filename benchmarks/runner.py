@@ -19,7 +19,7 @@ def pending(plan: Plan, out: Path, forced: Collection[str]) -> list[Config]:
         c
         for c in cells
         if refusal(c) is None
-        and (c["method"]["name"] in forced or not is_finished(read_record(cell_folder(out, c))))
+        and (c["method"]["name"] in forced or not is_finished(read_record(out, c)))
     ]
 
 
@@ -51,7 +51,7 @@ def run(plan: Plan, out: Path, forced: Collection[str], progress: Progress) -> N
             # The boundary of a plug-in: whatever a method raises is its row's status.
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            write_record(folder, _failed(config, error))
+            write_record(out, config, _failed(config, error))
             progress.say(f"  {name} failed: {type(error).__name__}: {error} ({folder}/error.txt)")
 
 
@@ -75,7 +75,7 @@ def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
         found[method] = []
         for config in configs:
             reason = refusal(config)
-            record = read_record(cell_folder(out, config))
+            record = read_record(out, config)
             if reason is not None:
                 record = {"status": f"skipped: {reason}"}
             record = record or {"status": "failed: no record"}

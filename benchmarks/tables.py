@@ -28,6 +28,16 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("memory_mb", "peak MB", ".0f", "peak memory of the process (of the GPU where there is one)"),
     ("parameters", "params", "", "of all networks trained"),
 )
+# The same for every seed of a row.
+FIRST = (
+    "warning",
+    "clean_images",
+    "train_images",
+    "is_own",
+    "parameters",
+    "evaluations",
+    "backwards",
+)
 NUMBERS = (
     "psnr",
     "ssim",
@@ -51,6 +61,7 @@ def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
                 "status": record["status"],
                 "warning": record.get("warning", ""),
                 "clean_images": record.get("clean_images"),
+                "train_images": record.get("train_images"),
                 "measurements_sha256": record.get("measurements_sha256"),
                 "cell": record.get("cell"),
             }
@@ -58,7 +69,7 @@ def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
                 lines.append({**base, "way": "", "is_own": False})
                 continue
             training = record["training"]
-            memory = record["memory_mb"]
+            memory = training["memory_mb"]
             base |= {
                 "operator": record["operator"],
                 "data": record["data"],
@@ -96,7 +107,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         statuses = list(dict.fromkeys(group["status"]))
         line["status"] = statuses[0] if len(statuses) == 1 else "; ".join(statuses)
         first = (done if len(done) else group).iloc[0].to_dict()
-        for key in ("warning", "clean_images", "is_own", "parameters", "evaluations", "backwards"):
+        for key in FIRST:
             line[key] = first.get(key)
         for key in NUMBERS:
             values = done[key].dropna().astype(float)
@@ -133,6 +144,8 @@ def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
         name = str(line["method"])
         if line["is_own"] and name not in references:
             name = f"{name}: own way"
+        if line["clean_images"] and line["clean_images"] == line["train_images"]:
+            name = f"{name} †"
         shown = {"method": name, "restores by": line["way"] or DASH}
         for key, heading, form, _ in COLUMNS:
             if key in NUMBERS:
@@ -178,10 +191,10 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
         hashes = {r["code"]["method_sha256"] for r in cells if is_finished(r)}
         if hashes - {registry.code_hash(method)}:
             lines.append(
-                f"{method}: its code changed after this row; --force {method} trains again"
+                f"{method}: its code changed after this row; retrain with --force {method}"
             )
         if any(r.get("clean_images") and r["clean_images"] == r.get("train_images") for r in cells):
-            lines.append(f"{method}: upper bound, trained on all clean images; not ranked")
+            lines.append(f"† {method}: upper bound, trained on all clean images; not ranked")
     codes = {c for rs in records.values() for r in rs for c in r.get("warning", "").split("+") if c}
     explained = {
         "floor": "[floor]: noise-free data; the likelihood uses a noise floor in its place",
@@ -228,4 +241,4 @@ def _tex(value: Any) -> str:
     text = str(value)
     for mark in "&%#_":
         text = text.replace(mark, f"\\{mark}")
-    return text.replace("|y-Ax|", "$|y-Ax|$").replace("A^+ y", "$A^+ y$")
+    return text.replace("|y-Ax|", "$|y-Ax|$").replace("†", "$\\dagger$").replace("A^+ y", "$A^+ y$")

@@ -16,6 +16,7 @@ CAPABILITIES = {
     "further": "can be corrupted further (A-tilde)",
     "svd": "cheap singular value decomposition, one V for all images",
     "same_shape": "y has the shape of x",
+    "fourier": "y lies in the Fourier domain of x, not on its pixels",
     "gaussian": "the noise is additive, Gaussian and of known level",
     "null_space": "directions that no image ever shows",
 }
@@ -60,6 +61,11 @@ class _NoisyOrFloor(Need):
         return facts.sigma_y > 0 or facts.has_floor
 
 
+class _Noisy(Need):
+    def holds(self, facts: Facts) -> bool:
+        return facts.sigma_y > 0
+
+
 NEEDS: dict[str, Need] = {
     "FIXED": Need(
         "{method} needs an operator that varies between images: with one fixed {operator} the part "
@@ -73,8 +79,13 @@ NEEDS: dict[str, Need] = {
     "SIGMA0": _NoisyOrFloor(
         "{method} divides by sigma_y^2 and sigma_y is 0; set method.sigma_floor above 0"
     ),
+    "NOISY": _Noisy(
+        "{method} learns from the noise of y and sigma_y is 0; set operator.sigma above 0, or pick "
+        "naive, which fits noise-free images as they are"
+    ),
     "IDENTITY": Need(
-        "{method} is defined only for y = x + Gaussian noise; {operator} is not the identity",
+        "{method} is defined only for y = x + Gaussian noise; {operator} is not the identity; "
+        "em_mmps and flowdiff take other operators",
         "identity",
     ),
     "MASK": Need(

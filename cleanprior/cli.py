@@ -46,7 +46,7 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
 
     config = compose(overrides or [])
     folder = cell_folder(out, config)
-    record = read_record(folder)
+    record = read_record(out, config)
     if force or not is_finished(record):
         _check_needs(config)
         from .run import run_cell

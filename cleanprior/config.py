@@ -25,6 +25,7 @@ GROUPS = (
 DESCRIPTIONS = ("capabilities", "about")
 # What decides a cell's numbers. `training.device` and the like decide only where it runs.
 _IDENTITY = (*GROUPS, "seed", "data_seed")
+_EVALUATION = ("sampler", "posterior", "evaluation")
 _NOT_IDENTITY = ("device", "checkpoint_seconds")
 
 
@@ -131,8 +132,13 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
         raise
 
 
-def identity(config: Config) -> str:
-    """Return the hash of what defines a cell's numbers, 16 hexadecimal digits."""
+def identity(config: Config, is_training: bool = False) -> str:
+    """Return the hash of what defines a cell's numbers, 16 hexadecimal digits.
+
+    Arguments:
+        config: A composed configuration.
+        is_training: Leave out what only evaluates: another posterior sampler trains nothing again.
+    """
 
     def strip(node: Any) -> Any:
         if isinstance(node, Mapping):
@@ -140,7 +146,8 @@ def identity(config: Config) -> str:
             return {k: strip(v) for k, v in sorted(node.items()) if k not in skip}
         return node
 
-    text = json.dumps([__version__, {k: strip(config[k]) for k in _IDENTITY}], sort_keys=True)
+    keys = [k for k in _IDENTITY if not (is_training and k in _EVALUATION)]
+    text = json.dumps([__version__, {k: strip(config[k]) for k in keys}], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -25,6 +25,10 @@ class PeakMemory:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
+    def read(self) -> dict[str, float | None]:
+        """Return both peaks in MB, by ``cpu`` and ``gpu``."""
+        return {"cpu": self.cpu_mb(), "gpu": self.gpu_mb()}
+
     def cpu_mb(self) -> float | None:
         """Peak resident memory in MB, or None where it cannot be told."""
         if not self._is_reset or sys.platform != "linux":

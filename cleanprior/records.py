@@ -11,24 +11,35 @@ Record = dict[str, Any]
 
 
 def cell_folder(out: Path, config: Config) -> Path:
-    """Return the folder of a cell; its name holds the hash of what defines the cell."""
+    """Return the folder of a cell; its name holds the hash of what defines its training."""
     parts = (config["data"]["name"], config["operator"]["name"], config["method"]["name"])
-    return out / "cells" / f"{'-'.join(parts)}-{config['seed']}-{identity(config)}"
+    digest = identity(config, is_training=True)
+    return out / "cells" / f"{'-'.join(parts)}-{config['seed']}-{digest}"
 
 
-def write_record(folder: Path, record: Record) -> None:
-    """Write ``record.json`` atomically.
+def record_path(out: Path, config: Config) -> Path:
+    """Return the record's file: one for each way in which the cell was evaluated."""
+    return cell_folder(out, config) / f"record-{identity(config)}.json"
+
+
+def pictures_path(out: Path, config: Config) -> Path:
+    """Return the file of the pictures that belong to a record."""
+    return cell_folder(out, config) / f"pictures-{identity(config)}.safetensors"
+
+
+def write_record(out: Path, config: Config, record: Record) -> None:
+    """Write a record atomically.
 
     Raises:
         UserError: The disk refuses the write; an earlier record is intact.
     """
-    write_text(folder / "record.json", json.dumps(record, indent=1))
+    write_text(record_path(out, config), json.dumps(record, indent=1))
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(out: Path, config: Config) -> Record | None:
     """Return the record of a cell, or None where there is none that can be read."""
     try:
-        record: Record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        record: Record = json.loads(record_path(out, config).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if "status" in record else None

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from . import __version__
 from .config import Config, build, identity
-from .costs import PeakMemory
 from .data.datasets import CleanData
 from .data.measurements import Measurements
 from .diffusion.backbones import parameter_count
@@ -28,7 +27,7 @@ from .evaluation.evaluate import Protocol
 from .operators.base import Operator
 from .prior import Prior
 from .progress import Progress
-from .records import Record, cell_folder, write_record
+from .records import Record, cell_folder, pictures_path, write_record
 from .registry import code_hash
 from .seeding import generator_for
 from .training.checkpoint import read_tensors, write_tensors
@@ -127,7 +126,7 @@ class Cell:
 
 
 def run_cell(config: Config, out: Path, progress: Progress, force: bool = False) -> Record:
-    """Train and evaluate one cell, or find it finished.
+    """Train and evaluate one cell; a cell that is trained already is only evaluated.
 
     Arguments:
         config: A composed configuration.
@@ -146,10 +145,9 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
     reason = cell.method.supports(cell.problem)
     if reason is not None:
         record["status"] = f"skipped: {reason}"
-        write_record(folder, record)
+        write_record(out, config, record)
         return record
     record["warning"] = cell.method.warning(cell.problem)
-    memory = PeakMemory()
     averaged, report, measured = cell.train(folder, progress)
     record["measurements_sha256"] = measured.hash
     record["training"] = report.__dict__
@@ -158,7 +156,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         return record
     if report.status != "done":
         record["status"] = report.status
-        write_record(folder, record)
+        write_record(out, config, record)
         return record
     prior = cell.method.prior(averaged)
     if prior is not None:
@@ -179,10 +177,9 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         )
     record["rows"] = [row.as_dict() for row in rows]
     record["evaluation"] = notes
-    record["memory_mb"] = {"cpu": memory.cpu_mb(), "gpu": memory.gpu_mb()}
     record["status"] = "done"
-    write_tensors(folder / "pictures.safetensors", pictures, {})
-    write_record(folder, record)
+    write_tensors(pictures_path(out, config), pictures, {})
+    write_record(out, config, record)
     return record
 
 

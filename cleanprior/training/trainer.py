@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ..costs import PeakMemory
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import autocast_dtype
 from ..progress import Progress
@@ -30,6 +31,7 @@ class TrainingReport:
         seconds: Wall time of each phase, by name; resumed runs add up.
         steps: Optimiser steps of each network.
         images: Images seen by the budgeted network.
+        memory_mb: Peak memory of the process (``cpu``) and of the GPU (``gpu``), None if unknown.
         costs: Further counts: network evaluations in E-steps, ...
         history: One entry per logging interval: round, step, losses.
         log: What the method wants recorded (chosen scales, floors, ...).
@@ -39,6 +41,7 @@ class TrainingReport:
     seconds: dict[str, float] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
     images: int = 0
+    memory_mb: dict[str, float | None] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float | str]] = field(default_factory=list)
     log: dict[str, Any] = field(default_factory=dict)
@@ -184,7 +187,7 @@ class _Run:
         self.path = None if folder is None else folder / "checkpoint.safetensors"
         method.setup(problem, trainer.device)
         self.networks = dict(method.networks())
-        self.rounds = list(method.rounds(trainer.steps))
+        self.rounds = list(method.rounds(trainer.steps)) if self.networks else []
         planned = sum(r.steps * r.turns.count(method.budgeted) for r in self.rounds)
         if self.networks and planned != trainer.steps:
             raise ValueError(
@@ -192,6 +195,7 @@ class _Run:
                 f"for all methods, is {trainer.steps}"
             )
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
+        self.memory = PeakMemory()
         self.averages = Averages(self.networks, trainer.ema)
         self.optimisers = self._new_optimisers()
         self.session = Session(
@@ -259,6 +263,7 @@ class _Run:
         if not self.networks:
             # Nothing to train; such a method still meets the measurements.
             self.method.begin_round(0, Round("observe", 0), self.session)
+            self._note_memory()
         try:
             for n in range(number, len(self.rounds)):
                 self._round(n, step if n == number else 0, saved if n == number else {})
@@ -326,8 +331,15 @@ class _Run:
                 if now - saved_at > t.checkpoint_seconds and step + 1 < plan.steps:
                     self._save(number, step + 1)
                     told = saved_at = time.perf_counter()
+        self._note_memory()
         # Before the store is cleared: from here on an interrupted run begins with the next round.
         self._save(number + 1, 0)
+
+    def _note_memory(self) -> None:
+        """Keep the highest mark; an interrupted run has had one before."""
+        for kind, now in self.memory.read().items():
+            before = self.report.memory_mb.get(kind)
+            self.report.memory_mb[kind] = max(now, before) if now and before else now or before
 
     def _rank(self) -> tuple[int, int]:
         return self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes

@@ -83,6 +83,19 @@ def test_a_second_run_trains_nothing_and_a_new_method_only_itself(finished: Path
     pd.testing.assert_frame_equal(same, now, check_dtype=False)
 
 
+def test_another_posterior_sampler_trains_nothing_again(finished: Path) -> None:
+    arguments = ["--methods", "ambient", "--no-references", *TINY, "posterior.steps=4"]
+    result = bench(finished, *arguments)
+    assert result.returncode == 0, result.stderr
+    records = []
+    for file in finished.glob("runs/cells/*-ambient-*/record-*.json"):
+        records.append(json.loads(file.read_text()))
+    assert len(records) == 2
+    first, second = (r["training"] for r in records)
+    assert first["seconds"] == second["seconds"]
+    assert {r["rows"][0]["evaluations"] for r in records} == {3, 4}
+
+
 def test_force_trains_one_method_again(finished: Path) -> None:
     result = bench(finished, "--methods", "ambient", "--force", "ambient", *TINY)
     assert result.returncode == 0
@@ -98,9 +111,10 @@ def test_a_refused_method_is_a_row_with_its_reason(finished: Path) -> None:
 
 def test_a_cell_that_failed_does_not_count_as_done(finished: Path) -> None:
     (cell,) = (finished / "runs" / "cells").glob("*-naive-*")
-    record = json.loads((cell / "record.json").read_text())
+    (file,) = cell.glob("record-*.json")
+    record = json.loads(file.read_text())
     record["status"] = "failed: for this test"
-    (cell / "record.json").write_text(json.dumps(record))
+    file.write_text(json.dumps(record))
     result = bench(finished, "--methods", "ambient", *TINY)
     assert "[1/1] naive" in result.stderr
 

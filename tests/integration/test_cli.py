@@ -122,7 +122,7 @@ def test_killed_in_an_em_round_and_resumed_equals_uninterrupted(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert was_found, "the run was not caught in the round"
-    assert not list(killed.glob("runs/cells/*/record.json"))
+    assert not list(killed.glob("runs/cells/*/record-*.json"))
     assert run(killed, *EM).returncode == 0
     expected, found = weights(whole), weights(killed)
     assert expected.keys() == found.keys()
@@ -186,5 +186,11 @@ def test_a_method_from_outside_is_listed_and_stands_in_the_table(tmp_path: Path)
     )
     assert benched.returncode == 0, benched.stderr
     assert "shrunk" in benched.stdout
+    assert "its code changed" not in benched.stdout
+    (package / "__init__.py").write_text(PLUGIN + "\n# edited\n")
+    again = run(
+        tmp_path, "bench", "--methods", "shrunk", "--no-references", *TINY[:5], path=str(site)
+    )
+    assert "shrunk: its code changed after this row; retrain with --force shrunk" in again.stdout
     refused = run(tmp_path, "train", "method=shrunk", "method.facto=1", path=str(site))
     assert "Did you mean 'method.factor'?" in refused.stderr
