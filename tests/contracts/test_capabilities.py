@@ -29,6 +29,7 @@ def facts(capabilities=INPAINTING, sigma=0.0, floor=0.0, operator="inpainting"):
         ("SIGMA0", facts(floor=0.1), facts(), "divides by sigma_y"),
         ("FIXED", facts(), facts(BLUR, operator="blur"), "with one fixed blur"),
         ("FURTHER", facts(), facts(BLUR, operator="blur"), "no further corruption for blur"),
+        ("NOISY", facts(sigma=0.2), facts(floor=0.1), r"sigma_y is 0; set operator\.sigma above 0"),
         ("IDENTITY", facts(("identity",)), facts(), "inpainting is not the identity"),
         ("MASK", facts(), facts(BLUR, operator="blur"), "blur is not a mask"),
         ("SVD", facts(), facts(()), "inpainting has none"),
