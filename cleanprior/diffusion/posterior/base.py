@@ -1,0 +1,222 @@
+"""What posterior samplers share: the likelihood of a batch, the walk down the noise levels."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from ...operators.base import Operator, Params
+from ...seeding import randn_like
+from ..denoiser import Denoise
+from ..samplers import ancestral_step, karras_levels
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One posterior draw for each measurement.
+
+    Attributes:
+        x: Restorations, (b, c, h, w).
+        evaluations: Forward passes of the denoiser for one image (NFE).
+        backwards: Vector-Jacobian products of the denoiser for one image.
+    """
+
+    x: Tensor
+    evaluations: int
+    backwards: int
+
+
+@dataclass(frozen=True)
+class LinearProblem:
+    """The likelihood of a batch: operator, measurements, parameters and noise levels."""
+
+    operator: Operator
+    y: Tensor
+    params: Params
+    sigma_y: Tensor
+
+    def A(self, x: Tensor) -> Tensor:
+        """Apply the forward operator of this batch."""
+        return self.operator.A(x, self.params)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return y - A x on measured entries, 0 elsewhere."""
+        return (self.y - self.A(x)) * self.operator.observed(self.y, self.params)
+
+
+class PosteriorSampler(ABC):
+    """Draws from p(x|y): a batch of images, each on its own."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        denoise: Denoise,
+        y: Float[Tensor, "b ..."],
+        params: Params,
+        sigma_y: Float[Tensor, " b"],
+        operator: Operator,
+        generator: Generator | Sequence[Generator],
+    ) -> Draw:
+        """Draw one image from p(x|y) for each measurement.
+
+        Arguments:
+            denoise: The prior's denoiser.
+            y: Measurements.
+            params: Their operator parameters.
+            sigma_y: Their noise levels.
+            operator: The forward operator.
+            generator: One for the batch, or one an image: then results do not depend on batching.
+        """
+
+
+class LevelSampler(PosteriorSampler):
+    """Walks from white noise down decreasing noise levels, one denoiser evaluation a level.
+
+    Arguments:
+        steps: Number of noise levels.
+        sigma_min: Lowest noise level, above 0.
+        sigma_max: Highest noise level.
+        rho: Exponent of the level spacing (EDM, Eq. 5).
+    """
+
+    def __init__(self, steps: int, sigma_min: float, sigma_max: float, rho: float) -> None:
+        self.levels = karras_levels(steps, sigma_min, sigma_max, rho).tolist()
+
+    def start(
+        self, problem: LinearProblem, generator: Generator | Sequence[Generator]
+    ) -> Float[Tensor, "b c h w"]:
+        """Draw the state at the highest level."""
+        like = problem.y.new_empty(len(problem.y), *problem.operator.image_shape)
+        return self.levels[0] * randn_like(like, generator)
+
+    @abstractmethod
+    def step(
+        self,
+        denoise: Denoise,
+        x: Float[Tensor, "b c h w"],
+        sigma: float,
+        lower: float,
+        problem: LinearProblem,
+        generator: Generator | Sequence[Generator],
+    ) -> Float[Tensor, "b c h w"]:
+        """Go from noise level ``sigma`` to ``lower``; at ``lower`` = 0 the result is the draw."""
+
+    @property
+    @abstractmethod
+    def backwards_per_step(self) -> int:
+        """Vector-Jacobian products of the denoiser in one step."""
+
+    def __call__(  # noqa: D102
+        self,
+        denoise: Denoise,
+        y: Float[Tensor, "b ..."],
+        params: Params,
+        sigma_y: Float[Tensor, " b"],
+        operator: Operator,
+        generator: Generator | Sequence[Generator],
+    ) -> Draw:
+        problem = LinearProblem(operator, y, params, sigma_y)
+        x = self.start(problem, generator)
+        for sigma, lower in zip(self.levels[:-1], self.levels[1:], strict=True):
+            x = self.step(denoise, x, sigma, lower, problem, generator)
+        steps = len(self.levels) - 1
+        return Draw(x, steps, steps * self.backwards_per_step)
+
+
+class GuidedSampler(LevelSampler):
+    """Replaces the denoised image by a posterior mean; DDPM or DDIM steps.
+
+    Arguments:
+        steps, sigma_min, sigma_max, rho: see :class:`LevelSampler`.
+        eta: 1 for ancestral (DDPM) steps, 0 for deterministic (DDIM) ones.
+
+    Raises:
+        ValueError: ``eta`` outside [0, 1].
+    """
+
+    def __init__(
+        self, steps: int, sigma_min: float, sigma_max: float, rho: float, eta: float
+    ) -> None:
+        super().__init__(steps, sigma_min, sigma_max, rho)
+        check_share("eta", eta, "0 (deterministic) to 1 (ancestral)")
+        self.eta = eta
+
+    @abstractmethod
+    def guide(
+        self,
+        denoise: Denoise,
+        x: Float[Tensor, "b c h w"],
+        sigma: float,
+        problem: LinearProblem,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the posterior mean given x at this level, and a correction applied after the step.
+
+        The correction is None for samplers that change only the mean.
+        """
+
+    def step(  # noqa: D102
+        self,
+        denoise: Denoise,
+        x: Float[Tensor, "b c h w"],
+        sigma: float,
+        lower: float,
+        problem: LinearProblem,
+        generator: Generator | Sequence[Generator],
+    ) -> Float[Tensor, "b c h w"]:
+        mean, correction = self.guide(denoise, x, sigma, problem)
+        x = ancestral_step(x, mean, sigma, lower, self.eta, generator)
+        return x if correction is None else x + correction
+
+
+def check_share(name: str, value: float, allowed: str) -> None:
+    """Raise a :class:`ValueError` unless ``value`` lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}; allowed: {allowed}")
+
+
+def level_of(x: Tensor, sigma: float) -> Float[Tensor, " b"]:
+    """Return one noise level for each image, all ``sigma``."""
+    return torch.full((len(x),), sigma, device=x.device)
+
+
+def with_graph(denoise: Denoise, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Evaluate the denoiser with a graph from its input."""
+    x = x.detach().requires_grad_()
+    return x, denoise(x, level_of(x, sigma))
+
+
+def norms(r: Tensor) -> Tensor:
+    """Euclidean norm of each row, kept as a column for broadcasting."""
+    return r.flatten(1).norm(dim=1)
+
+
+def draw_in_chunks(
+    sampler: PosteriorSampler,
+    denoise: Denoise,
+    y: Tensor,
+    params: Params,
+    sigma_y: Tensor,
+    operator: Operator,
+    generators: Sequence[Generator],
+    chunk: int,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Draw:
+    """Run a posterior sampler over many measurements; ``advance(n)`` is told after each chunk."""
+    draws = []
+    for start in range(0, len(y), chunk):
+        part = slice(start, start + chunk)
+        draws.append(
+            sampler(
+                denoise,
+                y[part],
+                {k: v[part] for k, v in params.items()},
+                sigma_y[part],
+                operator,
+                generators[part],
+            )
+        )
+        advance(len(y[part]))
+    return Draw(torch.cat([d.x for d in draws]), draws[0].evaluations, draws[0].backwards)

@@ -1,0 +1,79 @@
+"""DPS: guidance by the gradient of the residual."""
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoise, per_image
+from .base import GuidedSampler, LinearProblem, norms, with_graph
+
+
+class DPS(GuidedSampler):
+    r"""Diffusion posterior sampling: subtract the gradient of each image's residual norm.
+
+    .. math:: x' \leftarrow x' - \zeta \nabla_x \|y_i - A D(x_i)\|_2
+
+    Arguments:
+        scale: :math:`\zeta`, one number or one an image. The best value grows as ``steps`` falls.
+        cap: Never step further than the residual exceeds its expected norm,
+            :math:`\min(\zeta, \|r_i\| - \sqrt{m}\,\sigma_y)`. The published form has no cap; with
+            tens of steps instead of 1,000 it then overshoots to a residual of about :math:`\zeta`
+            (8x8 digits, 50 steps: 16.7 dB at the best scale, 17.3 dB with the cap). For ``norm``.
+        guidance: ``norm`` (default), ``squared`` (:math:`\|r\|^2 / 2\sigma_y^2`, needs noise) or
+            ``batch`` (one norm over the batch, as in the authors' code; depends on batch size).
+        steps, sigma_min, sigma_max, rho, eta: see :class:`GuidedSampler`.
+
+    References:
+        Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023),
+        Algorithm 1, arXiv:2209.14687
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        sigma_min: float,
+        sigma_max: float,
+        rho: float,
+        eta: float,
+        scale: float,
+        cap: bool,
+        guidance: str,
+    ) -> None:
+        super().__init__(steps, sigma_min, sigma_max, rho, eta)
+        if guidance not in ("norm", "squared", "batch"):
+            raise ValueError(f"guidance={guidance!r}; allowed: norm, squared, batch")
+        self.scale = scale
+        self.cap = cap
+        self.guidance = guidance
+
+    @property
+    def backwards_per_step(self) -> int:  # noqa: D102
+        return 1
+
+    def gradient(
+        self, denoise: Denoise, x: Tensor, sigma: float, problem: LinearProblem
+    ) -> tuple[Tensor, Tensor]:
+        """Return D(x) and the gradient of the chosen misfit with respect to x."""
+        with torch.enable_grad():
+            x, denoised = with_graph(denoise, x, sigma)
+            residual = problem.residual(denoised)
+            if self.guidance == "batch":
+                misfit = residual.norm()
+            elif self.guidance == "squared":
+                squared = residual.flatten(1).square().sum(1)
+                misfit = (squared / (2 * problem.sigma_y**2)).sum()
+            else:
+                misfit = norms(residual).sum()
+            (gradient,) = torch.autograd.grad(misfit, x)
+        return denoised.detach(), gradient
+
+    def guide(  # noqa: D102
+        self, denoise: Denoise, x: Tensor, sigma: float, problem: LinearProblem
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.guidance == "squared" and (problem.sigma_y <= 0).any():
+            raise ValueError("guidance=squared divides by sigma_y^2; sigma_y is 0 here: use norm")
+        denoised, gradient = self.gradient(denoise, x, sigma, problem)
+        if not self.cap or self.guidance != "norm":
+            return denoised, -self.scale * gradient
+        entries = problem.operator.observed(problem.y, problem.params).flatten(1).sum(1)
+        excess = norms(problem.residual(denoised)) - entries.sqrt() * problem.sigma_y
+        return denoised, -per_image(excess.clamp(0, self.scale)) * gradient

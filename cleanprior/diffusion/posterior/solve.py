@@ -1,0 +1,93 @@
+"""Linear solves of posterior samplers, each image on its own."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..spectral import Spectrum
+from .base import LinearProblem
+
+
+def conjugate_gradient(
+    apply: Callable[[Tensor], Tensor],
+    b: Tensor,
+    iterations: int,
+    tolerance: float,
+    growth: float = float("inf"),
+) -> Tensor:
+    """Solve ``apply(v) = b`` for each image on its own, in float64.
+
+    An image stops when its curvature is not positive or its residual exceeds ``growth`` times its
+    start: the Jacobian of a trained network is only nearly symmetric.
+
+    Arguments:
+        apply: A linear map of a batch, nearly symmetric positive definite on each image.
+        b: Right-hand sides, (b, ...), float64.
+        iterations: Iterations at most.
+        tolerance: Relative residual at which an image stops.
+        growth: Largest residual, in multiples of its start, at which an image goes on.
+    """
+
+    def dot(u: Tensor, v: Tensor) -> Tensor:
+        return (u * v).flatten(1).sum(1).reshape(-1, *(1,) * (u.dim() - 1))
+
+    v = torch.zeros_like(b)
+    r, direction = b, b
+    squared = first = dot(r, r)
+    goal = tolerance**2 * squared
+    active = squared > goal
+    for _ in range(iterations):
+        if not active.any():
+            break
+        image = apply(direction)
+        curvature = dot(direction, image)
+        active = active & (curvature > 0)
+        step = torch.where(active, squared / torch.where(active, curvature, 1.0), 0.0)
+        lower = r - step * image
+        new = dot(lower, lower)
+        active = active & (new < growth**2 * first)
+        v = torch.where(active, v + step * direction, v)
+        r = torch.where(active, lower, r)
+        direction = torch.where(active, r + new / squared.clamp_min(1e-300) * direction, direction)
+        squared = torch.where(active, new, squared)
+        active = active & (squared > goal)
+    return v
+
+
+def ridge_solution(
+    problem: LinearProblem,
+    residual: Float[Tensor, "b ..."],
+    ridge: Float[Tensor, " b"],
+    iterations: int,
+    tolerance: float,
+) -> Float[Tensor, "b c h w"]:
+    r"""Return :math:`A^\top (A A^\top + \rho I)^{-1} r`, the shift that explains a residual.
+
+    By the singular value decomposition where the operator has one, by conjugate gradient otherwise.
+    With :math:`\rho = 0` it is :math:`A^+ r`.
+
+    Arguments:
+        problem: The batch's likelihood.
+        residual: r, 0 where nothing was measured.
+        ridge: :math:`\rho` of each image, at least 0.
+        iterations: Conjugate-gradient iterations at most.
+        tolerance: Relative residual at which an image's solve stops.
+    """
+    operator, params = problem.operator, problem.params
+    spectrum = Spectrum.of(operator, params, problem.y)
+    if spectrum is not None:
+        s = spectrum.singular
+        gain = torch.where(spectrum.kept, s / (s**2 + spectrum.column(ridge)), 0.0)
+        return spectrum.to_image(gain * spectrum.of_measurement(residual))
+    seen = operator.observed(problem.y, params)
+
+    def gram(v: Tensor) -> Tensor:
+        """Apply A A^T + rho."""
+        lifted = operator.A_adjoint((v * seen).to(residual.dtype), params)
+        column = ridge.double().reshape(-1, *(1,) * (v.dim() - 1))
+        return column * v + (operator.A(lifted, params) * seen).double()
+
+    v = conjugate_gradient(gram, residual.double(), iterations, tolerance)
+    return operator.A_adjoint((v * seen).to(residual.dtype), params)
