@@ -39,7 +39,7 @@ class Naive(Method):
         operator = self.problem.operator
         u = operator.lift(batch.y, batch.params)
         seen = torch.ones_like(u)
-        if u.shape == batch.y.shape:
+        if operator.is_image(batch.y):
             seen = operator.observed(batch.y, batch.params)
         sigma = draw_sigma(len(u), generator, u.device)
         noise = torch.randn(u.shape, generator=generator).to(u.device)

@@ -166,7 +166,7 @@ class Protocol:
 
         pictures["truth"] = data.test[:n]
         pictures["measurement"] = operator.lift(batch.y, batch.params)
-        if batch.y.shape == data.test[:n].shape:
+        if operator.is_image(batch.y):
             pictures["seen"] = operator.observed(batch.y, batch.params)
         kept = {k: v[: self.grid].float().contiguous() for k, v in pictures.items()}
         notes = {

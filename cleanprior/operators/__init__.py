@@ -1,8 +1,23 @@
 """Forward operators: deepinv physics, how their per-image parameters are drawn, and the noise."""
 
 from .base import Operator, Params
-from .blur import GaussianBlur
+from .blur import GaussianBlur, MotionBlur
+from .boxes import BoxInpainting
+from .compressed_sensing import GaussianMeasurements
+from .downsampling import Downsampling
 from .masks import RandomInpainting
+from .mri import CartesianMRI
 from .noise import Denoising
 
-__all__ = ["Denoising", "GaussianBlur", "Operator", "Params", "RandomInpainting"]
+__all__ = [
+    "BoxInpainting",
+    "CartesianMRI",
+    "Denoising",
+    "Downsampling",
+    "GaussianBlur",
+    "GaussianMeasurements",
+    "MotionBlur",
+    "Operator",
+    "Params",
+    "RandomInpainting",
+]

@@ -79,21 +79,36 @@ class Operator:
             return y
         return y + self.sigma * randn_like(y, generator) * self.observed(y, params)
 
+    def is_image(self, y: Float[Tensor, "b ..."]) -> bool:
+        """Whether entries of ``y`` are pixels of the image: not k-space, rows, coarser."""
+        return y.shape[1:] == self.image_shape and "fourier" not in self.capabilities
+
     def lift(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
-        """Return the image that a user would look at: y itself, or A^+ y where shapes differ.
+        """Return the image that a user would look at: y itself, or A^+ y where y is no image.
 
         For masks and the identity both are equal. For a blur, A^+ multiplies the noise by the
         inverse of tiny singular values, so y itself is what one has.
         """
-        return y if y.shape[1:] == self.image_shape else self.A_dagger(y, params)
+        return y if self.is_image(y) else self.A_dagger(y, params)
 
     def further(self, params: Params, delta: float, generator: Generator) -> Params:
         r"""Draw the parameters of :math:`\tilde A = B A`, corrupted further with ``delta``.
+
+        B erases entries: :math:`B y` is ``observed(y, further) * y``.
 
         Raises:
             ValueError: The family has no further corruption.
         """
         raise ValueError(f"{self.name} has no further corruption")
+
+    def supervision(self, further: Params, delta: float) -> Float[Tensor, "n d"] | None:
+        r"""Return the eigenvalues of :math:`E[A^\top A \mid \tilde A]` of each image, or None.
+
+        For masks and MRI, eigenvalue k is the probability that A measures entry k. An eigenvalue of
+        0 is a direction that A-tilde hides and that no A behind it would show. None where the
+        family has no closed form.
+        """
+        return None
 
     def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"] | None:
         """Return image-shaped channels that tell a network which operator was used, or None."""

@@ -1,9 +1,11 @@
-r"""Gaussian blur with periodic edges, diagonal in the Fourier basis."""
+r"""Gaussian and motion blur with periodic edges, diagonal in the Fourier basis."""
 
+import math
 from typing import ClassVar
 
 import torch
 from deepinv.physics import BlurFFT
+from torch import Tensor
 
 from .base import ImageShape, Operator
 
@@ -50,3 +52,60 @@ class GaussianBlur(Operator):
     @property
     def name(self) -> str:  # noqa: D102
         return "blur"
+
+
+def line_kernel(length: float, angle: float) -> Tensor:
+    """Return the kernel of a straight motion at constant speed, (k, k), sum 1, k odd.
+
+    Arguments:
+        length: Pixels that a point covers, at least 1 (1 is no blur).
+        angle: Direction in degrees: 0 along a row, 90 along a column.
+    """
+    reach = math.ceil((length - 1) / 2)
+    # 64 points a pixel, each shared among its four neighbours; more points change nothing visible.
+    along = torch.linspace(-1, 1, 64 * math.ceil(length) + 1, dtype=torch.float64)
+    along = along * (length - 1) / 2
+    turn = math.radians(angle)
+    grid = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    rows = (1 - (grid[:, None] + math.sin(turn) * along).abs()).clamp_min(0)
+    columns = (1 - (grid[:, None] - math.cos(turn) * along).abs()).clamp_min(0)
+    kernel = rows @ columns.T
+    return (kernel / kernel.sum()).float()
+
+
+class MotionBlur(Operator):
+    """One fixed straight motion for all images, with noise; edges are periodic.
+
+    Arguments:
+        image_shape: Shape of an image, (channels, height, width).
+        length: Pixels that a point covers, from 1 to the image's smaller side less 1 (or less 0
+            where that side is odd).
+        angle: Direction in degrees: 0 along a row, 90 along a column.
+        sigma: Noise level in units of x, at least 0.
+
+    Raises:
+        ValueError: A length that is below 1 or does not fit the image.
+    """
+
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"fixed", "svd", "same_shape", "gaussian", "null_space"}
+    )
+
+    def __init__(self, image_shape: ImageShape, length: float, angle: float, sigma: float) -> None:
+        shorter = min(image_shape[1:])
+        limit = shorter - 1 + shorter % 2
+        if not 1 <= length <= limit:
+            raise ValueError(
+                f"length={length} does not fit images of {image_shape[1]}x{image_shape[2]}; "
+                f"allowed: 1 to {limit} pixels"
+            )
+        if not math.isfinite(angle):
+            raise ValueError(f"angle={angle}; allowed: a number of degrees")
+        kernel = line_kernel(length, angle)[None, None]
+        super().__init__(BlurFFT(img_size=tuple(image_shape), filter=kernel), image_shape, sigma)
+        self.length = float(length)
+        self.angle = float(angle)
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "motion blur"

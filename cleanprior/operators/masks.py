@@ -78,6 +78,17 @@ class RandomInpainting(Operator):
     def further(self, params: Params, delta: float, generator: Generator) -> Params:  # noqa: D102
         return {"mask": further_mask(params["mask"], delta, generator)}
 
+    def supervision(self, further: Params, delta: float) -> Float[Tensor, "n d"]:
+        r"""Return how probable it is that A shows each pixel, given A-tilde.
+
+        1 where A-tilde does, elsewhere :math:`q = (1-p)\delta / (p + (1-p)\delta)`.
+        """
+        scored = (1 - self.p) * delta
+        scored = scored / (self.p + scored) if scored > 0 else 0.0
+        mask = further["mask"].double()
+        shown = mask + (1 - mask) * scored
+        return shown.expand(len(mask), *self.image_shape).flatten(1)
+
     def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"]:  # noqa: D102
         return params["mask"]
 

@@ -74,7 +74,8 @@ def test_the_class_and_its_yaml_refuse_the_same(make_operator, make_problem, met
     for sigma in ("0", "0.1"):
         part = compose([f"method={method}"])["method"]
         built = build(part)
-        made = make_operator(operator, (1, 8, 8), f"sigma={sigma}")
+        shape = (2 if operator == "mri" else 1, 8, 8)
+        made = make_operator(operator, shape, f"sigma={sigma}")
         described = registry.read("operator", operator)["capabilities"]
         floor = part.get("sigma_floor", 0.0)
         light = refusal(method, part["needs"], facts_of(operator, described, float(sigma), floor))

@@ -15,12 +15,19 @@ from cleanprior.training.trainer import Averages
 CELLS = [(m, o) for m in registry.methods() for o in registry.options("operator")]
 
 
+def images(digits_data, operator_name: str) -> torch.Tensor:
+    """Twelve digits; for MRI two of them as real and imaginary part."""
+    x = digits_data.train[:12]
+    return torch.cat([x, x.flip(0)], 1) if operator_name == "mri" else x
+
+
 def make_cell(name: str, operator_name: str, digits_data, tiny_backbone):
     config = compose([f"method={name}", f"operator={operator_name}"])
-    operator = build(config["operator"], image_shape=(1, 8, 8))
+    x = images(digits_data, operator_name)
+    operator = build(config["operator"], image_shape=tuple(x.shape[1:]))
     method = build(config["method"])
     problem = Problem(operator, operator_name, tiny_backbone, 0.5, operator.sigma)
-    data = Measurements.draw(digits_data.train[:12], operator, 0, "train")
+    data = Measurements.draw(x, operator, 0, "train")
     return method, problem, data
 
 
@@ -46,13 +53,15 @@ def test_a_method_learns_samples_and_saves_or_says_why_not(
     method.setup(problem, torch.device("cpu"))
     networks = dict(method.networks())
     averages = Averages(networks, 0.9)
-    clean = digits_data.train[:12] if method.clean_images else None
+    x = images(digits_data, operator_name)
+    shape = (3, *x.shape[1:])
+    clean = x if method.clean_images else None
     session = Session(
         data, clean, averages.modules, torch.device("cpu"), Store(None), Progress(), 0
     )
     plan = method.rounds(100)
     training_set = method.begin_round(0, plan[0], session)
-    for turn in dict.fromkeys(plan[0].turns):
+    for turn in dict.fromkeys(plan[0].turns if networks else ()):
         batch = training_set.batch(torch.arange(8) % len(training_set))
         loss = method.loss(batch, torch.Generator().manual_seed(0), turn)
         again = method.loss(batch, torch.Generator().manual_seed(0), turn)
@@ -68,20 +77,20 @@ def test_a_method_learns_samples_and_saves_or_says_why_not(
     if prior is not None:
         prior.save(tmp_path / "prior")
         loaded = Prior.load(tmp_path / "prior")
-        x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-        assert torch.equal(loaded(x, 0.3), prior(x, 0.3))
+        noisy = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(loaded(noisy, 0.3), prior(noisy, 0.3))
         sampler = build(compose(["sampler.steps=3"])["sampler"])
-        assert prior.sample(3, sampler, 0).shape == (3, 1, 8, 8)
-    check_ways(method, averages, batch)
+        assert prior.sample(3, sampler, 0).shape == shape
+    check_ways(method, averages, batch, shape)
     assert torch.equal(torch.get_rng_state(), before), "the global generator is untouched"
 
 
-def check_ways(method, averages: Averages, batch: Batch) -> None:
+def check_ways(method, averages: Averages, batch: Batch, shape: tuple[int, ...]) -> None:
     for way in method.ways(averages.modules):
         assert way.restore is not None or way.sample is not None
         if way.restore is not None:
             x, evaluations = way.restore(batch, image_generators(0, range(3)))
-            assert x.shape == (3, 1, 8, 8)
+            assert x.shape == shape
             assert torch.isfinite(x).all()
             assert evaluations >= 0
             single, _ = way.restore(
@@ -95,7 +104,7 @@ def check_ways(method, averages: Averages, batch: Batch) -> None:
             )
             assert torch.allclose(single, x[:1], atol=1e-4), "an image does not depend on its batch"
         if way.sample is not None:
-            assert way.sample(3, torch.Generator().manual_seed(0)).shape == (3, 1, 8, 8)
+            assert way.sample(3, torch.Generator().manual_seed(0)).shape == shape
 
 
 @pytest.mark.parametrize("name", registry.methods())

@@ -20,7 +20,15 @@ from cleanprior.seeding import generator_for
 
 NAMES = sorted(registry.options("operator"))
 SHAPES = [(1, 8, 8), (3, 16, 16)]
-GRID = [(name, shape) for name in NAMES for shape in SHAPES]
+CHANNELS = {"mri": 2}
+
+
+def fit(name, shape):
+    """Give a shape the channels that the operator takes."""
+    return (CHANNELS.get(name, shape[0]), *shape[1:])
+
+
+GRID = [(name, fit(name, shape)) for name in NAMES for shape in SHAPES]
 over_grid = pytest.mark.parametrize(("name", "shape"), GRID)
 over_names = pytest.mark.parametrize("name", NAMES)
 
@@ -106,9 +114,9 @@ def test_a_call_leaves_nothing_behind_for_the_next_one(make_operator, name, shap
 
 @over_names
 def test_matrix_is_the_operator(make_operator, name):
-    operator = make_operator(name, (2, 4, 5))
+    operator = make_operator(name, (2, 8, 10))
     params = draw(operator, 3)
-    x = uniform((3, 2, 4, 5))
+    x = uniform((3, 2, 8, 10))
     dense = operator.matrix(params, 3) @ x.flatten(1).double()[:, :, None]
     expected = operator.A(x, params).flatten(1).double()
     torch.testing.assert_close(dense[:, :, 0], expected, rtol=1e-5, atol=1e-6)
@@ -117,7 +125,7 @@ def test_matrix_is_the_operator(make_operator, name):
 @over_names
 def test_yaml_capabilities_are_those_of_the_class(make_operator, name):
     written = registry.read("operator", name)["capabilities"]
-    assert frozenset(written) == make_operator(name, (1, 8, 8)).capabilities
+    assert frozenset(written) == make_operator(name, fit(name, (1, 8, 8))).capabilities
     assert set(written) <= set(CAPABILITIES)
 
 
@@ -131,10 +139,11 @@ def test_every_constructor_argument_has_a_yaml_key(name):
 
 @over_names
 def test_capabilities_say_what_the_operator_does(make_operator, name):
-    operator = make_operator(name, (3, 8, 8))
+    shape = fit(name, (3, 8, 8))
+    operator = make_operator(name, shape)
     has = operator.capabilities
     params = draw(operator, 6)
-    x = uniform((6, 3, 8, 8))
+    x = uniform((6, *shape))
     y = operator.A(x, params)
     assert ("random" in has) != ("fixed" in has)
     assert ("random" in has) == bool(params)
@@ -152,8 +161,9 @@ def test_capabilities_say_what_the_operator_does(make_operator, name):
 
 @over_names
 def test_noise_has_the_stated_level_on_observed_entries_only(make_operator, name):
-    operator = make_operator(name, (1, 16, 16), "sigma=0.25")
-    x = uniform((200, 1, 16, 16))
+    shape = fit(name, (1, 16, 16))
+    operator = make_operator(name, shape, "sigma=0.25")
+    x = uniform((200, *shape))
     params = draw(operator, 200)
     clean = operator.A(x, params)
     y = operator.measure(x, params, generator_for(0, "noise"))
@@ -168,8 +178,9 @@ def test_noise_has_the_stated_level_on_observed_entries_only(make_operator, name
 
 @over_names
 def test_no_noise_means_exactly_a_x(make_operator, name):
-    operator = make_operator(name, (1, 8, 8), "sigma=0")
-    x = uniform((4, 1, 8, 8))
+    shape = fit(name, (1, 8, 8))
+    operator = make_operator(name, shape, "sigma=0")
+    x = uniform((4, *shape))
     params = draw(operator, 4)
     y = operator.measure(x, params, generator_for(0, "noise"))
     assert torch.equal(y, operator.A(x, params))
@@ -177,8 +188,9 @@ def test_no_noise_means_exactly_a_x(make_operator, name):
 
 @over_names
 def test_measurements_do_not_share_memory_with_the_clean_images(make_operator, name):
-    operator = make_operator(name, (1, 8, 8), "sigma=0")
-    x = uniform((4, 1, 8, 8))
+    shape = fit(name, (1, 8, 8))
+    operator = make_operator(name, shape, "sigma=0")
+    x = uniform((4, *shape))
     data = Measurements.draw(x, operator, 0, "train")
     before = data.y.clone()
     x.fill_(float("nan"))
@@ -189,7 +201,7 @@ def test_measurements_do_not_share_memory_with_the_clean_images(make_operator, n
 @pytest.mark.parametrize("sigma", ["-0.1", "inf", "nan"])
 def test_a_noise_level_that_is_none_is_refused(make_operator, name, sigma):
     with pytest.raises(UserError, match=r"not a noise level; allowed: a number >= 0"):
-        make_operator(name, (1, 8, 8), f"sigma={sigma}")
+        make_operator(name, fit(name, (1, 8, 8)), f"sigma={sigma}")
 
 
 @pytest.mark.parametrize("per_channel", [False, True])

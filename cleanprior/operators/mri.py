@@ -1,0 +1,110 @@
+r"""Single-coil Cartesian MRI: some lines of the Fourier transform, drawn once for each image."""
+
+from typing import ClassVar
+
+import torch
+from deepinv.physics import MRI
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from .base import ImageShape, Operator, Params
+
+
+class CartesianMRI(Operator):
+    r"""Columns of the k-space of a complex image: the centre always, others at random.
+
+    Images have 2 channels, real and imaginary part. y has the shape of an image but lies in k-space
+    (orthonormal transform, zero frequency in the middle), 0 on lines that were not measured.
+
+    Arguments:
+        image_shape: Shape of an image, (2, height, width).
+        acceleration: R; ``width // R`` lines are measured.
+        centre_lines: How many of them are the middle ones, at least 1.
+        further_lines: Lines outside the centre that further corruption drops, at least 1.
+        sigma: Noise level of the real and imaginary parts measured, units of x, at least 0.
+
+    Raises:
+        ValueError: Images that have not 2 channels, or line numbers that do not fit the width.
+
+    References:
+        Ambient Diffusion Posterior Sampling (Aali et al., 2024), section 4, arXiv:2403.08728
+    """
+
+    capabilities: ClassVar[frozenset[str]] = frozenset(
+        {"random", "further", "svd", "same_shape", "fourier", "gaussian"}
+    )
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        acceleration: int,
+        centre_lines: int,
+        further_lines: int,
+        sigma: float,
+    ) -> None:
+        channels, height, width = image_shape
+        if channels != 2:
+            raise ValueError(
+                f"mri needs complex images, real and imaginary part as channels; the images have "
+                f"{channels} channel(s), allowed: 2"
+            )
+        if acceleration < 1:
+            raise ValueError(f"acceleration={acceleration}; allowed: at least 1")
+        lines = width // acceleration
+        if centre_lines < 1 or further_lines < 1 or centre_lines + further_lines > lines:
+            raise ValueError(
+                f"centre_lines={centre_lines} and further_lines={further_lines} do not fit the "
+                f"{lines} lines of width {width} at acceleration={acceleration}; allowed: both at "
+                f"least 1, together at most {lines}"
+            )
+        physics = MRI(img_size=(2, height, width))
+        super().__init__(physics, image_shape, sigma)
+        self.acceleration = acceleration
+        self.centre_lines = centre_lines
+        self.further_lines = further_lines
+        self.lines = lines
+        start = width // 2 - centre_lines // 2
+        self._centre = torch.zeros(width)
+        self._centre[start : start + centre_lines] = 1
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "mri"
+
+    def draw(self, n: int, generator: Generator) -> Params:
+        """Draw the measured lines, (n, 1, 1, width), 1 = measured."""
+        outside = (1 - self._centre).expand(n, -1)
+        count = self.lines - self.centre_lines
+        chosen = torch.multinomial(outside, count, generator=generator)
+        mask = self._centre.repeat(n, 1).scatter(1, chosen, 1.0)
+        return {"mask": mask[:, None, None, :]}
+
+    def observed(  # noqa: D102
+        self, y: Float[Tensor, "b ..."], params: Params
+    ) -> Float[Tensor, "b ..."]:
+        return params["mask"].expand_as(y)
+
+    def further(self, params: Params, delta: float, generator: Generator) -> Params:
+        r"""Drop ``further_lines`` measured lines outside the centre, whatever ``delta``."""
+        mask = params["mask"]
+        free = mask[:, 0, 0].cpu() * (1 - self._centre)
+        dropped = torch.multinomial(free, self.further_lines, generator=generator).to(mask.device)
+        return {"mask": mask[:, 0, 0].scatter(1, dropped, 0.0)[:, None, None, :]}
+
+    def supervision(self, further: Params, delta: float) -> Float[Tensor, "n d"]:
+        """Return how probable it is that A measures each entry of k-space, given A-tilde.
+
+        Any ``further_lines`` of the hidden lines may be those of A.
+        """
+        hidden = self.image_shape[2] - self.lines + self.further_lines
+        mask = further["mask"].double()
+        shown = mask + (1 - mask) * self.further_lines / hidden
+        return shown.expand(len(mask), *self.image_shape).flatten(1)
+
+    def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"]:
+        """Return the measured lines of k-space as one channel."""
+        return params["mask"].expand(n, 1, *self.image_shape[1:])
+
+    @property
+    def description_channels(self) -> int:  # noqa: D102
+        return 1
