@@ -61,6 +61,11 @@ class _NoisyOrFloor(Need):
         return facts.sigma_y > 0 or facts.has_floor
 
 
+class _NoNullSpace(Need):
+    def holds(self, facts: Facts) -> bool:
+        return "null_space" not in facts.capabilities
+
+
 class _Noisy(Need):
     def holds(self, facts: Facts) -> bool:
         return facts.sigma_y > 0
@@ -92,6 +97,10 @@ NEEDS: dict[str, Need] = {
         "{method} is defined only for random subsampling; {operator} is not a mask", "mask"
     ),
     "SVD": Need("{method} needs a cheap SVD with one V for all images; {operator} has none", "svd"),
+    "COVER": _NoNullSpace(
+        "{method} needs every coordinate to be observed in some image; {operator} has directions "
+        "that no image ever shows; em_mmps and flowdiff run on it, flagged as not identifiable"
+    ),
     "SHAPE": Need(
         "{method} needs y to have the shape of x; with {operator} it has not", "same_shape"
     ),

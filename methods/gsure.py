@@ -1,0 +1,296 @@
+r"""GSURE-Diffusion: a generalised SURE in the spectral basis, the hidden part filled by noise.
+
+Objective (VE form, :math:`\alpha = 1`), with :math:`A = U S V^\top`, one V for all images,
+:math:`P = S^+ S`, :math:`\bar y = S^+ U^\top y` of noise :math:`\tau_i = \sigma_y / s_i`:
+
+.. math:: \bar x_t = \bar y + \sqrt{\sigma^2 - \tau^2 P}\,\varepsilon
+    \;\Rightarrow\; \bar x_t \mid \bar x, P \sim N(P \bar x, \sigma^2 I), \qquad
+    J = \mathbb E\, w(\sigma) \Big[ \|W P (D - \bar y)\|^2
+    + 2 \sum_i P_{ii} W_{ii}^2 \tau_i^2\, \partial D_i / \partial \bar x_{t,i} \Big]
+
+It equals :math:`\mathbb E\, w \|W P (D - \bar x)\|^2` up to a constant; :math:`W = E[P]^{-1/2}`.
+Levels below :math:`\tau` of a measured coordinate cannot be trained: :math:`\sigma \ge \sigma_y /
+s_{min}`. The network sees neither P nor a mask.
+
+Minimiser: :math:`D_i = E[\bar x_i \mid \bar x_t, P_{ii} = 1]`, an average over the masks of the
+other coordinates. Samples are drawn with nothing missing, an input that the network hardly saw when
+much is missing and noise is low: warning ``shift``.
+
+Differences from the authors' code, each with its option:
+
+- the divergence has the weight of the unbiased loss; theirs is :math:`2 (1 - \bar\alpha) \Lambda`,
+  :math:`\Lambda = 10^{-4}`, whatever the noise (``div_weight=official``);
+- coordinates are weighted by :math:`1/E[P]`, estimated once over the training parameters; theirs by
+  1 (``w=ones``);
+- the probe of the divergence is Rademacher (``probe=gaussian``);
+- EDM preconditioning and weight :math:`w(\sigma)` in place of a linear VP schedule.
+
+References:
+    GSURE-Based Diffusion Model Training with Corrupted Data (Kawar et al., 2024), arXiv:2305.13128
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cleanprior.data import Batch, TrainingSet
+from cleanprior.diffusion.denoiser import Denoise, Denoiser, edm_weight
+from cleanprior.diffusion.samplers import Heun
+from cleanprior.diffusion.spectral import Spectrum
+from cleanprior.operators import Operator
+from cleanprior.prior import Prior
+from cleanprior.seeding import bernoulli, generator_for
+from cleanprior.training import Loss, Method, Problem, Round, Session, Way
+
+#: The authors' weight of the divergence, in every configuration they publish.
+OFFICIAL_WEIGHT = 1e-4
+#: Images whose parameters are drawn to find the least singular value of a random operator.
+PROBED = 64
+
+
+@dataclass(frozen=True)
+class GSURE:
+    r"""The loss of one batch, one number an image.
+
+    Arguments:
+        spectrum: The batch's decomposition.
+        y: Measurements, (b, ...).
+        sigma_y: Their noise levels, (b,).
+        weight: :math:`W^2`, one number a spectral coordinate.
+        probe: ``rademacher`` or ``gaussian``.
+        div_weight: ``unbiased`` or ``official``.
+    """
+
+    spectrum: Spectrum
+    y: Tensor
+    sigma_y: Tensor
+    weight: Tensor
+    probe: str
+    div_weight: str
+
+    @property
+    def variance(self) -> Tensor:
+        r"""Noise variance of :math:`\bar y`, :math:`\tau^2 P`: 0 where nothing is measured."""
+        s = self.spectrum
+        level = s.column(self.sigma_y) / s.singular.clamp_min(1e-30)
+        return torch.where(s.kept, level**2, 0.0)
+
+    def noised(self, sigma: Tensor, generator: Generator) -> Tensor:
+        r"""Draw :math:`V \bar x_t`, whose noise is white of level ``sigma`` in every coordinate."""
+        s = self.spectrum
+        left = s.column(sigma) ** 2 - self.variance
+        assert left.min() > -1e-6 * float(sigma.max()) ** 2, "sigma is below sigma_y / s"
+        y_bar = s.pseudo_inverse(self.y)
+        like = s.to_image(y_bar)
+        # White noise is drawn on pixels: in a half spectrum it has not unit variance.
+        noise = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+        return s.to_image(y_bar + left.clamp_min(0).sqrt() * s.to_spectrum(noise))
+
+    def __call__(
+        self, denoise: Denoise, sigma: Tensor, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the data term and the divergence term of each image, sums over coordinates."""
+        s = self.spectrum
+        x_t = self.noised(sigma, generator)
+        needs_divergence = bool((self.sigma_y > 0).any())
+        if needs_divergence:
+            x_t = x_t.requires_grad_()
+        denoised = denoise(x_t, sigma)
+        root = s.kept * self.weight.sqrt()
+        # A norm of images: a half spectrum would count most coordinates once instead of twice.
+        error = s.to_image(root * (s.to_spectrum(denoised) - s.pseudo_inverse(self.y)))
+        data = error.square().flatten(1).sum(1)
+        if not needs_divergence:
+            return data, torch.zeros_like(data)
+        v = self._draw_probe(x_t, generator)
+        v = s.to_image(s.kept * s.to_spectrum(v))
+        weighted = s.to_image(self._divergence_weight(sigma) * s.to_spectrum(v))
+        (pulled,) = torch.autograd.grad(denoised, x_t, weighted, create_graph=True)
+        return data, 2 * (pulled * v).flatten(1).sum(1)
+
+    def _draw_probe(self, x: Tensor, generator: Generator) -> Tensor:
+        if self.probe == "gaussian":
+            return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        return (2 * bernoulli(x.shape, 0.5, generator) - 1).to(x)
+
+    def _divergence_weight(self, sigma: Tensor) -> Tensor:
+        if self.div_weight == "unbiased":
+            return self.weight * self.variance
+        # (1 - alpha-bar) d/dx_VP in VE: alpha-bar = 1 / (1 + sigma^2), x_VP = sqrt(alpha-bar) x_VE.
+        official = OFFICIAL_WEIGHT * sigma**2 / (1 + sigma**2).sqrt()
+        return self.spectrum.kept * self.weight * self.spectrum.column(official)
+
+
+def draw_sigma_above(
+    floor: Tensor, generator: Generator, mean: float = -1.2, std: float = 1.2
+) -> Tensor:
+    r"""Draw EDM's training levels, :math:`\log\sigma \sim N(-1.2, 1.2^2)`, above a floor each.
+
+    Arguments:
+        floor: Least level of each image, (b,), at least 0.
+        generator: Source of randomness.
+        mean: Mean of log sigma.
+        std: Standard deviation of log sigma.
+    """
+    uniform = torch.rand(len(floor), generator=generator, dtype=torch.float64).to(floor.device)
+    # The upper tail, where the normal distribution function keeps its digits.
+    above = torch.special.ndtr(-(floor.double().log() - mean) / std)
+    level = (mean - std * torch.special.ndtri((1 - uniform) * above)).exp()
+    return level.to(floor.dtype).maximum(floor)
+
+
+def singular_values(operator: Operator) -> Tensor | None:
+    """Return the singular values of some draws of the operator, (n, ...), or None without SVD."""
+    n = PROBED if "random" in operator.capabilities else 1
+    params = operator.draw(n, generator_for(0, "gsure"))
+    try:
+        device = next(operator.physics.buffers()).device
+    except StopIteration:
+        device = torch.device("cpu")
+    params = {k: v.to(device) for k, v in params.items()}
+    spectrum = Spectrum.of(operator, params, torch.zeros(n, device=device))
+    return None if spectrum is None else spectrum.singular
+
+
+@dataclass(kw_only=True)
+class GSUREDiffusion(Method):
+    """GSURE-Diffusion for random masks, Fourier masks and the identity, with or without noise.
+
+    Arguments:
+        needs: See :class:`cleanprior.training.Method`.
+        w: ``coverage`` (1/E[P] for each coordinate) or ``ones``.
+        div_weight: ``unbiased`` or ``official``.
+        probe: ``rademacher`` or ``gaussian``.
+        min_singular: Least singular value that may be kept, as a share of the largest; levels below
+            sigma_y over it could not be trained.
+        sampler: Sampler of the row that stops at the least trained level.
+    """
+
+    needs: Sequence[str] = ("SVD", "GAUSS", "COVER")
+    w: str
+    div_weight: str
+    probe: str
+    min_singular: float
+    sampler: Heun
+    coverage: Tensor | None = field(default=None, init=False, repr=False)
+    floor: float = field(default=0.0, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "w": ("coverage", "ones"),
+            "div_weight": ("unbiased", "official"),
+            "probe": ("rademacher", "gaussian"),
+        }
+        for name, choices in allowed.items():
+            if getattr(self, name) not in choices:
+                given = getattr(self, name)
+                raise ValueError(f"{name}={given!r}; allowed: {', '.join(choices)}")
+        if not 0 < self.min_singular <= 1:
+            raise ValueError(f"min_singular={self.min_singular}; allowed: above 0, at most 1")
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "gsure"
+
+    def supports(self, problem: Problem) -> str | None:
+        """Return None, or the reason; where the decomposition is at hand, with its numbers."""
+        operator = problem.operator
+        reason = super().supports(problem)
+        values = singular_values(operator)
+        if values is None:
+            return reason or (
+                f"{self.name} needs a cheap SVD with one V for all images (deepinv "
+                f"DecomposablePhysics); {problem.operator_name} has none"
+            )
+        kept = values > self.min_singular * values.max()
+        lost, n = int((values <= 1e-5).sum()), values[0].numel()
+        if "random" not in operator.capabilities and lost:
+            return (
+                f"{self.name} needs every coordinate to be observed in some image; {lost} of {n} "
+                f"coordinates are never observed by {problem.operator_name}"
+            )
+        if not bool((kept | (values <= 1e-5)).all()):
+            least = float(values[values > 1e-5].min())
+            return (
+                f"{self.name} needs sigma >= sigma_y / s for every singular value s it keeps; "
+                f"{problem.operator_name} has s_min={least:.2g} "
+                f"(needs at least {self.min_singular * float(values.max()):.2g})"
+            )
+        return reason
+
+    def warning(self, problem: Problem) -> str:
+        """Return the codes; ``shift`` where coordinates are missing in training, not in sampling.
+
+        Only an operator that hides nothing (the identity) is free of it.
+        """
+        codes = [super().warning(problem)]
+        if "identity" not in problem.operator.capabilities:
+            codes.append("shift")
+        return "+".join(c for c in codes if c)
+
+    def build(self) -> None:  # noqa: D102
+        self.denoiser = self.problem.denoiser()
+        values = singular_values(self.problem.operator)
+        assert values is not None
+        self.floor = self.problem.sigma_y / float(values[values > 1e-5].min())
+
+    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
+        return {"denoiser": self.denoiser}
+
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
+        """Estimate E[P] over the parameters of all training measurements."""
+        total: Tensor | None = None
+        for part in torch.arange(len(session.measurements)).split(256):
+            batch = session.measurements.batch(part).to(session.device)
+            kept = self._spectrum(batch).kept.double().sum(0)
+            total = kept if total is None else total + kept
+        assert total is not None
+        self.coverage = (total / len(session.measurements)).float()
+        return session.measurements
+
+    def _spectrum(self, batch: Batch) -> Spectrum:
+        spectrum = Spectrum.of(self.problem.operator, batch.params, batch.y)
+        assert spectrum is not None, "supports() lets only decomposable operators through"
+        return spectrum
+
+    def weight(self) -> Tensor:
+        """Return W^2; a coordinate that no training image shows never enters the loss."""
+        assert self.coverage is not None, "begin_round() comes first"
+        if self.w == "ones":
+            return torch.ones_like(self.coverage)
+        return 1 / self.coverage.clamp_min(1e-6)
+
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+        spectrum = self._spectrum(batch)
+        gsure = GSURE(spectrum, batch.y, batch.sigma_y, self.weight(), self.probe, self.div_weight)
+        tau = gsure.variance.flatten(1).amax(1).sqrt()
+        sigma = draw_sigma_above(tau.clamp_min(self.floor), generator)
+        data, divergence = gsure(self.denoiser, sigma, generator)
+        n = math.prod(self.problem.image_shape)
+        weight = edm_weight(sigma, self.denoiser.sigma_data).flatten() / n
+        parts = {"data": (weight * data).mean(), "divergence": (weight * divergence).mean()}
+        return Loss(parts["data"] + parts["divergence"], {k: v.detach() for k, v in parts.items()})
+
+    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
+        return self.make_prior(averaged["denoiser"])
+
+    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+        """With noise, sampling that stops at the least trained level and denoises once."""
+        if self.floor <= min(self.sampler.levels[:-1]):
+            return []
+        denoiser = averaged["denoiser"]
+        assert isinstance(denoiser, Denoiser)
+        stopped = copy.copy(self.sampler)
+        above = [level for level in self.sampler.levels if level > self.floor]
+        stopped.levels = [*above, self.floor, 0.0]
+
+        def sample(n: int, generator: Generator) -> Tensor:
+            device = next(denoiser.parameters()).device
+            noise = torch.randn((n, *self.problem.image_shape), generator=generator)
+            return stopped(denoiser, noise.to(device), generator).cpu()
+
+        return [Way("samples: stopped at the least trained level", sample=sample)]
