@@ -140,6 +140,25 @@ def test_a_draw_depends_on_its_measurement_and_generator_only(
     assert data._digest() == data.hash, "the measurements are as they were"
 
 
+@pytest.mark.parametrize("choice", ["DPS", "DiffPIR", "dps", "mmps", "pigdm"])
+@pytest.mark.parametrize("name", ["compressed_sensing", "downsampling"])
+def test_operators_without_decomposition_keep_their_own_parameters(make_operator, choice, name):
+    def denoise(x, sigma):
+        return x * 0.25 / (0.25 + sigma.reshape(-1, 1, 1, 1) ** 2)
+
+    operator = make_operator(name, (1, 8, 8), "sigma=0.1")
+    x = 0.5 * torch.randn((3, 1, 8, 8), generator=generator_for(0, "x"))
+    data = Measurements.draw(x, operator, 1, "train")
+
+    def draw(chunk):
+        parts = (data.y, data.params, data.sigma_y, operator, image_generators(4, range(3)))
+        return draw_in_chunks(chosen(choice), denoise, *parts, chunk)
+
+    together = draw(3)
+    assert together.x.shape == x.shape
+    torch.testing.assert_close(draw(1).x, together.x, rtol=1e-4, atol=1e-5)
+
+
 def test_dps_behind_the_interface_is_deepinvs(gaussian, make_operator):
     operator, data = measured(make_operator, n=2)
     generators = image_generators(4, range(2))

@@ -180,7 +180,7 @@ class DeepinvSampler(PosteriorSampler):
         halves = self.sampler == "DiffPIR"
         with torch.no_grad():
             offset = operator.A(ones, params)  # also leaves this image's parameters in the physics
-            physics = _physics(operator, ones, sigma_y / 2 if halves else sigma_y)
+            physics = _physics(operator, params, ones, sigma_y / 2 if halves else sigma_y)
         denoiser = CountedDenoiser(denoise, halves, self.sigma_min)
         level = sigma_y / 2 if halves else sigma_y
         made = self._make(denoiser, level, y.device)
@@ -191,16 +191,47 @@ class DeepinvSampler(PosteriorSampler):
         return denoiser, made(y.clone(), physics).to(y.dtype).detach()
 
 
-def _physics(operator: Operator, like: Tensor, sigma_y: float) -> LinearPhysics:
-    """Copy the physics as its last call left it, with the noise level of one image."""
-    physics = copy.deepcopy(operator.physics)
-    # deepinv reads the level of noise-free data from a Gaussian of level 0.
-    physics.noise_model = GaussianNoise(sigma_y).to(like.device)
-    if isinstance(physics, DecomposablePhysics):
+def _physics(operator: Operator, params: Params, like: Tensor, sigma_y: float) -> LinearPhysics:
+    """Return physics of one image that need no parameters, with its noise level.
+
+    A decomposable one is a copy of the operator's, as its last call left it.
+    """
+    if isinstance(operator.physics, DecomposablePhysics):
+        physics = copy.deepcopy(operator.physics)
         # DDRM indexes coordinates by the singular values: one for each.
         shape = physics.V_adjoint(like).shape
         physics.mask = torch.as_tensor(physics.mask, device=like.device).expand(shape).clone()
+    else:
+        physics = BoundPhysics(operator, params)
+    # deepinv reads the level of noise-free data from a Gaussian of level 0.
+    physics.noise_model = GaussianNoise(sigma_y).to(like.device)
     return physics
+
+
+class BoundPhysics(LinearPhysics):  # type: ignore[misc]
+    """An operator with the parameters of one image, in deepinv's convention.
+
+    Arguments:
+        operator: The operator.
+        params: Parameters of one image.
+    """
+
+    def __init__(self, operator: Operator, params: Params) -> None:
+        super().__init__()
+        self.operator = operator
+        self.params = params
+
+    def A(self, x: Tensor) -> Tensor:
+        """Apply the forward operator, in float32: deepinv's solvers hold float64 states."""
+        return self.operator.A(x.float(), self.params).to(x.dtype)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """Apply the adjoint operator."""
+        return self.operator.A_adjoint(y.float(), self.params).to(y.dtype)
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        """Apply the pseudo-inverse."""
+        return self.operator.A_dagger(y.float(), self.params).to(y.dtype)
 
 
 def _arguments(part: Callable[..., Any]) -> set[str]:
