@@ -79,18 +79,16 @@ NEEDS: dict[str, Need] = {
     ),
     "FURTHER": Need("{method} has no further corruption for {operator}", "further"),
     "NOISE": _NoiseFree(
-        "{method} cannot use noisy measurements (sigma_y={sigma_y:g}); set operator.sigma=0"
+        "{method} cannot use noisy measurements (sigma_y={sigma_y}); set operator.sigma=0"
     ),
     "SIGMA0": _NoisyOrFloor(
         "{method} divides by sigma_y^2 and sigma_y is 0; set method.sigma_floor above 0"
     ),
     "NOISY": _Noisy(
-        "{method} learns from the noise of y and sigma_y is 0; set operator.sigma above 0, or pick "
-        "naive, which fits noise-free images as they are"
+        "{method} learns from the noise of y and sigma_y is 0; set operator.sigma above 0"
     ),
     "IDENTITY": Need(
-        "{method} is defined only for y = x + Gaussian noise; {operator} is not the identity; "
-        "em_mmps and flowdiff take other operators",
+        "{method} is defined only for y = x + Gaussian noise; {operator} is not the identity",
         "identity",
     ),
     "MASK": Need(
@@ -99,7 +97,7 @@ NEEDS: dict[str, Need] = {
     "SVD": Need("{method} needs a cheap SVD with one V for all images; {operator} has none", "svd"),
     "COVER": _NoNullSpace(
         "{method} needs every coordinate to be observed in some image; {operator} has directions "
-        "that no image ever shows; em_mmps and flowdiff run on it, flagged as not identifiable"
+        "that no image ever shows"
     ),
     "SHAPE": Need(
         "{method} needs y to have the shape of x; with {operator} it has not", "same_shape"
@@ -115,6 +113,11 @@ def facts_of(
 ) -> Facts:
     """Collect the facts of one operator under one method's noise floor."""
     return Facts(operator, frozenset(capabilities), float(sigma_y), sigma_floor > 0)
+
+
+def rule(need: str) -> str:
+    """Return the sentence of a need for any method and operator."""
+    return NEEDS[need].text.format(method="the method", operator="operator", sigma_y="above 0")
 
 
 def refusal(method: str, needs: Iterable[str], facts: Facts) -> str | None:
@@ -133,7 +136,7 @@ def refusal(method: str, needs: Iterable[str], facts: Facts) -> str | None:
             raise ValueError(f"unknown need '{key}' of {method}; allowed: {', '.join(NEEDS)}")
         if not NEEDS[key].holds(facts):
             return NEEDS[key].text.format(
-                method=method, operator=facts.operator, sigma_y=facts.sigma_y
+                method=method, operator=facts.operator, sigma_y=f"{facts.sigma_y:g}"
             )
     return None
 

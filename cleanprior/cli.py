@@ -204,22 +204,21 @@ def list_(
     table.add_column("clean images", justify="right")
     for operator in operators:
         table.add_column(operator)
-    reasons: dict[str, None] = {}
+    codes: dict[str, None] = {}
     for name in names:
         config = registry.read("method", name)
         cells = []
         for operator, described in operators.items():
-            reason = _reason(name, config, operator, described)
-            code = _code(name, config, operator, described)
+            code = _needs_refused(name, config, operator, described)[0]
             cells.append(code or "ok")
-            if reason:
-                reasons[f"{code}: {reason}"] = None
+            if code:
+                codes[code] = None
         about = [config.get("about", "")] if what == "methods" else []
         table.add_row(name, *about, str(config.get("clean_images", 0)), *cells)
     console.print(table)
     console.print("ok: may be trained on the operator with its default parameters. Otherwise:")
-    for reason in reasons:
-        console.print(f"  {reason}", soft_wrap=True, highlight=False)
+    for code in codes:
+        console.print(f"  {code}: {capabilities.rule(code)}", soft_wrap=True, highlight=False)
 
 
 def _is_plain(key: str, value: Any) -> bool:
@@ -244,10 +243,6 @@ def _needs_refused(
 
 def _reason(name: str, method: dict[str, Any], operator: str, described: dict[str, Any]) -> str:
     return _needs_refused(name, method, operator, described)[1] or ""
-
-
-def _code(name: str, method: dict[str, Any], operator: str, described: dict[str, Any]) -> str:
-    return _needs_refused(name, method, operator, described)[0] or ""
 
 
 def _check_needs(config: dict[str, Any]) -> None:
@@ -300,7 +295,7 @@ def _write_images(x: Any, path: Path) -> None:
         os.replace(staging, path)
         zoom = max(1, 64 // x.shape[-1])
         enlarged = x[:64].clamp(-1, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
-        save_image(enlarged, picture, nrow=8, normalize=True, value_range=(-1, 1))
+        save_image(enlarged, picture, nrow=8, normalize=True, value_range=(-1, 1), pad_value=1)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error}") from error
     finally:

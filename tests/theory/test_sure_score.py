@@ -253,7 +253,7 @@ def test_the_probe_is_counted():
 @pytest.mark.parametrize(
     ("operator_name", "sigma", "reason"),
     [
-        ("inpainting", "0.1", "inpainting is not the identity; em_mmps and flowdiff take other"),
+        ("inpainting", "0.1", "inpainting is not the identity"),
         ("blur", "0.1", "blur is not the identity"),
         ("denoising", "0", "learns from the noise of y and sigma_y is 0; set operator.sigma above"),
     ],
