@@ -198,6 +198,8 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
     codes = {c for rs in records.values() for r in rs for c in r.get("warning", "").split("+") if c}
     explained = {
         "floor": "[floor]: noise-free data; the likelihood uses a noise floor in its place",
+        "rank": "[rank]: some pixels are never supervised under this operator",
+        "shift": "[shift]: trained with missing coordinates, sampled with none",
         "null": "[null]: what the operator never shows comes from the method's start, not from y",
     }
     lines += [explained[c] for c in sorted(codes) if c in explained]
