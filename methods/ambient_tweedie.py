@@ -7,7 +7,7 @@ Objective (Ambient-o, Eq. 2.2). For :math:`\sigma > \sigma_y`,
 .. math:: \mathbb E\, w(\sigma)\,\|\alpha D(x_\sigma, \sigma) + (1 - \alpha) x_\sigma - y\|^2
 
 whose minimiser is :math:`E[x \mid x_\sigma]` at every level above :math:`\sigma_y`. Levels below it
-are not trained unless ``consistency`` is on (Daras et al. 2024, section 3.2):
+are not trained unless ``consistency`` is on (Daras et al. 2024):
 
 .. math:: c\,\|\mathbb E[D(x_{s'}, s') \mid x_s] - D(x_s, s)\|^2, \quad s' < s
 

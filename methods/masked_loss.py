@@ -12,7 +12,7 @@ at unit scale. The prior asks it with every pixel seen.
 
 References:
     Ambient Diffusion: Learning Clean Distributions from Corrupted Data (Daras et al., 2023),
-    section 5, arXiv:2305.19256
+    arXiv:2305.19256
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 r"""SURE-Score: Stein's risk at the noise level of the data, score matching on what was denoised.
 
-Objective (section III; :math:`f(y) = D(y, \sigma_y)`, both terms a mean over pixels):
+Objective (:math:`f(y) = D(y, \sigma_y)`, both terms a mean over pixels):
 
 .. math::
     \|f(y) - y\|^2 + 2\sigma_y^2\,\mathrm{div} f(y) - \sigma_y^2
