@@ -177,7 +177,7 @@ def test_flow_inverts_in_single_precision(make_operator, gaussian):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_untrained_flow_is_the_exact_gaussian_posterior(make_operator, gaussian, name):
     operator, batch, flow, base = small_case(make_operator, gaussian, name)
-    level = batch.sigma_y.clamp_min(0.1)
+    level = likelihood_sigma(batch.sigma_y, 0.1)
     mean, covariance = gaussian.posterior(batch.y, batch.params, level, operator)
     torch.testing.assert_close(base.mean.double(), mean, atol=1e-5, rtol=1e-4)
     root = base.root.double()
