@@ -18,6 +18,7 @@ from torch import nn
 
 from cleanprior.config import build, compose
 from cleanprior.data import Batch, Measurements
+from cleanprior.operators.base import likelihood_sigma
 from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for, scoped_rng
 from cleanprior.training import Round, Session
