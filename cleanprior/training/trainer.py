@@ -2,22 +2,22 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from ..costs import PeakMemory
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import autocast_dtype
 from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
+from .averages import Averages
+from .batches import batch_index
 from .checkpoint import Store, flatten_optimiser, read_tensors, restore_optimiser, write_tensors
 from .method import Method, Problem, Round, Session
 
@@ -53,30 +53,6 @@ class TrainingReport:
 
 class Diverged(Exception):
     """A loss that is not finite."""
-
-
-class Averages:
-    """Exponential averages of networks, with a warm-up so that early weights fade.
-
-    Arguments:
-        networks: The networks.
-        decay: Final decay a step, in [0, 1).
-    """
-
-    def __init__(self, networks: Mapping[str, nn.Module], decay: float) -> None:
-        self.decay = decay
-        self.models = {k: AveragedModel(n, multi_avg_fn=self._average) for k, n in networks.items()}
-        self.modules = {k: m.module.eval().requires_grad_(False) for k, m in self.models.items()}
-
-    @torch.no_grad()
-    def _average(self, averaged: Any, current: Any, seen: Tensor | int) -> None:
-        # Warm-up of the decay, (1 + t) / (10 + t): the average is never older than the run.
-        decay = min(self.decay, (1 + float(seen)) / (10 + float(seen)))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
-    def update(self, name: str, network: nn.Module) -> None:
-        """Include a network's present weights."""
-        self.models[name].update_parameters(network)
 
 
 class Trainer:
@@ -388,34 +364,3 @@ class _Run:
             entry: dict[str, float | str] = {"round": plan.name, "step": step, **self._last}
             self.report.history.append(entry)
         return f"loss {self._last['loss']:.3f}"
-
-
-@lru_cache(maxsize=4)
-def _permutation(n: int, seed: int, number: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=generator_for(seed, "order", round=number, epoch=epoch))
-
-
-def batch_index(
-    n: int, batch: int, k: int, seed: int, number: int, rank: int = 0, ranks: int = 1
-) -> Tensor:
-    """Return the images of batch ``k``: consecutive parts of one permutation an epoch.
-
-    Arguments:
-        n: Images in the training set.
-        batch: Images in a batch of one process.
-        k: Number of the batch in its round.
-        seed: Training seed.
-        number: Number of the round.
-        rank: This process.
-        ranks: Processes; each takes its own part.
-    """
-
-    def positions() -> Iterator[Tensor]:
-        position, left = (k * ranks + rank) * batch, batch
-        while left:
-            epoch, offset = divmod(position, n)
-            part = _permutation(n, seed, number, epoch)[offset : offset + left]
-            yield part
-            position, left = position + len(part), left - len(part)
-
-    return torch.cat(list(positions()))

@@ -9,8 +9,8 @@ from cleanprior.data import Batch, Measurements
 from cleanprior.prior import Prior, image_generators
 from cleanprior.progress import Progress
 from cleanprior.training import Problem, Session
+from cleanprior.training.averages import Averages
 from cleanprior.training.checkpoint import Store
-from cleanprior.training.trainer import Averages
 
 CELLS = [(m, o) for m in registry.methods() for o in registry.options("operator")]
 

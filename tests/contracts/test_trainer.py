@@ -21,8 +21,8 @@ from cleanprior.data import Measurements
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
 from cleanprior.errors import UserError
 from cleanprior.training import Loss, Method, Round, Trainer
+from cleanprior.training.batches import batch_index
 from cleanprior.training.checkpoint import Store, read_tensors, write_tensors
-from cleanprior.training.trainer import batch_index
 
 SHAPE = (1, 8, 8)
 IMAGES = 48

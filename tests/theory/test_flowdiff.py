@@ -22,8 +22,8 @@ from cleanprior.operators.base import likelihood_sigma
 from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for, scoped_rng
 from cleanprior.training import Round, Session
+from cleanprior.training.averages import Averages
 from cleanprior.training.checkpoint import Store
-from cleanprior.training.trainer import Averages
 
 CPU = torch.device("cpu")
 OPERATORS = ["inpainting", "denoising", "blur"]

@@ -13,7 +13,7 @@ from cleanprior.diffusion.spectral import Spectrum
 from cleanprior.operators import Operator
 from cleanprior.seeding import bernoulli, generator_for, randn_like
 from cleanprior.training import Problem
-from cleanprior.training.trainer import Averages
+from cleanprior.training.averages import Averages
 
 
 class Scaled(Operator):
