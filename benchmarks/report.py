@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import pictures, runner, tables
+from . import pictures, runner, statistics, tables
 from .plan import Plan
 
 
@@ -27,18 +27,22 @@ def report(plan: Plan, out: Path) -> bool:
         frame = tables.tidy(records)
         summary = tables.summarise(frame)
         shown = tables.display(summary, plan.references)
+        comparisons = statistics.compare(records, plan.references)
+        bold = tables.marks(summary, statistics.best(comparisons))
         seeds = max(len(cells) for cells in problem.cells.values())
         lines = tables.notes(problem, records, seeds)
         folder = out / "tables" / f"{plan.name}-{problem.key}"
-        files = tables.write(folder, problem.title, shown, summary, frame, lines)
+        files = tables.write(folder, problem.title, shown, summary, frame, lines, bold, comparisons)
         files += pictures.write(problem, records, out, folder)
-        print_table(console, problem.title, shown, lines)
+        print_table(console, problem.title, shown, lines, bold)
         console.print(f"files in {folder}/: {', '.join(f.name for f in files)}", soft_wrap=True)
         is_sound &= not frame["status"].str.startswith(("failed", "diverged")).any()
     return is_sound
 
 
-def print_table(console: Console, title: str, shown: pd.DataFrame, lines: list[str]) -> None:
+def print_table(
+    console: Console, title: str, shown: pd.DataFrame, lines: list[str], bold: pd.DataFrame
+) -> None:
     """Print a table with its notes."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     texts = ("method", "restores by", "status")
@@ -50,8 +54,11 @@ def print_table(console: Console, title: str, shown: pd.DataFrame, lines: list[s
             overflow="fold",
             no_wrap=heading == "method",
         )
-    for line in shown.itertuples(index=False):
-        table.add_row(*(escape(str(v)) for v in line))
+    for line, is_bold in zip(
+        shown.itertuples(index=False), bold.itertuples(index=False), strict=True
+    ):
+        cells = [escape(str(v)) for v in line]
+        table.add_row(*(f"[bold]{c}[/]" if b else c for c, b in zip(cells, is_bold, strict=True)))
     console.print(table)
     for text in lines:
         console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False)

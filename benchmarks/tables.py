@@ -12,6 +12,7 @@ from cleanprior.files import write_bytes, write_text
 from cleanprior.records import Record, is_finished
 
 from .plan import Problem
+from .statistics import SEEDS_FOR_T
 
 DASH = "-"
 # key, heading, LaTeX heading, format, what it is
@@ -171,6 +172,21 @@ def _evaluations(line: dict[str, Any]) -> str:
     return f"{forward} (+{backward})" if backward else str(forward)
 
 
+def marks(summary: pd.DataFrame, best: dict[str, list[tuple[str, str]]]) -> pd.DataFrame:
+    """Return which cells of :func:`display` are in bold: significantly best in their track.
+
+    Arguments:
+        summary: From :func:`summarise`, in the order of the table.
+        best: From :func:`cleanprior.benchmarks.statistics.best`.
+    """
+    names = list(zip(summary["method"], summary["way"], strict=True))
+    headings = ["method", "restores by", *(c[1] for c in COLUMNS), "status"]
+    bold = pd.DataFrame(False, index=range(len(names)), columns=headings)
+    for key, heading, _, _ in COLUMNS:
+        bold[heading] = [name in best.get(key, []) for name in names]
+    return bold
+
+
 def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> list[str]:
     """Return the lines under the table: what was measured, how, and what to be careful of."""
     done = [r for rs in records.values() for r in rs if is_finished(r)]
@@ -203,10 +219,19 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
         "null": "[null]: what the operator never shows comes from the method's start, not from y",
     }
     lines += [explained[c] for c in sorted(codes) if c in explained]
+    lines.append(
+        "bold: better than every other row of its track (clean images handed out), 5 % level after "
+        "Holm's correction; pairs in comparisons.csv"
+    )
     if seeds == 1:
-        lines.append("n = 1 training seed: differences of a few tenths of a dB are not evidence")
+        lines.append(
+            "n = 1 training seed: intervals cover other test images, not other training runs; "
+            "differences of a few tenths of a dB are not evidence about the methods"
+        )
     else:
         lines.append(f"mean ± standard deviation over n = {seeds} training seeds")
+    if seeds < SEEDS_FOR_T:
+        lines.append(f"FD is not ranked: one number a run needs {SEEDS_FOR_T} training seeds")
     return lines
 
 
@@ -217,10 +242,13 @@ def write(
     summary: pd.DataFrame,
     frame: pd.DataFrame,
     lines: Sequence[str],
+    bold: pd.DataFrame,
+    comparisons: pd.DataFrame,
 ) -> list[Path]:
-    """Write ``table.md``, ``table.csv``, ``table.tex`` and ``records.parquet``, each atomically."""
+    """Write the table in four formats and the pairwise comparisons, each file atomically."""
     legend = [f"{heading}: {meaning}" for _, heading, _, meaning in COLUMNS]
     markdown = shown.map(lambda v: str(v).replace("|", "\\|"))
+    markdown = markdown.mask(bold.to_numpy(), "**" + markdown + "**")
     markdown.columns = [c.replace("|", "\\|") for c in shown.columns]
     right = ["left", "left"] + ["right"] * (len(shown.columns) - 3) + ["left"]
     text = markdown.to_markdown(index=False, colalign=right, disable_numparse=True)
@@ -229,6 +257,7 @@ def write(
     write_text(folder / "table.csv", summary.to_csv(index=False))
     tex = shown.replace({" ± ": " $\\pm$ "}, regex=True)
     tex = tex.map(_tex)
+    tex = tex.mask(bold.to_numpy(), "\\textbf{" + tex + "}")
     tex.columns = [_tex(c) for c in shown.columns]
     body = tex.to_latex(
         index=False, escape=False, column_format="ll" + "r" * (len(shown.columns) - 3) + "l"
@@ -236,7 +265,9 @@ def write(
     comments = "\n".join(f"% {line}" for line in [title, *lines, *legend])
     write_text(folder / "table.tex", f"{comments}\n% needs \\usepackage{{booktabs}}\n{body}")
     write_bytes(folder / "records.parquet", frame.to_parquet(index=False))
-    return [folder / n for n in ("table.md", "table.csv", "table.tex", "records.parquet")]
+    write_text(folder / "comparisons.csv", comparisons.to_csv(index=False))
+    names = ("table.md", "table.csv", "table.tex", "records.parquet", "comparisons.csv")
+    return [folder / n for n in names]
 
 
 def _tex(value: Any) -> str:
