@@ -145,7 +145,7 @@ class Protocol:
         for way in own_ways:
             row = Row(way.name, is_own=True)
             if way.restore is None:
-                row.missing["restoration"] = f"{way.name} does not restore"
+                row.missing["restoration"] = way.reason or f"{way.name} does not restore"
             else:
                 start = time.perf_counter()
                 restored, row.evaluations = way.restore(
@@ -155,7 +155,7 @@ class Protocol:
                 self._restoration(row, restored, data.test[:n], measured, operator)
                 pictures[f"restored.{row.way}"] = restored
             if way.sample is None:
-                row.missing["generation"] = f"{way.name} does not sample p(x)"
+                row.missing["generation"] = way.reason or f"{way.name} does not sample p(x)"
             else:
                 start = time.perf_counter()
                 drawn = way.sample(count, generator_for(self.seed, "own-samples"))

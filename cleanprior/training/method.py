@@ -126,11 +126,13 @@ class Way:
         name: Shown in the table, e.g. ``one step``.
         restore: ``(batch, generators) -> (x, evaluations per image)``, or None.
         sample: ``(n, generator) -> x``, or None.
+        reason: Why it does not restore or does not sample, for the notes under the table.
     """
 
     name: str
     restore: Callable[[Batch, list[Generator]], tuple[Tensor, int]] | None = None
     sample: Callable[[int, Generator], Tensor] | None = None
+    reason: str = ""
 
 
 @dataclass(kw_only=True)
@@ -153,6 +155,8 @@ class Method(ABC):
     budgeted = "denoiser"
     #: Learning rate of a network, where it is not the Trainer's.
     learning_rates: Mapping[str, float] = field(default_factory=dict, init=False, repr=False)
+    #: AdamW's decay rates of a network, where they are not (0.9, 0.999).
+    betas: Mapping[str, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:

@@ -192,6 +192,7 @@ class _Run:
             name: torch.optim.AdamW(
                 network.parameters(),
                 lr=self.method.learning_rates.get(name, t.lr),
+                betas=self.method.betas.get(name, (0.9, 0.999)),
                 weight_decay=t.weight_decay,
                 fused=True,
             )
