@@ -81,15 +81,16 @@ def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
                 "estep_evaluations": training["costs"].get("evaluations", 0),
             }
             for row in record["rows"]:
+                seconds = row["seconds"]
                 lines.append(
                     {
                         **base,
                         "way": row["way"],
                         "is_own": row["is_own"],
                         **row["metrics"],
-                        "restore_seconds": row["seconds"].get("restoration"),
-                        "sample_seconds": row["seconds"].get("sampling"),
-                        "evaluations": row["evaluations"],
+                        "restore_seconds": seconds.get("restoration"),
+                        "sample_seconds": seconds.get("sampling"),
+                        "evaluations": row["evaluations"] if "restoration" in seconds else None,
                         "backwards": row["backwards"],
                         "missing": "; ".join(row["missing"].values()),
                     }
@@ -204,6 +205,12 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
         ]
     for method, cells in records.items():
         lines += dict.fromkeys(f"{method}: {r['status']}" for r in cells if ":" in r["status"])
+        lines += dict.fromkeys(
+            f"{method}: {reason}"
+            for r in cells
+            for row in r.get("rows", ())
+            for reason in row["missing"].values()
+        )
         hashes = {r["code"]["method_sha256"] for r in cells if is_finished(r)}
         if hashes - {registry.code_hash(method)}:
             lines.append(
