@@ -38,7 +38,8 @@ from torch import Generator, Tensor, nn
 
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, denoising_loss
-from cleanprior.diffusion.gaussian import GaussianPrior, fit_gaussian
+from cleanprior.diffusion.gaussian import MAX_PIXELS, GaussianPrior, fit_gaussian
+from cleanprior.diffusion.low_rank import LowRankGaussian, cheaper_fit, fit_low_rank
 from cleanprior.diffusion.posterior import DPS, PosteriorSampler, draw_in_chunks
 from cleanprior.operators.base import likelihood_sigma
 from cleanprior.prior import Prior
@@ -65,7 +66,12 @@ class EM(Method):
         scales: Multipliers of the last scale tried in each round, for guided samplers; empty for a
             fixed scale.
         scale_images: Training measurements used to choose the scale.
-        gaussian_iterations: EM iterations of the Gaussian start.
+        gaussian: Covariance of the Gaussian start: ``dense`` (exact EM, at most 1,024 numbers an
+            image), ``low_rank`` (Monte-Carlo EM, any size) or ``auto``
+            (:func:`cleanprior.diffusion.low_rank.cheaper_fit`).
+        gaussian_iterations: EM iterations of the dense Gaussian start.
+        low_rank_iterations: Monte-Carlo EM iterations of the low-rank Gaussian start.
+        rank: Rank of the low-rank Gaussian start.
         sigma_floor: Noise level of the likelihood where sigma_y is 0 (Gaussian start, sampler).
         chunk: Measurements restored at a time; each chunk survives an interruption.
 
@@ -84,13 +90,23 @@ class EM(Method):
     posterior: PosteriorSampler
     scales: Sequence[float]
     scale_images: int
+    gaussian: str
     gaussian_iterations: int
+    low_rank_iterations: int
+    rank: int
     sigma_floor: float
     chunk: int
 
     def __post_init__(self) -> None:
         if self.start not in ("clean", "gaussian"):
             raise ValueError(f"start={self.start!r}; allowed: clean, gaussian")
+        if self.gaussian not in ("auto", "dense", "low_rank"):
+            raise ValueError(f"gaussian={self.gaussian!r}; allowed: auto, dense, low_rank")
+        if self.start == "gaussian" and (self.rank < 1 or self.low_rank_iterations < 1):
+            raise ValueError(
+                f"rank={self.rank}, low_rank_iterations={self.low_rank_iterations}; allowed: 1 or "
+                "more"
+            )
         if self.start == "clean" and self.clean_images in (0, "0"):
             raise ValueError("start=clean needs clean_images above 0; start=gaussian needs none")
         if not 0 < self.pool <= 1:
@@ -107,16 +123,17 @@ class EM(Method):
 
     def supports(self, problem: Problem) -> str | None:  # noqa: D102
         reason = super().supports(problem)
-        if reason is None and self.start == "gaussian":
-            from cleanprior.diffusion.gaussian import MAX_PIXELS
-
-            d = math.prod(problem.image_shape)
-            if d > MAX_PIXELS:
-                reason = (
-                    f"the dense Gaussian start takes images of at most {MAX_PIXELS} numbers; "
-                    f"these have {d}"
-                )
+        size = math.prod(problem.image_shape)
+        if reason is None and self._starts_dense and size > MAX_PIXELS:
+            reason = (
+                f"the dense Gaussian start takes images of at most {MAX_PIXELS} numbers; these "
+                f"have {size}: use gaussian=low_rank"
+            )
         return reason
+
+    @property
+    def _starts_dense(self) -> bool:
+        return self.start == "gaussian" and self.gaussian == "dense"
 
     def build(self) -> None:  # noqa: D102
         self.denoiser = self.problem.denoiser()
@@ -161,24 +178,39 @@ class EM(Method):
 
     def _gaussian_draws(self, index: Tensor, session: Session) -> Tensor:
         """Draw from the exact posterior under the Gaussian fitted to the measurements."""
+        data, kind = session.measurements, self.gaussian
+        if kind == "auto":
+            kind = cheaper_fit(data, self.problem.operator)
 
         def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
-            operator, data = self.problem.operator, session.measurements
-            with session.progress.task("Gaussian fit", self.gaussian_iterations) as task:
-                prior = fit_gaussian(
-                    data,
-                    operator,
-                    self.sigma_floor,
-                    self.gaussian_iterations,
-                    session.generator("gaussian"),
-                    advance=task.advance,
-                )
+            prior = self._fit_gaussian(kind, data, session)
             return {"x": self._exact_draws(prior, data, index, session)}, {}
 
+        session.log["gaussian"] = kind
         return session.store.once("gaussian-draws", compute)[0]["x"]
 
+    def _fit_gaussian(
+        self, kind: str, data: Measurements, session: Session
+    ) -> GaussianPrior | LowRankGaussian:
+        """Fit the start: ``dense`` or ``low_rank``."""
+        operator, floor = self.problem.operator, self.sigma_floor
+        generator = session.generator("gaussian")
+        iterations = self.gaussian_iterations if kind == "dense" else self.low_rank_iterations
+        with session.progress.task("Gaussian fit", iterations) as task:
+            if kind == "dense":
+                return fit_gaussian(
+                    data, operator, floor, iterations, generator, advance=task.advance
+                )
+            return fit_low_rank(
+                data, operator, floor, iterations, self.rank, generator, advance=task.advance
+            )
+
     def _exact_draws(
-        self, prior: GaussianPrior, data: Measurements, index: Tensor, session: Session
+        self,
+        prior: GaussianPrior | LowRankGaussian,
+        data: Measurements,
+        index: Tensor,
+        session: Session,
     ) -> Tensor:
         operator = self.problem.operator
         draws = []

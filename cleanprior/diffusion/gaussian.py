@@ -14,11 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from ..data.measurements import Measurements
+from ..data.measurements import Batch, Measurements
 from ..operators.base import ImageShape, Operator, Params, likelihood_sigma
 
 # Dense covariances and one dense A for each image: 1,024 pixels take 8 MB a matrix in float64.
 MAX_PIXELS = 1024
+
+
+def is_shared(params: Params, sigma_y: Float[Tensor, " b"]) -> bool:
+    """Whether all images of a batch have one operator and one noise level."""
+    return not params and bool((sigma_y == sigma_y[:1]).all())
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,22 @@ class GaussianPrior:
         sigma_y: Float[Tensor, " b"],
         operator: Operator,
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
-        r"""Return mean and covariance of p(x|y) for each measurement (Kalman update)."""
-        a = operator.matrix(params, len(y))
+        r"""Return mean and covariance of p(x|y) for each measurement (Kalman update).
+
+        Where all share one operator and one noise level there is one covariance, computed once.
+        """
+        k = 1 if is_shared(params, sigma_y) else len(y)
+        a = operator.matrix(params, k)
         ac = a @ self.covariance
-        noise = sigma_y.double()[:, None, None] ** 2 * torch.eye(a.shape[1], dtype=a.dtype)
+        noise = sigma_y.double()[:k, None, None] ** 2 * torch.eye(a.shape[1], dtype=a.dtype)
         gain = torch.linalg.solve(ac @ a.mT + noise, ac).mT
         residual = y.flatten(1).double() - (a @ self.mean)
-        mean = self.mean + (gain @ residual[:, :, None])[:, :, 0]
+        if k < len(y):
+            mean = self.mean + residual @ gain[0].T
+        else:
+            mean = self.mean + (gain @ residual[:, :, None])[:, :, 0]
         covariance = self.covariance - gain @ ac
-        return mean, (covariance + covariance.mT) / 2
+        return mean, ((covariance + covariance.mT) / 2).expand(len(y), -1, -1)
 
     def posterior_root(
         self,
@@ -70,8 +82,10 @@ class GaussianPrior:
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
         """Return the posterior mean and the symmetric square root of its covariance."""
         mean, covariance = self.posterior(y, params, sigma_y, operator)
-        values, vectors = torch.linalg.eigh(covariance)
-        return mean, (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
+        k = 1 if is_shared(params, sigma_y) else len(y)
+        values, vectors = torch.linalg.eigh(covariance[:k])
+        root = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
+        return mean, root.expand(len(y), -1, -1)
 
     def draw(
         self,
@@ -84,7 +98,10 @@ class GaussianPrior:
         """Draw one image from p(x|y) for each measurement."""
         mean, root = self.posterior_root(y, params, sigma_y, operator)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        x = mean + (root @ noise[:, :, None])[:, :, 0]
+        if is_shared(params, sigma_y):
+            x = mean + noise @ root[0]
+        else:
+            x = mean + (root @ noise[:, :, None])[:, :, 0]
         return x.float().reshape(len(y), *self.image_shape)
 
 
@@ -106,6 +123,43 @@ def log_likelihood(prior: GaussianPrior, data: Measurements, operator: Operator)
             law = torch.distributions.MultivariateNormal(centre, c[i][s][:, s])
             total += law.log_prob(r[i, s]).item()
     return total / len(data)
+
+
+def _e_step(
+    prior: GaussianPrior, batch: Batch, sigma: Float[Tensor, " b"], operator: Operator
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "d d"]]:
+    """Return the posterior mean of each image and the sum of their posterior covariances."""
+    if "mask" in operator.capabilities and batch.params:
+        return _masked_e_step(prior, batch, sigma, operator)
+    mean, covariance = prior.posterior(batch.y, batch.params, sigma, operator)
+    return mean, covariance.sum(0)
+
+
+def _masked_e_step(
+    prior: GaussianPrior, batch: Batch, sigma: Float[Tensor, " b"], operator: Operator
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "d d"]]:
+    r"""Do the E-step of masks on observed rows only: k^3 an image instead of about 9 d^3.
+
+    With :math:`K_i = A_i^\top (A_i C A_i^\top + s^2 I)^{-1} A_i`, which is the inverse of one block
+    of C and 0 elsewhere, :math:`\sum_i V_i = n C - C (\sum_i K_i) C`.
+    """
+    seen = operator.observed(batch.y, batch.params).flatten(1).bool()
+    k = max(1, int(seen.sum(1).max()))
+    rows = (~seen).int().argsort(dim=1, stable=True)[:, :k]  # the seen entries come first
+    kept = seen.gather(1, rows)
+    block = kept[:, :, None] & kept[:, None, :]
+    gram = prior.covariance[rows[:, :, None], rows[:, None, :]].where(block, 0.0)
+    # A row that only fills the array has the equation 1 * weight = 0.
+    gram += torch.diag_embed(torch.where(kept, sigma.double()[:, None] ** 2, 1.0))
+    inverse = torch.linalg.inv(gram).where(block, 0.0)
+    y = batch.y.flatten(1).double().gather(1, rows)
+    residual = (y - prior.mean[rows]).where(kept, 0.0)
+    weights = torch.zeros(seen.shape, dtype=torch.float64)
+    weights.scatter_(1, rows, (inverse @ residual[:, :, None])[:, :, 0])
+    total = torch.zeros_like(prior.covariance)
+    total.index_put_((rows[:, :, None], rows[:, None, :]), inverse, accumulate=True)
+    c = prior.covariance
+    return prior.mean + weights @ c, len(batch) * c - c @ total @ c
 
 
 def fit_gaussian(
@@ -147,15 +201,15 @@ def fit_gaussian(
     prior = GaussianPrior(
         torch.zeros(d, dtype=torch.float64), 0.3 * torch.eye(d, dtype=torch.float64), shape
     )
-    chunk = max(1, 2**22 // d**2)
+    chunk = 4096 if is_shared(data.params, data.sigma_y) else max(1, 2**22 // d**2)
     for _ in range(iterations):
         first, second = torch.zeros_like(prior.mean), torch.zeros_like(prior.covariance)
         for part in index.split(chunk):
             b = data.batch(part)
             sigma = likelihood_sigma(b.sigma_y, sigma_floor)
-            m, v = prior.posterior(b.y, b.params, sigma, operator)
+            m, v = _e_step(prior, b, sigma, operator)
             first += m.sum(0)
-            second += v.sum(0) + m.T @ m
+            second += v + m.T @ m
         mean = first / len(index)
         covariance = second / len(index) - torch.outer(mean, mean)
         prior = GaussianPrior(mean, (covariance + covariance.T) / 2, shape)
@@ -163,4 +217,4 @@ def fit_gaussian(
     return prior
 
 
-__all__ = ["MAX_PIXELS", "GaussianPrior", "fit_gaussian", "log_likelihood"]
+__all__ = ["MAX_PIXELS", "GaussianPrior", "fit_gaussian", "is_shared", "log_likelihood"]

@@ -82,6 +82,30 @@ def test_the_likelihood_is_that_of_the_observed_entries(gaussian, problem):
     assert log_likelihood(gaussian, data, operator) == pytest.approx(total / len(data), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys"), [("inpainting", ["p=0.6", "sigma=0.1"]), ("box", ["side=2"]), ("blur", [])]
+)
+def test_shortcuts_of_the_fit_change_nothing(make_operator, name, keys, monkeypatch):
+    """Masks on their seen rows, one covariance for one operator: as image by image."""
+    shape = (1, 6, 6)
+    with scoped_rng(2):
+        root = 0.2 * torch.randn(36, 36, dtype=torch.float64)
+    prior = GaussianPrior(torch.linspace(-0.3, 0.3, 36).double(), root @ root.T, shape)
+    operator = make_operator(name, shape, *keys)
+    data = Measurements.draw(draw(prior, 50), operator, 0, "train")
+    quick = fit_gaussian(data, operator, 0.05, 4, generator_for(0, "g"))
+    arguments = (data.y, data.params, torch.full((50,), 0.1), operator)
+    moments, noise = prior.posterior_root(*arguments), prior.draw(*arguments, generator_for(0, "d"))
+    monkeypatch.setattr(operator.__class__, "capabilities", frozenset())
+    monkeypatch.setattr("cleanprior.diffusion.gaussian.is_shared", lambda params, sigma_y: False)
+    plain = fit_gaussian(data, operator, 0.05, 4, generator_for(0, "g"))
+    torch.testing.assert_close(quick.mean, plain.mean, rtol=0, atol=1e-10)
+    torch.testing.assert_close(quick.covariance, plain.covariance, rtol=0, atol=1e-10)
+    for a, b in zip(moments, prior.posterior_root(*arguments), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    torch.testing.assert_close(noise, prior.draw(*arguments, generator_for(0, "d")))
+
+
 @pytest.fixture(scope="module")
 def five():
     with scoped_rng(11):
