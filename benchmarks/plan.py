@@ -17,11 +17,13 @@ class Problem:
 
     Attributes:
         title: Shown above the table.
+        label: The operator with what differs from its defaults, for tabs and overviews.
         key: Name of the folder of its files; the same problem has the same key.
         cells: Composed configurations by method, in row order; one a seed.
     """
 
     title: str
+    label: str
     key: str
     cells: dict[str, list[Config]]
 
@@ -34,11 +36,21 @@ class Plan:
         name: Name of the benchmark's configuration.
         problems: One a table.
         references: Methods that anchor every table and are not compared.
+        about: One sentence.
     """
 
     name: str
     problems: list[Problem]
     references: tuple[str, ...]
+    about: str = ""
+
+    @property
+    def key(self) -> str:
+        """Name of the folder of what belongs to all problems; that of a single problem's table."""
+        if len(self.problems) == 1:
+            return f"{self.name}-{self.problems[0].key}"
+        digest = hashlib.sha256(" ".join(p.key for p in self.problems).encode()).hexdigest()[:8]
+        return f"{self.name}-{digest}"
 
 
 def make_plan(
@@ -119,7 +131,7 @@ def make_plan(
             for method in dict.fromkeys(rows)
         }
         made.append(_problem(cells))
-    return Plan(bench, made, tuple([*before, *after]))
+    return Plan(bench, made, tuple([*before, *after]), described.get("about", ""))
 
 
 def _problem(cells: dict[str, list[Config]]) -> Problem:
@@ -130,7 +142,10 @@ def _problem(cells: dict[str, list[Config]]) -> Problem:
     values = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v)]
     extra = [f"{k}={v}" for k, v in data.items() if _is_shown(k, v) and k != "path"]
     title = f"{data['name']}{_bracket(extra)}, {operator['name']}{_bracket(values)}"
-    return Problem(title, f"{data['name']}-{operator['name']}-{digest}", cells)
+    usual = registry.read("operator", operator["name"])
+    changed = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v) and usual.get(k) != v]
+    label = " ".join([operator["name"], *changed])
+    return Problem(title, label, f"{data['name']}-{operator['name']}-{digest}", cells)
 
 
 def _is_shown(key: str, value: Any) -> bool:
@@ -151,7 +166,7 @@ def refusal(config: Config) -> str | None:
         operator.get("sigma", 0),
         float(method.get("sigma_floor") or 0),
     )
-    return capabilities.refusal(method["name"], method.get("needs", ()), facts)
+    return capabilities.refusal(method["name"], capabilities.required(method), facts)
 
 
 def check_forced(plan: Plan, forced: Sequence[str]) -> None:

@@ -8,12 +8,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import pictures, runner, statistics, tables
+from cleanprior.files import write_text
+
+from . import page, pictures, plots, runner, statistics, tables
+from .page import Sheet
 from .plan import Plan
+
+#: Metrics that an overview of several problems shows, with their headings.
+OVERVIEWS = {"psnr": "PSNR in dB", "fd": "FD"}
 
 
 def report(plan: Plan, out: Path) -> bool:
-    """Print and write the tables of every problem.
+    """Print and write the tables of every problem, an overview of several, and the page.
 
     Returns:
         Whether no row failed or diverged.
@@ -22,22 +28,75 @@ def report(plan: Plan, out: Path) -> bool:
     if not console.is_terminal:
         console = Console(width=190)
     is_sound = True
+    sheets: list[Sheet] = []
+    best: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for problem in plan.problems:
         records = runner.records(problem, out)
         frame = tables.tidy(records)
         summary = tables.summarise(frame)
         shown = tables.display(summary, plan.references)
         comparisons = statistics.compare(records, plan.references)
-        bold = tables.marks(summary, statistics.best(comparisons))
+        best[problem.label] = statistics.best(comparisons)
+        bold = tables.marks(summary, best[problem.label])
         seeds = max(len(cells) for cells in problem.cells.values())
         lines = tables.notes(problem, records, seeds)
         folder = out / "tables" / f"{plan.name}-{problem.key}"
         files = tables.write(folder, problem.title, shown, summary, frame, lines, bold, comparisons)
         files += pictures.write(problem, records, out, folder)
+        files += plots.write(problem, records, summary, folder)
         print_table(console, problem.title, shown, lines, bold)
         console.print(f"files in {folder}/: {', '.join(f.name for f in files)}", soft_wrap=True)
         is_sound &= not frame["status"].str.startswith(("failed", "diverged")).any()
+        sheets.append(
+            Sheet(
+                problem.label,
+                problem.title,
+                shown,
+                summary,
+                bold,
+                lines,
+                files,
+                records,
+                plan.references,
+            )
+        )
+    folder = out / "tables" / plan.key
+    if len(sheets) > 1:
+        sheets = [*_overviews(plan, sheets, best, folder, console), *sheets]
+    path = page.write(folder / "report.html", plan.name, plan.about, sheets)
+    console.print(f"page: {path}", soft_wrap=True)
     return is_sound
+
+
+def _overviews(
+    plan: Plan,
+    sheets: list[Sheet],
+    best: dict[str, dict[str, list[tuple[str, str]]]],
+    folder: Path,
+    console: Console,
+) -> list[Sheet]:
+    """Print and write one table a metric with all problems side by side."""
+    found = []
+    summaries = {s.tab: s.summary for s in sheets}
+    lines = [
+        "bold: significantly best of its track on that problem; details in the problem's own table",
+        "-: not trained there, or no such number; the reason stands in the problem's own table",
+    ]
+    for key, heading in OVERVIEWS.items():
+        shown, numbers, bold = tables.overview(summaries, best, plan.references, key)
+        if not len(shown):
+            continue
+        title = f"{heading} on every problem of {plan.name}"
+        print_table(console, title, shown, lines, bold)
+        name = f"overview_{key}"
+        text = f"## {title}\n\n{tables.to_markdown(shown, bold)}\n\n"
+        write_text(folder / f"{name}.md", text + "\n".join(f"- {line}" for line in lines) + "\n")
+        write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
+        files = [folder / f"{name}.md", folder / f"{name}.csv"]
+        found.append(
+            Sheet(f"all: {key}", title, shown, numbers, bold, lines, files, {}, plan.references)
+        )
+    return found
 
 
 def print_table(
@@ -45,9 +104,8 @@ def print_table(
 ) -> None:
     """Print a table with its notes."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    texts = ("method", "restores by", "status")
     for heading in shown.columns:
-        is_text = heading in texts
+        is_text = heading in tables.TEXTS
         table.add_column(
             heading,
             justify="left" if is_text else "right",

@@ -78,7 +78,7 @@ def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
             record = read_record(out, config)
             if reason is not None:
                 record = {"status": f"skipped: {reason}"}
-            record = record or {"status": "failed: no record"}
+            record = record or {"status": "not run"}
             record |= {"method": method, "seed": config["seed"]}
             found[method].append(record)
     hashes = {

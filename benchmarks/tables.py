@@ -29,6 +29,8 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("memory_mb", "peak MB", ".0f", "peak memory of the process (of the GPU where there is one)"),
     ("parameters", "params", "", "of all networks trained"),
 )
+#: Headings of columns that hold words.
+TEXTS = ("method", "restores by", "status")
 # The same for every seed of a row.
 FIRST = (
     "warning",
@@ -181,11 +183,64 @@ def marks(summary: pd.DataFrame, best: dict[str, list[tuple[str, str]]]) -> pd.D
         best: From :func:`cleanprior.benchmarks.statistics.best`.
     """
     names = list(zip(summary["method"], summary["way"], strict=True))
-    headings = ["method", "restores by", *(c[1] for c in COLUMNS), "status"]
+    headings = [*TEXTS[:2], *(c[1] for c in COLUMNS), *TEXTS[2:]]
     bold = pd.DataFrame(False, index=range(len(names)), columns=headings)
     for key, heading, _, _ in COLUMNS:
         bold[heading] = [name in best.get(key, []) for name in names]
     return bold
+
+
+def overview(
+    summaries: dict[str, pd.DataFrame],
+    best: dict[str, dict[str, list[tuple[str, str]]]],
+    references: Sequence[str],
+    key: str,
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Put one metric of several problems side by side: rows by method and way, a column a problem.
+
+    Arguments:
+        summaries: From :func:`summarise`, by the problem's label.
+        best: From :func:`cleanprior.benchmarks.statistics.best`, by the problem's label.
+        references: Methods that are not ranked.
+        key: The metric, one of :data:`NUMBERS`.
+
+    Returns:
+        The table as strings, its numbers, and what is bold.
+    """
+    form = next(c[2] for c in COLUMNS if c[0] == key)
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for label, summary in summaries.items():
+        for record in summary.to_dict("records"):
+            line = {str(k): v for k, v in record.items()}
+            if not pd.isna(line[key]):
+                found.setdefault((line["method"], line["way"]), {})[label] = line
+    order = list(dict.fromkeys(m for s in summaries.values() for m in s["method"]))
+    names = sorted(found, key=lambda name: order.index(name[0]))
+    texts, numbers, marked = [], [], []
+    for method, way in names:
+        lines = found[method, way]
+        is_own = next(iter(lines.values()))["is_own"] and method not in references
+        head = {"method": f"{method}: own way" if is_own else method, "restores by": way}
+        texts.append(
+            head
+            | {k: _number(lines[k], key, form, " ± ") if k in lines else DASH for k in summaries}
+        )
+        values = {k: lines[k][key] if k in lines else math.nan for k in summaries}
+        numbers.append({"method": method, "way": way, "is_own": is_own, "status": "done"} | values)
+        marked.append(
+            {"method": False, "restores by": False}
+            | {k: (method, way) in best[k].get(key, []) for k in summaries}
+        )
+    return pd.DataFrame(texts), pd.DataFrame(numbers), pd.DataFrame(marked)
+
+
+def to_markdown(shown: pd.DataFrame, bold: pd.DataFrame) -> str:
+    """Return a table as GitHub's Markdown; words to the left, numbers to the right."""
+    markdown = shown.map(lambda v: str(v).replace("|", "\\|"))
+    markdown = markdown.mask(bold.to_numpy(), "**" + markdown + "**")
+    markdown.columns = [c.replace("|", "\\|") for c in shown.columns]
+    sides = ["left" if c in TEXTS else "right" for c in shown.columns]
+    return str(markdown.to_markdown(index=False, colalign=sides, disable_numparse=True))
 
 
 def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> list[str]:
@@ -223,6 +278,8 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
         "floor": "[floor]: noise-free data; the likelihood uses a noise floor in its place",
         "rank": "[rank]: some pixels are never supervised under this operator",
         "shift": "[shift]: trained with missing coordinates, sampled with none",
+        "straw-man": "[straw-man]: y was taken for a noisy image, without the operator; not the method",
+        "ambient-o": "[ambient-o]: the operator is not modelled, its corruption drowned in noise",
         "null": "[null]: what the operator never shows comes from the method's start, not from y",
     }
     lines += [explained[c] for c in sorted(codes) if c in explained]
@@ -254,11 +311,7 @@ def write(
 ) -> list[Path]:
     """Write the table in four formats and the pairwise comparisons, each file atomically."""
     legend = [f"{heading}: {meaning}" for _, heading, _, meaning in COLUMNS]
-    markdown = shown.map(lambda v: str(v).replace("|", "\\|"))
-    markdown = markdown.mask(bold.to_numpy(), "**" + markdown + "**")
-    markdown.columns = [c.replace("|", "\\|") for c in shown.columns]
-    right = ["left", "left"] + ["right"] * (len(shown.columns) - 3) + ["left"]
-    text = markdown.to_markdown(index=False, colalign=right, disable_numparse=True)
+    text = to_markdown(shown, bold)
     bullets = "\n".join(f"- {line}" for line in [*lines, *legend])
     write_text(folder / "table.md", f"## {title}\n\n{text}\n\n{bullets}\n")
     write_text(folder / "table.csv", summary.to_csv(index=False))

@@ -1,0 +1,190 @@
+"""Plots of a table: quality against cost, training curves, values of each round. No torch."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
+
+from cleanprior.files import write_bytes
+from cleanprior.records import Record, is_finished
+
+from .plan import Problem
+
+#: key in the summary, label of the axis
+QUALITIES = (("psnr", "PSNR in dB (higher is better)"), ("fd", "FD (lower is better)"))
+#: Seconds that read as whole seconds, minutes, hours or days.
+TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 18000, 36000, 86400, 432000)
+COLOURS = (
+    "#4269d0",
+    "#e08a00",
+    "#ff725c",
+    "#2f9e8f",
+    "#3ca951",
+    "#c0568f",
+    "#8a55d7",
+    "#9c6b4e",
+    "#6b7280",
+    "#1f77b4",
+)
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _seconds(value: float, _: Any = None) -> str:
+    if value < 60:
+        return f"{value:.3g} s"
+    return f"{value / 60:.3g} min" if value < 3600 else f"{value / 3600:.3g} h"
+
+
+def _place(labels: list[tuple[float, float, str]], axes: Axes) -> None:
+    """Write names beside points; a name that would cover another one is moved up or down."""
+    taken: list[tuple[float, float]] = []
+    to_pixels = axes.transData.transform
+    right = axes.transAxes.transform((1, 1))[0]
+    for x, y, text in sorted(labels, key=lambda item: item[1]):
+        px, py = to_pixels((x, y))
+        is_left = px + 7 * len(text) * 100 / 72 > right
+        shift = 0.0
+        while any(abs(px - tx) < 110 and abs(py + shift - ty) < 13 for tx, ty in taken):
+            shift += 4
+        taken.append((px, py + shift))
+        axes.annotate(
+            text,
+            (x, y),
+            (-7 if is_left else 7, -3 + shift * 0.72),
+            textcoords="offset points",
+            ha="right" if is_left else "left",
+            fontsize=8,
+        )
+
+
+def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
+    """Draw PSNR and FD against the seconds of training, one point a row; None without numbers.
+
+    Arguments:
+        summary: From :func:`cleanprior.benchmarks.tables.summarise`.
+        title: Written above.
+    """
+    done = summary[(summary["status"] == "done") & (summary["train_seconds"] > 0)]
+    shown = [(k, label) for k, label in QUALITIES if k in done and done[k].notna().any()]
+    if not shown:
+        return None
+    figure = Figure(figsize=(5.4 * len(shown), 4.2), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=9, ha="left", x=0.01)
+    for number, (key, label) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), number + 1)
+        axes.set_xscale("log")
+        names: list[tuple[float, float, str]] = []
+        colours = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(summary["method"].unique())}
+        for line in done[done[key].notna()].to_dict("records"):
+            x, y, spread = line["train_seconds"], line[key], line[f"{key}_std"]
+            if not math.isnan(spread):
+                axes.errorbar(x, y, yerr=spread, color=colours[line["method"]], capsize=2, lw=1)
+            axes.plot(
+                x,
+                y,
+                "s" if line["is_own"] else "o",
+                color=colours[line["method"]],
+                markersize=6,
+                mfc="white" if line["is_own"] else colours[line["method"]],
+            )
+            way = line["way"].split(";")[0]
+            names.append((x, y, f"{line['method']}: {way}" if line["is_own"] else line["method"]))
+        axes.set_xlabel("seconds of training, E-steps included")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(FixedLocator(TICKS))
+        axes.xaxis.set_major_formatter(FuncFormatter(_seconds))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low / 1.15, high * 1.6)
+        if key == "fd" and (done[key].max() > 8 * done[key].min()):
+            axes.set_yscale("log")
+        _place(names, axes)
+    return figure
+
+
+def _numbers(log: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the entries of a method's log that have one number a round."""
+    found = {}
+    for name, values in log.items():
+        is_series = isinstance(values, list) and len(values) > 1
+        if is_series and all(isinstance(v, (int, float)) for v in values):
+            found[name] = [float(v) for v in values]
+    return found
+
+
+def curves(records: dict[str, list[Record]], title: str) -> Figure | None:
+    """Draw the training loss of each method, and what its rounds logged; first finished seed."""
+    found = {
+        m: next((r for r in rs if is_finished(r) and r["training"]["history"]), None)
+        for m, rs in records.items()
+    }
+    runs = {m: r for m, r in found.items() if r is not None}
+    if not runs:
+        return None
+    rounds = {m: _numbers(r["training"].get("log", {})) for m, r in runs.items()}
+    keys = list(dict.fromkeys(k for values in rounds.values() for k in values))
+    panels = 1 + len(keys)
+    columns = min(3, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4.6 * columns + 1.2, 3.2 * rows), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=9, ha="left", x=0.01)
+    colours = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(runs)}
+    axes = figure.add_subplot(rows, columns, 1)
+    for method, record in runs.items():
+        losses = [(p["step"], p["loss"]) for p in record["training"]["history"]]
+        steps, offset, last = [], 0, -1
+        for step, _ in losses:
+            if step <= last:  # a new round counts from 0
+                offset += last + 1
+            steps.append(offset + step)
+            last = step
+        values = [v if v > 0 else math.nan for _, v in losses]
+        axes.plot(steps, values, label=method, color=colours[method], lw=1.2)
+    axes.set_yscale("log")
+    for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_format(ScalarFormatter())
+    axes.set_xlabel("step")
+    axes.set_title("training loss (each method's own; scales differ)", fontsize=8, loc="left")
+    for number, key in enumerate(keys):
+        panel = figure.add_subplot(rows, columns, number + 2)
+        for method, logged in rounds.items():
+            if key in logged:
+                panel.plot(
+                    range(1, len(logged[key]) + 1), logged[key], "o-", color=colours[method], lw=1.2
+                )
+        panel.set_title(f"{key.replace('_', ' ')} by round", fontsize=8, loc="left")
+        panel.set_xlabel("round")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel in figure.axes:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize=8)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def write(
+    problem: Problem, records: dict[str, list[Record]], summary: pd.DataFrame, folder: Path
+) -> list[Path]:
+    """Write ``quality_cost.png`` and ``curves.png``; what has no numbers is left out."""
+    figures = {
+        "quality_cost.png": quality_cost(summary, problem.title),
+        "curves.png": curves(records, problem.title),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            write_bytes(folder / name, png(figure))
+    return [folder / name for name, figure in figures.items() if figure is not None]
