@@ -1,6 +1,7 @@
-"""Features for Frechet distances: from a classifier of the data's own labels, or from pixels."""
+"""Features for distances of distributions: pixels, a classifier of the data, known networks."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,23 +15,34 @@ from torch import Tensor, nn
 from ..data.datasets import CleanData
 from ..errors import UserError
 from ..seeding import generator_for, scoped_rng, seed_for
-from ..training.checkpoint import write_tensors
+from ..training.checkpoint import read_tensors, write_tensors
+from .networks import NETWORKS, Unavailable
 
 STEPS, BATCH, SEED = 600, 64, 0
 
 
 class Features(Protocol):
-    """Maps images to feature vectors; ``name`` is stated beside every distance."""
+    """Maps images to feature vectors; ``key`` is in configurations, ``name`` beside distances."""
 
+    key: str
     name: str
+    #: Whether features of reference images are worth keeping on disk.
+    is_slow: bool
 
     def __call__(self, x: Tensor) -> NDArray[np.float64]:
         """Return (n, d) features of images in [-1, 1]."""
         ...
 
+    def logits(self, x: Tensor) -> Tensor | None:
+        """Return (n, classes) class scores, or None where features come without classes."""
+        ...
+
 
 class Pixels:
     """The pixels themselves, average-pooled to at most 8x8."""
+
+    key = "pixels"
+    is_slow = False
 
     def __init__(self) -> None:
         self.name = "pixels, pooled to at most 8x8"
@@ -39,6 +51,10 @@ class Pixels:
         side = (min(8, x.shape[2]), min(8, x.shape[3]))
         return F.adaptive_avg_pool2d(x.clamp(-1, 1), side).flatten(1).double().numpy()
 
+    def logits(self, x: Tensor) -> Tensor | None:
+        """Return None: pixels name no class."""
+        return None
+
 
 class Classifier:
     """64 features before the last layer of a small classifier of the data's own labels.
@@ -46,6 +62,9 @@ class Classifier:
     It is trained on the clean training split, on the evaluation side only, with a fixed seed, and
     cached: the distance of a data set is the same number in every benchmark on a machine.
     """
+
+    key = "classifier"
+    is_slow = False
 
     def __init__(self, net: nn.Sequential, accuracy: float, digest: str) -> None:
         self.net = net.eval().requires_grad_(False)
@@ -57,6 +76,11 @@ class Classifier:
     def __call__(self, x: Tensor) -> NDArray[np.float64]:  # noqa: D102
         parts = [self.net[:-1](part) for part in x.clamp(-1, 1).split(1024)]
         return torch.cat(parts).double().numpy()
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor | None:
+        """Return (n, classes) class scores."""
+        return torch.cat([self.net(part) for part in x.clamp(-1, 1).split(1024)])
 
     @staticmethod
     def build(shape: tuple[int, ...], classes: int) -> nn.Sequential:
@@ -107,16 +131,63 @@ class Classifier:
             optimiser.step()
 
 
-def choose(name: str, data: CleanData, cache: Path | None) -> Features:
-    """Return the features that a configuration asks for.
+ALLOWED = ("auto", "classifier", "pixels", *NETWORKS)
+
+
+def choose(
+    name: str, data: CleanData, cache: Path | None, is_downloading: bool = False
+) -> Features:
+    """Return the features of one name.
+
+    Arguments:
+        name: One of :data:`ALLOWED`; ``auto`` is ``classifier`` where the data have labels, else
+            ``pixels``.
+        data: Its labels train the classifier.
+        cache: Folder of trained classifiers.
+        is_downloading: Fetch weights that are absent.
 
     Raises:
         UserError: An unknown name, or a classifier for data without labels.
+        Unavailable: A network whose weights are not on this machine.
     """
-    if name not in ("auto", "classifier", "pixels"):
-        raise UserError(f"features={name!r}; allowed: auto, classifier, pixels")
+    if name not in ALLOWED:
+        raise UserError(f"features={name!r}; allowed: {', '.join(ALLOWED)}")
+    if name in NETWORKS:
+        return NETWORKS[name].load(is_downloading)
     if name == "pixels" or (name == "auto" and data.train_labels is None):
         return Pixels()
     if data.train_labels is None:
         raise UserError(f"features=classifier needs labels, and {data.name} has none; use pixels")
     return Classifier.of(data, cache)
+
+
+def choose_all(
+    names: str | Sequence[str], data: CleanData, cache: Path | None, is_downloading: bool
+) -> tuple[dict[str, Features], dict[str, str]]:
+    """Return the features of one or several names, and why others are not to be had.
+
+    Raises:
+        UserError: As :func:`choose`, or a name twice.
+    """
+    listed = [names] if isinstance(names, str) else list(names)
+    if not listed or len(set(listed)) < len(listed):
+        raise UserError(f"features={names}; allowed: each of {', '.join(ALLOWED)} at most once")
+    found: dict[str, Features] = {}
+    missing: dict[str, str] = {}
+    for name in listed:
+        try:
+            found[name] = choose(name, data, cache, is_downloading)
+        except Unavailable as error:
+            missing[name] = str(error)
+    return found, missing
+
+
+def reference_features(features: Features, x: Tensor, cache: Path | None) -> NDArray[np.float64]:
+    """Return features of reference images; those of slow networks are kept on disk, in float32."""
+    if cache is None or not features.is_slow:
+        return features(x)
+    digest = hashlib.sha256(x.contiguous().numpy().tobytes() + f"{tuple(x.shape)}".encode())
+    path = cache / f"{features.key}-{digest.hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        write_tensors(path, {"features": torch.from_numpy(features(x)).float()}, {})
+    return read_tensors(path)[0]["features"].double().numpy()

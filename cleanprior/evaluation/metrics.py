@@ -21,6 +21,32 @@ def psnr(x: Float[Tensor, "n c h w"], truth: Float[Tensor, "n c h w"]) -> Float[
     return 10 * torch.log10(4 / mse.clamp_min(1e-12))
 
 
+def psnr_minmax(
+    x: Float[Tensor, "n c h w"], truth: Float[Tensor, "n c h w"]
+) -> Float[Tensor, " n"]:
+    r"""Return the PSNR in dB after a contrast stretch of each image, as EMDiffusion prints it.
+
+    Image and truth are each shifted and scaled to [0, 1] by their own minimum and maximum and
+    quantised to 8 bits; the peak is 1. A wrong contrast costs nothing, so it compares with that
+    paper's tables only.
+
+    References:
+        An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted
+            Observations (Bai et al., 2024), the code's evaluation, arXiv:2407.01014
+    """
+    mse = (_stretched(x) - _stretched(truth)).square().mean(1)
+    return 10 * torch.log10(1 / mse.clamp_min(1e-12))
+
+
+def _stretched(x: Tensor) -> Tensor:
+    """Return pixels (n, d) between their own minimum and maximum, in 8-bit steps of [0, 1]."""
+    flat = x.double().flatten(1)
+    flat = flat - flat.amin(1, keepdim=True)
+    # Of a constant image nothing is left.
+    flat = flat / flat.amax(1, keepdim=True).clamp_min(1e-12)
+    return (flat * 255).round() / 255
+
+
 def ssim_window(height: int, width: int) -> int:
     """Return the side of the SSIM window: 11, or the largest odd side that leaves 2 positions."""
     side = min(11, height - 1, width - 1)
@@ -61,6 +87,21 @@ def consistency(
     seen = operator.observed(y, params)
     squared = ((y - operator.A(x, params)) * seen).double().square().flatten(1).sum(1)
     return (squared / seen.flatten(1).sum(1).clamp_min(1)).sqrt()
+
+
+def expected_consistency(
+    sigma_y: Float[Tensor, " n"], y: Float[Tensor, "n ..."], params: Params, operator: Operator
+) -> Float[Tensor, " n"]:
+    r"""Return what :func:`consistency` is for the truth, in expectation: the noise itself.
+
+    .. math:: \mathbb{E}\, \|\sigma_y z\| / \sqrt m
+        = \sigma_y \sqrt{2 / m}\; \Gamma\big(\tfrac{m + 1}{2}\big) / \Gamma\big(\tfrac m2\big)
+
+    with m observed numbers. A restoration far below it fits the noise.
+    """
+    m = operator.observed(y, params).flatten(1).sum(1).double()
+    log_ratio = torch.lgamma((m + 1) / 2) - torch.lgamma(m.clamp_min(1) / 2)
+    return sigma_y.double() * (2 / m.clamp_min(1)).sqrt() * log_ratio.exp() * (m > 0)
 
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -106,4 +106,4 @@ def test_features_fall_back_on_nothing_silently(digits_data) -> None:
     with pytest.raises(UserError, match="features=classifier needs labels"):
         choose("classifier", bare, None)
     with pytest.raises(UserError, match="allowed: auto, classifier, pixels"):
-        choose("inception", bare, None)
+        choose("vgg", bare, None)

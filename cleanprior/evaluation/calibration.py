@@ -1,0 +1,119 @@
+r"""Calibration of posterior samples: whether their spread tells their error.
+
+Of a calibrated sampler the truth and k samples of p(x|y) are k + 1 exchangeable draws, so that for
+each pixel, over images:
+
+.. math:: \mathbb{E}(\bar x - x)^2 = \Big(1 + \frac1k\Big)\, \mathbb{E}\, s^2
+
+with the samples' mean and unbiased variance. Only pixels that the measurement leaves open count.
+
+References:
+    Why Should Ensemble Spread Match the RMSE of the Ensemble Mean? (Fortin et al., 2014)
+    Interpretation of Rank Histograms for Verifying Ensemble Forecasts (Hamill, 2001)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor
+
+from ..operators.base import Operator, Params, take
+from ..seeding import randn_like
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What k samples say about the truth.
+
+    Attributes:
+        spread_ratio: Root of corrected spread over error; 1 is calibrated, below 1 too sure.
+        coverage: Share of open pixels inside their 90 % interval.
+        ranks: Share of open pixels whose truth has rank 0 ... k among the samples; flat where the
+            sampler is calibrated, U-shaped where it is too sure.
+        rank_deviation: Total variation distance of ``ranks`` from flat, in [0, 1).
+    """
+
+    spread_ratio: float
+    coverage: float
+    ranks: list[float]
+    rank_deviation: float
+
+
+def open_pixels(
+    operator: Operator, params: Params, sigma_y: Float[Tensor, " n"], generator: Generator
+) -> Bool[Tensor, "n c h w"]:
+    r"""Return which pixels the measurement leaves open: all under noise, else those A hides.
+
+    A pixel of a noise-free measurement is determined where :math:`A^+ A z` returns it; random
+    images tell, for masks as for blurs.
+
+    Arguments:
+        operator: The operator.
+        params: Parameters of the n images.
+        sigma_y: Their noise levels.
+        generator: Draws the random images.
+    """
+    is_open = (sigma_y > 0)[:, None, None, None]
+    # Two images: one alone is returned by chance, within rounding, in one pixel of ten thousand.
+    for _ in range(2):
+        z = randn_like(torch.empty(len(sigma_y), *operator.image_shape), generator)
+        seen = operator.A_dagger(operator.A(z, params), params)
+        is_open = is_open | ((z - seen).abs() > 1e-4)
+    return is_open
+
+
+def calibrate(
+    samples: Float[Tensor, "k n c h w"],
+    truth: Float[Tensor, "n c h w"],
+    is_open: Bool[Tensor, "n c h w"],
+) -> Calibration:
+    """Compare the spread of samples with their error.
+
+    Intervals are Student's prediction intervals with k - 1 degrees of freedom: 90 % of Gaussian
+    draws lie inside for every k, whereas the range of 8 samples covers 78 %.
+
+    Arguments:
+        samples: k samples of p(x|y) for each of n measurements, k at least 2; not clipped.
+        truth: The images.
+        is_open: From :func:`open_pixels`.
+
+    Raises:
+        ValueError: Fewer than 2 samples, no open pixel, or samples that are all alike: a point
+            estimate has no spread.
+    """
+    from scipy.stats import t as student
+
+    k = len(samples)
+    if k < 2:
+        raise ValueError(f"{k} samples have no spread; needed: at least 2")
+    if not is_open.any():
+        raise ValueError("the measurements leave no pixel open")
+    drawn, x = samples[:, is_open].double(), truth[is_open].double()
+    mean, variance = drawn.mean(0), drawn.var(0)
+    if variance.max() == 0:
+        raise ValueError("its draws are all alike: a point estimate, without a spread")
+    expected = (1 + 1 / k) * variance
+    error = (mean - x).square()
+    half = float(student.ppf(0.95, k - 1)) * expected.sqrt()
+    ranks = _ranks(drawn, x)
+    return Calibration(
+        spread_ratio=(expected.mean() / error.mean()).sqrt().item(),
+        coverage=((mean - x).abs() <= half).double().mean().item(),
+        ranks=ranks.tolist(),
+        rank_deviation=0.5 * (ranks - 1 / (k + 1)).abs().sum().item(),
+    )
+
+
+def _ranks(drawn: Float[Tensor, "k m"], x: Float[Tensor, " m"]) -> Float[Tensor, " r"]:
+    """Return the share of each rank; where samples equal the truth, it is split among the ranks."""
+    k = len(drawn)
+    below, equal = (drawn < x).sum(0), (drawn == x).sum(0)
+    rank = torch.arange(k + 1)[:, None]
+    holds = (rank >= below) & (rank <= below + equal)
+    return (holds.double() / (equal + 1)).mean(1)
+
+
+def repeat(params: Params, k: int, n: int) -> Params:
+    """Return the parameters of the first n images, k times over."""
+    return take(params, torch.arange(n).repeat(k))

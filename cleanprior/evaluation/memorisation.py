@@ -1,0 +1,114 @@
+r"""Memorisation: how near samples are to training images, against how near held-out images are.
+
+Two signs: the share of samples more similar to a training image than all but 0.1 % of held-out
+images are (cosine of features), and the share whose nearest training image is three times nearer
+than the second nearest (pixels), which held-out images are not either.
+
+The threshold comes from the data, so it needs no constant of another data set: Ambient Diffusion's
+.95 and .75 (Daras et al., 2023) hold for DINOv2 features of faces only.
+
+References:
+    Extracting Training Data from Diffusion Models (Carlini et al., 2023), arXiv:2301.13188
+    On Memorization in Diffusion Models (Gu et al., 2023): the ratio 1/3, arXiv:2310.02664
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """How near samples are to training images.
+
+    Attributes:
+        share: Share of samples above the threshold; about .001 where nothing is memorised.
+        ratio_share: Share of samples whose nearest training image, in pixels, is at most a third as
+            far as the second nearest.
+        threshold: Similarity that 0.1 % of held-out images exceed.
+        nearest: Training image most similar to each sample, (n,).
+        similarity: That similarity, (n,).
+    """
+
+    share: float
+    ratio_share: float
+    threshold: float
+    nearest: Int[Tensor, " n"]
+    similarity: Float[Tensor, " n"]
+
+    def closest(self, count: int) -> Int[Tensor, " k"]:
+        """Return the samples most similar to a training image, the most similar first."""
+        return self.similarity.argsort(descending=True, stable=True)[:count]
+
+
+def nearest_similarity(
+    features: NDArray[np.float64], training: NDArray[np.float64]
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return the largest cosine similarity to a training image, and which image that is.
+
+    Features are centred at the training mean: without that, features that are all positive are
+    all alike.
+    """
+    centre = torch.from_numpy(training).mean(0)
+    t = F.normalize(torch.from_numpy(training) - centre)
+    x = F.normalize(torch.from_numpy(features) - centre)
+    best = [(part @ t.T).max(1) for part in x.split(CHUNK)]
+    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+
+
+def threshold(
+    held_out: NDArray[np.float64], training: NDArray[np.float64], quantile: float = 0.999
+) -> float:
+    """Return the quantile of held-out images' similarity to their nearest training image.
+
+    With fewer than 1 / (1 - quantile) held-out images it is close to their maximum.
+    """
+    return torch.quantile(nearest_similarity(held_out, training)[0], quantile).item()
+
+
+def ratio_share(x: Float[Tensor, "n c h w"], training: Float[Tensor, "m c h w"]) -> float:
+    """Return the share of images with d1 <= d2 / 3, distances in pixels to training images.
+
+    Copies have d1 = 0 and count, of an image that is in the set twice too.
+    """
+    flat = training.clamp(-1, 1).flatten(1).double()
+    found = []
+    for part in x.clamp(-1, 1).flatten(1).double().split(CHUNK):
+        distances = torch.cdist(part, flat, compute_mode="donot_use_mm_for_euclid_dist")
+        two = distances.topk(2, dim=1, largest=False).values
+        found.append(3 * two[:, 0] <= two[:, 1])
+    return torch.cat(found).double().mean().item()
+
+
+def memorisation(
+    x: Float[Tensor, "n c h w"],
+    features: NDArray[np.float64],
+    training: Float[Tensor, "m c h w"],
+    training_features: NDArray[np.float64],
+    held_out_features: NDArray[np.float64],
+) -> Memorisation:
+    """Compare samples with the training images, and with how held-out images compare.
+
+    Arguments:
+        x: Samples.
+        features: Their features, (n, d).
+        training: Clean training images, at least 2.
+        training_features: Their features, (m, d).
+        held_out_features: Features of images that nothing was trained on.
+    """
+    limit = threshold(held_out_features, training_features)
+    similarity, nearest = nearest_similarity(features, training_features)
+    return Memorisation(
+        share=(similarity > limit).double().mean().item(),
+        ratio_share=ratio_share(x, training),
+        threshold=limit,
+        nearest=nearest,
+        similarity=similarity,
+    )

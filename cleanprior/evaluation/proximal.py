@@ -1,0 +1,107 @@
+r"""Proximal Frechet distance: whether samples, corrupted again, are distributed as y.
+
+.. math:: \mathrm{FD}\big(\{A'\hat x + \sigma_y z\}, \{y\}\big)
+
+with fresh parameters and fresh noise, both sides lifted to images and clipped alike. No clean image
+is needed, so it may choose checkpoints and settings where a distance to clean images may not. It is
+blind to what the operator hides from everybody (the null space of a fixed operator), and large
+noise or masks compress differences: read it between its floor and its ceiling.
+
+A classifier's features were learned from clean, labelled images: with them, the distance is for
+reporting. Choose by pixel features.
+
+References:
+    Score Distillation Beyond Acceleration: Generative Modeling from Corrupted Data (Zhang et al.,
+        2025), arXiv:2505.13377
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+from ..data.measurements import Measurements
+from ..operators.base import Operator, take
+from ..seeding import generator_for, randn_like
+from .features import Features
+from .metrics import frechet_distance
+
+
+def corrupt(
+    x: Float[Tensor, "n c h w"],
+    operator: Operator,
+    generator: Generator,
+    like: Measurements | None = None,
+) -> Float[Tensor, "n c h w"]:
+    """Measure images with fresh parameters and noise, and lift the measurements to images.
+
+    Arguments:
+        x: Images.
+        operator: Its parameter law is used.
+        generator: Source of parameters and noise.
+        like: Draw parameters and noise levels from these measurements, with replacement, in place
+            of the operator's own law: for measurements that were not simulated.
+    """
+    if like is None:
+        params = operator.draw(len(x), generator)
+        return operator.lift(operator.measure(x, params, generator), params)
+    chosen = torch.randint(len(like), (len(x),), generator=generator)
+    params = take(like.params, chosen)
+    y = operator.A(x, params)
+    level = like.sigma_y[chosen].reshape(-1, *[1] * (y.dim() - 1))
+    y = y + level * randn_like(y, generator) * operator.observed(y, params)
+    return operator.lift(y, params)
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """The reference side of the distance: features of the training measurements.
+
+    Arguments:
+        features: Applied to lifted images, clipped to [-1, 1].
+        operator: Corrupts samples.
+        measured: The training measurements.
+        seed: Evaluation seed.
+        is_simulated: Whether ``operator`` drew the measurements; else their own parameters and
+            noise levels are drawn from again.
+    """
+
+    features: Features
+    operator: Operator
+    measured: Measurements
+    seed: int
+    is_simulated: bool = True
+
+    _reference: NDArray[np.float64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        lifted = self.operator.lift(self.measured.y, self.measured.params)
+        object.__setattr__(self, "_reference", self.features(lifted))
+
+    def __call__(self, x: Float[Tensor, "n c h w"]) -> float:
+        """Return the distance of samples; they are corrupted by the same draws each time."""
+        like = None if self.is_simulated else self.measured
+        lifted = corrupt(x, self.operator, generator_for(self.seed, "proximal"), like)
+        return frechet_distance(self._reference, self.features(lifted))
+
+    def floor(self, n: int, splits: int = 5) -> float:
+        """Return the distance of measurements to themselves: n of them against all others.
+
+        A Frechet distance grows with fewer samples, so the floor belongs to n (at most half of
+        the measurements). It is the mean over ``splits`` random choices of the n.
+        """
+        n = min(n, len(self.measured) // 2)
+        found = []
+        for split in range(splits):
+            generator = generator_for(self.seed, "proximal-floor", split=split)
+            order = torch.randperm(len(self.measured), generator=generator).numpy()
+            parts = self._reference[order[:n]], self._reference[order[n:]]
+            found.append(frechet_distance(*parts))
+        return sum(found) / splits
+
+    def ceiling(self, n: int) -> float:
+        """Return the distance of n corrupted images that are 0 everywhere."""
+        return self(torch.zeros(n, *self.operator.image_shape))

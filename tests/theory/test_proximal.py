@@ -1,0 +1,83 @@
+"""Proximal Frechet distance: at its floor for clean images, far above for others, needs no x."""
+
+import pytest
+import torch
+
+from cleanprior.data import Measurements
+from cleanprior.evaluation.features import Classifier, Pixels
+from cleanprior.evaluation.metrics import frechet_distance
+from cleanprior.evaluation.proximal import Proximal, corrupt
+
+OPERATORS = [("inpainting", "p=0.5"), ("inpainting", "sigma=0.3"), ("denoising", "sigma=0.3")]
+
+
+@pytest.fixture(scope="module", params=["pixels", "classifier"])
+def features(request, digits_data, tmp_path_factory):
+    if request.param == "pixels":
+        return Pixels()
+    return Classifier.of(digits_data, tmp_path_factory.getbasetemp())
+
+
+@pytest.mark.parametrize(("name", "override"), OPERATORS)
+def test_clean_images_are_at_the_floor_and_zeros_far_above(
+    digits_data, make_operator, features, name, override
+):
+    # Both parts from one split: the classifier has met them alike.
+    order = torch.randperm(1437, generator=torch.Generator().manual_seed(0))
+    x, others = digits_data.train[order[:360]], digits_data.train[order[360:]]
+    operator = make_operator(name, (1, 8, 8), override)
+    measured = Measurements.draw(others, operator, 0, "train")
+    proximal = Proximal(features, operator, measured, 0)
+    found, floor, ceiling = proximal(x), proximal.floor(360), proximal.ceiling(360)
+    assert floor / 2 < found < 2 * floor
+    assert ceiling > 8 * floor
+    # Wrong images that are not trivial: shifted by a pixel, and of half the contrast.
+    assert proximal(x.roll(1, 3)) > 2 * floor
+    assert proximal(x / 2) > 2 * floor
+
+
+def test_the_corruption_is_fresh_and_the_same_each_time(digits_data, make_operator):
+    operator = make_operator("inpainting", (1, 8, 8), "sigma=0.1")
+    measured = Measurements.draw(digits_data.train[:50], operator, 0, "train")
+    proximal = Proximal(Pixels(), operator, measured, 0)
+    x = digits_data.train[:50]
+    assert proximal(x) == proximal(x)
+    assert proximal(x) != Proximal(Pixels(), operator, measured, 1)(x)
+    lifted = corrupt(x, operator, torch.Generator().manual_seed(0))
+    assert not torch.equal(lifted, operator.lift(measured.y, measured.params))
+
+
+def test_the_distance_is_the_one_of_lifted_measurements(digits_data, make_operator):
+    """Without noise and randomness it is the distance of the images through the operator."""
+    operator = make_operator("downsampling", (1, 8, 8), "sigma=0.0")
+    measured = Measurements.draw(digits_data.train, operator, 0, "train")
+    features = Pixels()
+    seen = [operator.A_dagger(operator.A(x, {}), {}) for x in (digits_data.train, digits_data.test)]
+    expected = frechet_distance(features(seen[0]), features(seen[1]))
+    found = Proximal(features, operator, measured, 0)(digits_data.test)
+    assert found == pytest.approx(expected, rel=1e-6)
+    # Blind to what the operator hides.
+    hidden = digits_data.test - seen[1]
+    other = Proximal(features, operator, measured, 0)(digits_data.test + hidden)
+    assert other == pytest.approx(found, rel=1e-3)
+
+
+def test_measurements_that_were_not_simulated_bring_their_own_law(digits_data, make_operator):
+    """Masks of p = 0.8 and noise of 0.2, and an operator that would draw p = 0.5 without noise."""
+    other = make_operator("inpainting", (1, 8, 8), "p=0.8", "sigma=0.2")
+    measured = Measurements.draw(digits_data.train, other, 0, "train")
+    operator = make_operator("inpainting", (1, 8, 8), "p=0.5")
+    own = Proximal(Pixels(), operator, measured, 0, is_simulated=False)
+    floor = own.floor(360)
+    assert own(digits_data.test) < 2 * floor
+    assert Proximal(Pixels(), operator, measured, 0)(digits_data.test) > 3 * floor
+
+
+def test_the_floor_is_that_of_disjoint_parts(digits_data, make_operator):
+    operator = make_operator("denoising", (1, 8, 8), "sigma=0.2")
+    x = digits_data.train[:100]
+    measured = Measurements.draw(torch.cat([x, x]), operator, 0, "train")
+    proximal = Proximal(Pixels(), operator, measured, 0)
+    assert proximal.floor(100) == proximal.floor(10**6)
+    assert proximal.floor(100) > 0.1
+    assert proximal.floor(20) > 3 * proximal.floor(100)
