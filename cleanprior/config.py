@@ -8,6 +8,7 @@ from typing import Any
 
 from . import __version__, registry
 from .errors import UserError, did_you_mean, unknown
+from .fingerprint import fingerprint
 
 Config = dict[str, Any]
 
@@ -27,6 +28,8 @@ DESCRIPTIONS = ("capabilities", "about")
 _IDENTITY = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
 _NOT_IDENTITY = ("device", "checkpoint_seconds")
+# Where a data set lies is not what it is.
+_PLACE = ("path", "download")
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -132,6 +135,18 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
         raise
 
 
+def placeless(data: Mapping[str, Any]) -> Config:
+    """Return a data configuration without its place: a moved folder is the same data set.
+
+    Where the files are the user's own (``own_files``) their content takes the place of the path. A
+    published data set is known by its name.
+    """
+    kept = {k: v for k, v in data.items() if k not in _PLACE}
+    if "own_files" in data.get("capabilities", ()) and data.get("path") is not None:
+        kept["content"] = fingerprint(data["path"])
+    return kept
+
+
 def identity(config: Config, is_training: bool = False) -> str:
     """Return the hash of what defines a cell's numbers, 16 hexadecimal digits.
 
@@ -147,7 +162,8 @@ def identity(config: Config, is_training: bool = False) -> str:
         return node
 
     keys = [k for k in _IDENTITY if not (is_training and k in _EVALUATION)]
-    text = json.dumps([__version__, {k: strip(config[k]) for k in keys}], sort_keys=True)
+    parts = {**config, "data": placeless(config["data"])}
+    text = json.dumps([__version__, {k: strip(parts[k]) for k in keys}], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

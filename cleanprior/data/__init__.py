@@ -1,15 +1,30 @@
-"""Clean data sets (for simulation and evaluation only) and the measurements drawn from them."""
+"""Clean data sets (for simulation and evaluation only) and measurements, drawn or a user's own."""
 
-from .datasets import CleanData, digits, fashion_mnist, image_folder
+from .arrays import arrays
+from .datasets import CleanData, digits
+from .downloads import celeba, cifar10, fashion_mnist, mnist
+from .hub import huggingface
+from .image_files import afhq, image_folder, image_zip
+from .measured import MeasuredData, measured_file, write_splits
 from .measurements import Batch, Images, Measurements, TrainingSet
 
 __all__ = [
     "Batch",
     "CleanData",
     "Images",
+    "MeasuredData",
     "Measurements",
     "TrainingSet",
+    "afhq",
+    "arrays",
+    "celeba",
+    "cifar10",
     "digits",
     "fashion_mnist",
+    "huggingface",
     "image_folder",
+    "image_zip",
+    "measured_file",
+    "mnist",
+    "write_splits",
 ]

@@ -5,17 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
 from ..operators.base import Operator, Params, take
 from ..seeding import generator_for
+from .containers import named_arrays, whole
 
 
 @dataclass(frozen=True)
@@ -136,42 +135,80 @@ class Measurements:
 
     @classmethod
     def load(cls, path: str | Path, sigma_y: float | None = None) -> "Measurements":
-        """Read a user's measurements from ``.npz`` or ``.safetensors``.
+        """Read a user's measurements; :mod:`cleanprior.data.measured` says what the file holds.
 
-        The file holds ``y`` (n, c, h, w), ``params.NAME`` for each parameter of the operator
-        (e.g. ``params.mask``, 1 = seen) and ``sigma_y`` (n,) or a number.
+        What the file holds out (``test/y``) is not read.
 
         Arguments:
             path: The file.
             sigma_y: Noise level, for a file that holds none.
 
         Raises:
-            UserError: The file is missing, damaged, or lacks ``y`` or the noise level.
+            UserError: The file is missing, damaged, lacks ``y`` or the noise level, or holds an
+                array that is not known.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"'{path}' is not a file; give measurements as .npz or .safetensors")
-        try:
-            if path.suffix == ".npz":
-                with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                    raw: Mapping[str, Tensor] = {
-                        k: torch.from_numpy(np.asarray(archive[k])) for k in archive.files
-                    }
-            else:
-                raw = load_file(path)
-        except (SafetensorError, OSError, ValueError, EOFError, BadZipFile) as error:
-            raise UserError(f"'{path}' is damaged or not a measurement file: {error}") from error
-        if "y" not in raw:
-            found = ", ".join(sorted(raw)) or "none"
-            raise UserError(f"'{path}' holds no array 'y'; found: {found}")
-        y = raw["y"].float()
-        level = raw.get("sigma_y", None if sigma_y is None else torch.tensor(sigma_y))
+        return cls.of(Path(path), read_splits(Path(path))["train"], sigma_y)
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        arrays: Mapping[str, Tensor],
+        sigma_y: float | None = None,
+        split: str = "",
+    ) -> "Measurements":
+        """Return the measurements of one split of a file.
+
+        Arguments:
+            path: The file, for errors.
+            arrays: One split of :func:`read_splits`.
+            sigma_y: Noise level, where the file holds none.
+            split: What stands before the names of this split, ``""`` or ``"test/"``.
+
+        Raises:
+            UserError: ``y`` or the noise level is missing, or a value is no measurement.
+        """
+        if "y" not in arrays:
+            found = ", ".join(f"{split}{k}" for k in sorted(arrays)) or "none"
+            raise UserError(f"'{path}' holds no array '{split}y'; found: {found}")
+        y = arrays["y"]
+        level = arrays.get("sigma_y", None if sigma_y is None else torch.tensor(sigma_y))
         if level is None:
-            raise UserError(f"'{path}' holds no noise level; add 'sigma_y' (0 for none)")
-        params = {k[7:]: v.float() for k, v in raw.items() if k.startswith("params.")}
+            raise UserError(f"'{path}' holds no noise level; add '{split}sigma_y' (0 for none)")
+        params = {k[7:]: v for k, v in arrays.items() if k.startswith("params/")}
         if level.dim() == 0 and y.dim() > 0:
             level = level.expand(len(y))
         return cls(y, params, level.float().clone())
+
+
+def read_splits(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Read the arrays of a measurement file as float32, by split (``train``, ``test``).
+
+    Raises:
+        UserError: The file is missing or damaged, or holds an array that is not known.
+    """
+    splits: dict[str, dict[str, Tensor]] = {"train": {}, "test": {}}
+    with named_arrays(path, "measurement file") as found:
+        names = ", ".join(sorted(found)) or "none"
+        if "y" not in found:
+            raise UserError(f"'{path}' holds no array 'y'; found: {names}")
+        for stored, get in found.items():
+            name = stored.replace(".", "/")
+            key = name.removeprefix("test/")
+            if key not in ("y", "sigma_y") and not key.startswith("params/"):
+                raise UserError(
+                    f"'{path}' holds '{stored}', which is no part of measurements; allowed: y, "
+                    f"sigma_y, params/NAME, and the same below test/; found: {names}"
+                )
+            array = whole(get())
+            if array.dtype.kind not in "biuf":
+                raise UserError(
+                    f"'{path}' is damaged or not a measurement file: '{stored}' holds values of "
+                    f"type {array.dtype}"
+                )
+            split = "train" if name == key else "test"
+            splits[split][key] = torch.from_numpy(array.astype(np.float32))
+    return splits
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def test_a_file_without_y_is_refused_and_its_arrays_are_named(tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"is not a file; give measurements as \.npz or"):
+    with pytest.raises(UserError, match=r"is not a file; allowed endings: .*\.npz"):
         Measurements.load(tmp_path / "nowhere.npz")
 
 
