@@ -5,8 +5,9 @@ same list; a test compares them). This module compares the two. It imports no to
 ``cleanprior list`` and the check of a configuration answer at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 CAPABILITIES = {
     "random": "parameters differ between images",
@@ -118,6 +119,17 @@ def facts_of(
 def rule(need: str) -> str:
     """Return the sentence of a need for any method and operator."""
     return NEEDS[need].text.format(method="the method", operator="operator", sigma_y="above 0")
+
+
+def required(method: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the needs of a method's configuration that apply in its ``operator_mode``.
+
+    A mode other than ``refuse`` takes measurements of any operator for noisy images.
+    """
+    needs = tuple(method.get("needs", ()))
+    if method.get("operator_mode", "refuse") == "refuse":
+        return needs
+    return tuple(n for n in needs if n not in ("IDENTITY", "NOISY"))
 
 
 def refusal(method: str, needs: Iterable[str], facts: Facts) -> str | None:

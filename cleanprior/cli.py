@@ -234,7 +234,7 @@ def _needs_refused(
     facts = capabilities.facts_of(
         operator, described.get("capabilities", ()), described.get("sigma", 0), float(floor)
     )
-    for need in method.get("needs", ()):
+    for need in capabilities.required(method):
         reason = capabilities.refusal(name, [need], facts)
         if reason is not None:
             return need, reason

@@ -12,9 +12,17 @@ Differences from the paper and the authors' code, each with its option:
   scaling (``preconditioning=split``; ``ambient_official`` restores the authors' form, in which the
   weight of hidden pixels is unbounded as sigma -> 0);
 - hidden pixels are weighted by about 1/q, q the probability that a pixel hidden by A-tilde is
-  scored (``hidden_weight``);
+  scored (``hidden_weight``, a number or ``auto``: 1/q of the operator, at most
+  ``hidden_weight_cap``);
 - A-tilde is redrawn at every step (``resample_further=false`` fixes it for each image);
-- the loss sees y only, never the clean image;
+- no gated convolutions (``gate=single``; ``official_double``: the authors' sigmoid of a sigmoid);
+- the loss is a mean over observed entries (``reduction=sum``: a sum over pixels, mean over images,
+  with which a clipped gradient is a direction only);
+- no augmentation, or a flip of measurement and mask together (``augment=joint_flip``);
+- boxes of A and B do not overlap (``operator.overlap=true``);
+- the sampler does not clip (``clip=static``: D cut to [-1, 1], which is what the percentile of 0.99
+  in the authors' "dynamic" thresholding amounts to); its masks come from the generator it is given;
+- guidance: see :mod:`cleanprior.methods.guidance` (``guidance_norm=official``, ``average_masks``);
 - operators that are not masks of pixels: the input is :math:`\tilde A^\top\tilde A x_t`, computed
   from y, with a descriptor of A-tilde as condition where there is one, and :math:`A^\top A h` is
   compared with :math:`A^\top y` (the recipe of Ambient Diffusion Posterior Sampling); rows that
@@ -23,6 +31,11 @@ Differences from the paper and the authors' code, each with its option:
 - an operator under which some direction is never supervised is refused before training
   (``identifiability``).
 
+Without an option here, because it needs what no method is given: augmentation of the clean image
+before its mask (x), the logged loss on pixels that were never measured (x), class-conditional
+networks (labels; measurements carry none). The authors' six output channels, of which three are
+used, and their unseeded masks have none either: they change no result that one could want.
+
 References:
     Ambient Diffusion: Learning Clean Distributions from Corrupted Data (Daras et al., 2023),
     arXiv:2305.19256
@@ -30,13 +43,15 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor, nn
 
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, draw_sigma, edm_weight, per_image
+from cleanprior.diffusion.gating import GATES
 from cleanprior.diffusion.samplers import Heun, Sampler
 from cleanprior.operators import Params
 from cleanprior.operators.base import take
@@ -45,8 +60,21 @@ from cleanprior.prior import Prior
 from cleanprior.seeding import generator_for
 from cleanprior.training import Loss, Method, Problem, Way
 
+from .further import flip_together, hidden_share
+from .guidance import NORMS, Guidance
+from .sure_score import one_of
+
 #: Eigenvalues below this are zeros with rounding.
 ZERO = 1e-6
+CHOICES = {
+    "preconditioning": ("split", "ambient_official"),
+    "identifiability": ("refuse", "warn", "off"),
+    "gate": GATES,
+    "reduction": ("mean", "sum"),
+    "augment": ("none", "joint_flip"),
+    "guidance_norm": NORMS,
+    "clip": ("none", "static"),
+}
 
 
 def hidden_block(mask: Tensor) -> str:
@@ -65,7 +93,12 @@ class Ambient(Method):
         delta: Probability of erasing an observed pixel again, in (0, 1). Boxes, Gaussian rows and
             MRI have further corruptions of their own and do not use it.
         preconditioning: ``split`` or ``ambient_official``; for masks of pixels.
-        hidden_weight: Weight of what A-tilde hides, in units of 1/sigma_data^2, above 0.
+        hidden_weight: Weight of what A-tilde hides, in units of 1/sigma_data^2: a number above 0,
+            or ``auto``.
+        hidden_weight_cap: Largest weight that ``auto`` chooses, at least 1.
+        gate: ``none``, ``single`` or ``official_double``.
+        reduction: ``mean`` over observed entries, or ``sum`` over entries and mean over images.
+        augment: ``none`` or ``joint_flip``; the latter for masks of pixels.
         resample_further: Redraw A-tilde at every step.
         one_step_sigma: Noise level at which the measurement is fed for one-step restoration.
         paste_observed: Make the one-step restoration agree with the measurement: copy known pixels,
@@ -75,19 +108,31 @@ class Ambient(Method):
         guidance_masks: M of reconstruction guidance (Eq. 3.4); below 2 there is no such row.
         guidance_weight: :math:`w_t`, the same at all levels; the penalty is a mean over pixels and
             masks. At 0 there is no such row.
+        guidance_norm: ``mean`` or ``official``: half the sum over pixels and masks.
+        average_masks: Guided steps go to the mean over the masks, not to the first one's image;
+            with weight 0 too.
+        clip: ``none``, or ``static``: what the denoiser returns inside these samplers is cut to
+            [-1, 1].
         sampler: Sampler of the fixed-mask generation row; guidance takes its noise levels.
     """
 
     needs: Sequence[str] = ("FIXED", "FURTHER", "NOISE")
     delta: float
     preconditioning: str
-    hidden_weight: float
+    hidden_weight: float | str
+    hidden_weight_cap: float
+    gate: str
+    reduction: str
+    augment: str
     resample_further: bool
     one_step_sigma: float
     paste_observed: bool
     identifiability: str
     guidance_masks: int
     guidance_weight: float
+    guidance_norm: str
+    average_masks: bool
+    clip: str
     sampler: Sampler
 
     def __post_init__(self) -> None:
@@ -96,15 +141,13 @@ class Ambient(Method):
                 f"delta={self.delta}; allowed: above 0 and below 1 (at 0 hidden pixels are never "
                 "scored and the method learns nothing about them)"
             )
-        if self.preconditioning not in ("split", "ambient_official"):
-            raise ValueError(
-                f"preconditioning={self.preconditioning!r}; allowed: split, ambient_official"
-            )
-
-        if self.identifiability not in ("refuse", "warn", "off"):
-            raise ValueError(
-                f"identifiability={self.identifiability!r}; allowed: refuse, warn, off"
-            )
+        for key, allowed in CHOICES.items():
+            one_of(key, getattr(self, key), allowed)
+        weight = self.hidden_weight
+        if not (weight == "auto" if isinstance(weight, str) else weight > 0):
+            raise ValueError(f"hidden_weight={weight}; allowed: auto, or a number above 0")
+        if not self.hidden_weight_cap >= 1:
+            raise ValueError(f"hidden_weight_cap={self.hidden_weight_cap}; allowed: at least 1")
         if self.guidance_masks < 1:
             raise ValueError(f"guidance_masks={self.guidance_masks}; allowed: at least 1")
         if not self.guidance_weight >= 0:
@@ -114,8 +157,17 @@ class Ambient(Method):
 
     @property
     def is_guided(self) -> bool:
-        """Whether reconstruction guidance differs from the fixed-mask sampler."""
-        return self.guidance_masks > 1 and self.guidance_weight > 0
+        """Whether several masks differ from the fixed-mask sampler."""
+        return self.guidance_masks > 1 and (self.guidance_weight > 0 or self.average_masks)
+
+    @cached_property
+    def weight_of_hidden(self) -> float:
+        """The weight of what A-tilde hides, units of 1/sigma_data^2; found once for ``auto``."""
+        if not isinstance(self.hidden_weight, str):
+            return self.hidden_weight
+        generator = generator_for(0, "hidden_weight")
+        share = hidden_share(self.problem.operator, self.delta, generator, self.device)
+        return self.hidden_weight_cap if share == 0 else min(1 / share, self.hidden_weight_cap)
 
     def unsupervised(self, problem: Problem) -> str | None:
         """Return the sentence on what the operator leaves unsupervised, or None."""
@@ -133,6 +185,12 @@ class Ambient(Method):
 
     def supports(self, problem: Problem) -> str | None:  # noqa: D102
         reason = super().supports(problem)
+        has_pixels = "mask" in problem.operator.capabilities
+        if reason is None and self.augment == "joint_flip" and not has_pixels:
+            return (
+                f"augment=joint_flip flips images with their masks; {problem.operator_name} has no "
+                "mask of pixels; set method.augment=none"
+            )
         if reason is None and self.identifiability == "refuse":
             return self.unsupervised(problem)
         return reason
@@ -148,6 +206,10 @@ class Ambient(Method):
         return "mask" in self.problem.operator.capabilities
 
     def build(self) -> None:  # noqa: D102
+        if self.gate != "none":
+            # In the problem's configuration, so that the saved prior is built with gates too.
+            backbone = {**self.problem.backbone, "gate": self.gate}
+            self.problem = replace(self.problem, backbone=backbone)
         channels = self.problem.operator.description_channels
         preconditioning = self.preconditioning if self._has_pixels else "edm"
         self.denoiser = self.problem.denoiser(channels, preconditioning)
@@ -172,6 +234,9 @@ class Ambient(Method):
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
         operator, sd = self.problem.operator, self.denoiser.sigma_data
         further = self._further(batch, generator)
+        if self.augment == "joint_flip":
+            y, params, further = flip_together(batch.y, batch.params, further, generator)
+            batch = replace(batch, y=y, params=params)
         sigma = draw_sigma(len(batch), generator, batch.y.device)
         condition = operator.describe(further, len(batch))
         if not self._has_pixels:
@@ -185,14 +250,18 @@ class Ambient(Method):
         )
         assert kept is not None
         if self.preconditioning == "split":
-            weight = kept * edm_weight(sigma, sd) + (1 - kept) * self.hidden_weight / sd**2
+            weight = kept * edm_weight(sigma, sd) + (1 - kept) * self.weight_of_hidden / sd**2
         else:
             weight = edm_weight(sigma, sd)
         error = weight * seen * (denoised - batch.y) ** 2
-        count = seen.sum().clamp_min(1)
+        count = self._count(seen)
         kept = kept.expand_as(error)
         parts = {"kept": (error * kept).sum() / count, "erased": (error * (1 - kept)).sum() / count}
         return Loss(error.sum() / count, {k: v.detach() for k, v in parts.items()})
+
+    def _count(self, seen: Tensor) -> Tensor | int:
+        """Return what a sum of squares is divided by."""
+        return len(seen) if self.reduction == "sum" else seen.sum().clamp_min(1)
 
     def _linear_loss(
         self,
@@ -212,9 +281,9 @@ class Ambient(Method):
         residual = operator.A(denoised, batch.params) - batch.y
         level = edm_weight(sigma, sd).sqrt().reshape(-1, *[1] * (batch.y.dim() - 1))
         erased = operator.observed(batch.y, batch.params) - kept
-        weighted = [level * kept * residual, self.hidden_weight**0.5 / sd * erased * residual]
+        weighted = [level * kept * residual, self.weight_of_hidden**0.5 / sd * erased * residual]
         images = [operator.A_adjoint(r, batch.params) for r in weighted]
-        count = (kept + erased).sum().clamp_min(1)
+        count = self._count(kept + erased)
         parts = {
             name: (image**2).sum().detach() / count
             for name, image in zip(("kept", "erased"), images, strict=True)
@@ -252,13 +321,13 @@ class Ambient(Method):
             through = [self._through(denoiser, n, generator) for _ in range(self.guidance_masks)]
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
             assert isinstance(self.sampler, Heun)
-            return guided(
-                through, noise.to(_device(denoiser)), self.sampler.levels, self.guidance_weight
-            ).cpu()
+            guidance = Guidance(self.guidance_weight, self.guidance_norm, self.average_masks)
+            return guidance(through, noise.to(_device(denoiser)), self.sampler.levels).cpu()
 
         ways = [Way("one step; samples: fixed mask", restore, sample)]
         if self.is_guided:
-            ways.append(Way(f"guided by {self.guidance_masks} masks", sample=sample_guided))
+            verb = "guided by" if self.guidance_weight > 0 else "mean of"
+            ways.append(Way(f"{verb} {self.guidance_masks} masks", sample=sample_guided))
         return ways
 
     def _through(self, denoiser: Denoiser, n: int, generator: Generator) -> Denoise:
@@ -272,57 +341,12 @@ class Ambient(Method):
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             u = operator.A(x, further)
-            return denoiser(
-                u if self._has_pixels else operator.A_adjoint(u, further), sigma, condition
-            )
+            u = u if self._has_pixels else operator.A_adjoint(u, further)
+            denoised = denoiser(u, sigma, condition)
+            return denoised.clamp(-1, 1) if self.clip == "static" else denoised
 
         return denoise
 
 
 def _device(network: nn.Module) -> torch.device:
     return next(network.parameters()).device
-
-
-def disagreement(through: Sequence[Denoise], x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return D_1 and the gradient of :math:`\mathrm{mean}_{m>1}\|D_1 - D_m\|^2 / d` by x.
-
-    Each image has its own penalty, a mean over its pixels and the other masks: neither the batch
-    size nor M (with equal masks) changes its gradient.
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        first, *others = (denoise(x, sigma) for denoise in through)
-        penalty = torch.stack([(first - o).square().flatten(1).mean(1) for o in others]).mean(0)
-        (gradient,) = torch.autograd.grad(penalty.sum(), x)
-    return first.detach(), gradient
-
-
-@torch.no_grad()
-def guided(
-    through: Sequence[Denoise], noise: Tensor, levels: Sequence[float], weight: float
-) -> Tensor:
-    r"""Sample with reconstruction guidance (Eq. 3.4), its coefficients' sign corrected.
-
-    .. math:: x' = \gamma x + (1 - \gamma) D_1 - w \nabla_x
-        \mathrm{mean}_{m>1}\|D_1 - D_m\|^2, \quad \gamma = \sigma' / \sigma
-
-    Arguments:
-        through: The denoiser behind each of M operators A-tilde. With one, or ``weight`` 0, no
-            gradient is taken.
-        noise: Unit white noise.
-        levels: Decreasing noise levels, the last 0; there the result is D_1.
-        weight: w, at least 0.
-    """
-    x = noise.double() * levels[0]
-    for sigma, lower in zip(levels[:-1], levels[1:], strict=True):
-        level = torch.full((len(x),), sigma, device=x.device)
-        if lower == 0:
-            return through[0](x.float(), level)
-        if len(through) == 1 or weight == 0:
-            denoised, gradient = through[0](x.float(), level), None
-        else:
-            denoised, gradient = disagreement(through, x.float(), level)
-        x = denoised + lower / sigma * (x - denoised)
-        if gradient is not None:
-            x = x - weight * gradient
-    raise AssertionError("the levels end at 0")

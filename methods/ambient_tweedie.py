@@ -7,12 +7,14 @@ Objective (Ambient-o, Eq. 2.2). For :math:`\sigma > \sigma_y`,
 .. math:: \mathbb E\, w(\sigma)\,\|\alpha D(x_\sigma, \sigma) + (1 - \alpha) x_\sigma - y\|^2
 
 whose minimiser is :math:`E[x \mid x_\sigma]` at every level above :math:`\sigma_y`. Levels below it
-are not trained unless ``consistency`` is on (Daras et al. 2024):
+are not trained unless ``consistency`` is on (Daras et al. 2024): correct above :math:`\sigma_y`
+and a martingale below determines D everywhere; see :mod:`cleanprior.methods.consistency`, also for
+its differences.
 
-.. math:: c\,\|\mathbb E[D(x_{s'}, s') \mid x_s] - D(x_s, s)\|^2, \quad s' < s
-
-with :math:`x_{s'}` from the reverse process driven by D. Correct above :math:`\sigma_y` and a
-martingale below determines D everywhere.
+**Ambient-o** (``operator_mode=ambient_o``): any corruption is taken for noise. Images that a user
+would look at (y, or A^+ y) get noise up to ``sigma_min`` once, and are used above ``sigma_min``
+only, where the corruption drowns in noise; the operator is not modelled. The warning ``ambient-o``
+stands beside the row.
 
 Differences from the papers and the authors' code, each with its option:
 
@@ -21,12 +23,12 @@ Differences from the papers and the authors' code, each with its option:
   of them at 0.2);
 - EDM's weight, with which gradients stay bounded (``weight=ambient_o``: divided by
   :math:`\alpha^2`, unbounded variance next to :math:`\sigma_y`);
-- the squared mean over children is estimated by the product of two groups
-  (``consistency.estimator=mean``: biased by their variance over their number, which punishes a
-  reverse process that is random);
-- the two levels of consistency are independent draws, and no gradient goes through the reverse
-  process (the authors share one draw);
+- no augmentation, or flips only, which keep white noise white (``augment=after_noise``: scale,
+  rotation and anisotropic scale of the noisy image with its level unchanged);
 - noise may differ between images; a clean image has EDM's loss.
+
+Without an option: choosing Ambient-o's ``sigma_min`` by a classifier of clean against corrupted
+images, which needs a clean set; and Ambient Dataloops, of which too little is published.
 
 Cost: consistency evaluates D at x_s and steps + 1 times for each child; it is counted.
 
@@ -39,20 +41,22 @@ References:
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from cleanprior.data import Batch, TrainingSet
-from cleanprior.diffusion.denoiser import Denoise, Denoiser, draw_sigma, edm_weight, per_image
+from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.diffusion.samplers import Heun
 from cleanprior.prior import Prior
-from cleanprior.seeding import randn_like
-from cleanprior.training import Loss, Method, Round, Session, Way
+from cleanprior.seeding import generator_for, randn_like
+from cleanprior.training import Loss, Method, Problem, Round, Session, Way
 
-from .sure_score import OneStep, one_of
+from .augmentation import AUGMENTATIONS, augment
+from .consistency import Consistency
+from .sure_score import OneStep, needs_in_mode, one_of
 
 #: Draws begin this far above sigma_y, relatively: at sigma_y itself alpha is 0.
 MARGIN = 1e-3
@@ -102,122 +106,6 @@ def tweedie_loss(
     return (residual**2).flatten(1).mean(1)
 
 
-def reverse_process(
-    denoise: Denoise,
-    x: Float[Tensor, "b c h w"],
-    start: Float[Tensor, " b"],
-    end: Float[Tensor, " b"],
-    steps: int,
-    generator: Generator,
-) -> Float[Tensor, "b c h w"]:
-    r"""Run the reverse diffusion from one noise level to a lower one (Euler, geometric levels).
-
-    .. math:: x' = x + 2 (\sigma' - \sigma)(x - D)/\sigma + \sqrt{2\sigma(\sigma - \sigma')}\, z
-
-    Arguments:
-        denoise: D.
-        x: Images at level ``start``.
-        start: Noise level of each image.
-        end: Level to reach, at most ``start``, above 0.
-        steps: Euler steps.
-        generator: Source of z.
-    """
-    ratio = (end / start) ** (1 / steps)
-    sigma = start
-    for _ in range(steps):
-        lower = sigma * ratio
-        drift = per_image(2 * (lower - sigma) / sigma) * (x - denoise(x, sigma))
-        spread = (2 * sigma * (sigma - lower)).clamp_min(0).sqrt()
-        x = x + drift + per_image(spread) * randn_like(x, generator)
-        sigma = lower
-    return x
-
-
-@dataclass(frozen=True, kw_only=True)
-class Consistency:
-    """D as a martingale along its own reverse process, for levels below sigma_y.
-
-    Arguments:
-        weight: Its coefficient c; 0 leaves it out.
-        finetune: Share of the budget, at the end, in which it is on, in (0, 1].
-        share: Share of a batch that it is computed on, in (0, 1].
-        children: Draws of the reverse process for an image: even, 2 or more.
-        steps: Euler steps of each.
-        estimator: ``product`` of two groups' means (unbiased) or squared ``mean``.
-        start: Largest starting level, in units of sigma_y, above 1.
-        sigma_min: Lowest level, above 0.
-
-    Raises:
-        ValueError: A value outside its range.
-    """
-
-    weight: float
-    finetune: float
-    share: float
-    children: int
-    steps: int
-    estimator: str
-    start: float
-    sigma_min: float
-
-    def __post_init__(self) -> None:
-        one_of("consistency.estimator", self.estimator, ("product", "mean"))
-        if self.weight < 0:
-            raise ValueError(f"consistency.weight={self.weight}; allowed: 0 (off) or above")
-        for key in ("finetune", "share"):
-            if not 0 < getattr(self, key) <= 1:
-                raise ValueError(f"consistency.{key}={getattr(self, key)}; allowed: (0, 1]")
-        if self.children < 2 or self.children % 2:
-            raise ValueError(
-                f"consistency.children={self.children}; allowed: 2, 4, ... (two groups of equal "
-                "size)"
-            )
-        if self.steps < 1:
-            raise ValueError(f"consistency.steps={self.steps}; allowed: 1 or more")
-        if not self.start > 1:
-            raise ValueError(f"consistency.start={self.start}; allowed: above 1 (times sigma_y)")
-        if not self.sigma_min > 0:
-            raise ValueError(f"consistency.sigma_min={self.sigma_min}; allowed: above 0")
-
-    def levels(
-        self, sigma_y: Float[Tensor, " b"], generator: Generator
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """Draw s log-uniformly in [sigma_y, start sigma_y] and s' log-uniformly in [min, s]."""
-        u = torch.rand((2, len(sigma_y)), generator=generator).to(sigma_y.device)
-        high = sigma_y.clamp_min(2 * self.sigma_min) * self.start ** u[0]
-        return high, self.sigma_min * (high / self.sigma_min) ** u[1]
-
-    def residual(
-        self,
-        denoiser: Denoise,
-        x: Float[Tensor, "b c h w"],
-        high: Float[Tensor, " b"],
-        low: Float[Tensor, " b"],
-        generator: Generator,
-    ) -> Float[Tensor, " b"]:
-        """Return an estimate of the squared residual of each image, a mean over pixels.
-
-        Arguments:
-            denoiser: D, live weights, also in the reverse process.
-            x: Images at level ``high``.
-            high: s.
-            low: s', at most ``high``.
-            generator: Source of the children's noise.
-        """
-        k = self.children
-        parents, start, end = (v.repeat_interleave(k, 0) for v in (x, high, low))
-        with torch.no_grad():
-            children = reverse_process(denoiser, parents, start, end, self.steps, generator)
-        means = denoiser(children, end).reshape(len(x), 2, k // 2, *x.shape[1:]).mean(2)
-        gap = means - denoiser(x, high)[:, None]
-        product = gap.mean(1) ** 2 if self.estimator == "mean" else gap[:, 0] * gap[:, 1]
-        return product.flatten(1).mean(1)
-
-    def evaluations(self, images: int) -> float:
-        """Return how often D is evaluated for this many images."""
-        return float(images * (1 + self.children * (self.steps + 1)))
-
-
 @dataclass(kw_only=True)
 class AmbientTweedie(Method):
     """Denoising above the noise of the data, with consistency below it as an option.
@@ -226,6 +114,10 @@ class AmbientTweedie(Method):
         needs: See :class:`cleanprior.training.Method`.
         sigma_draw: ``truncate`` or ``clamp``.
         weight: ``edm`` or ``ambient_o``.
+        augment: ``none``, ``flip`` or ``after_noise``.
+        augment_probability: Of each of the warps of ``after_noise``, in [0, 1].
+        operator_mode: ``refuse`` operators other than the identity, or ``ambient_o``.
+        sigma_min: Noise level up to which Ambient-o adds noise, units of x, above 0.
         consistency: The consistency loss.
         sampler: Sampler whose levels the truncated sampler takes as far as sigma_y.
 
@@ -236,17 +128,53 @@ class AmbientTweedie(Method):
     needs: Sequence[str] = ("IDENTITY", "GAUSS")
     sigma_draw: str
     weight: str
+    augment: str
+    augment_probability: float
+    operator_mode: str
+    sigma_min: float
     consistency: Consistency
     sampler: Heun
 
     def __post_init__(self) -> None:
         one_of("sigma_draw", self.sigma_draw, ("truncate", "clamp"))
         one_of("weight", self.weight, ("edm", "ambient_o"))
+        one_of("augment", self.augment, AUGMENTATIONS)
+        one_of("operator_mode", self.operator_mode, ("refuse", "ambient_o"))
+        if not 0 <= self.augment_probability <= 1:
+            raise ValueError(f"augment_probability={self.augment_probability}; allowed: [0, 1]")
+        if not self.sigma_min > 0:
+            raise ValueError(f"sigma_min={self.sigma_min}; allowed: above 0")
         if (self.sigma_draw, self.weight) == ("clamp", "ambient_o"):
             raise ValueError(
                 "sigma_draw=clamp draws sigma_y itself, where weight=ambient_o divides by 0; set "
                 "sigma_draw=truncate or weight=edm"
             )
+
+        self.needs = needs_in_mode(self.needs, self.operator_mode)
+
+    def warning(self, problem: Problem) -> str:  # noqa: D102
+        code = super().warning(problem)
+        if self.operator_mode == "ambient_o":
+            return f"{code}+ambient-o" if code else "ambient-o"
+        return code
+
+    @property
+    def stop(self) -> float:
+        """The least level that the data train, units of x."""
+        noise = self.problem.sigma_y
+        return max(noise, self.sigma_min) if self.operator_mode == "ambient_o" else noise
+
+    def noisy_images(self, batch: Batch) -> Batch:
+        """Return the batch as noisy images; with Ambient-o the same noise each time."""
+        if self.operator_mode != "ambient_o":
+            return batch
+        y = self.problem.operator.lift(batch.y, batch.params)
+        level = batch.sigma_y.clamp_min(self.sigma_min)
+        spread = (level**2 - batch.sigma_y**2).clamp_min(0).sqrt()
+        generators = [
+            generator_for(self.problem.seed, "ambient_o", image=int(i)) for i in batch.index
+        ]
+        return replace(batch, y=y + per_image(spread) * randn_like(y, generators), sigma_y=level)
 
     def build(self) -> None:  # noqa: D102
         self.denoiser = self.problem.denoiser()
@@ -274,6 +202,9 @@ class AmbientTweedie(Method):
         return draw_sigma_above(sigma_y, generator)
 
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+        batch = self.noisy_images(batch)
+        images = augment(batch.y, self.augment, self.augment_probability, generator)
+        batch = replace(batch, y=images)
         sigma = self._draw_sigma(batch.sigma_y, generator)
         noise = randn_like(batch.y, generator)
         weight = edm_weight(sigma, self.denoiser.sigma_data).flatten()
@@ -296,6 +227,7 @@ class AmbientTweedie(Method):
         x = y + per_image(spread) * randn_like(y, generator)
         residual = self.consistency.residual(self.denoiser, x, high, low, generator)
         self._session.count("evaluations", self.consistency.evaluations(n))
+        residual = residual * self.consistency.level_weight(high, self.denoiser.sigma_data)
         return (residual * (sigma_y > 0)).mean()
 
     # -- result --------------------------------------------------------------------------------
@@ -310,15 +242,20 @@ class AmbientTweedie(Method):
         """
         denoiser = averaged["denoiser"]
         assert isinstance(denoiser, Denoiser)
-        stop = self.problem.sigma_y
+        stop = self.stop
         sampler = copy.copy(self.sampler)
         if stop > 0:
             above = [s for s in self.sampler.levels if s > stop * (1 + MARGIN)]
             sampler.levels = [*above, stop, 0.0]
+
+        one_step = OneStep(denoiser)
+
+        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
+            return one_step(self.noisy_images(batch), generators)
 
         def sample(n: int, generator: Generator) -> Tensor:
             device = next(denoiser.parameters()).device
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
             return sampler(denoiser, noise.to(device)).cpu()
 
-        return [Way("one step; samples: truncated", OneStep(denoiser), sample)]
+        return [Way("one step; samples: truncated", restore, sample)]

@@ -23,7 +23,9 @@ Differences from the authors' code, each with its option:
 - coordinates are weighted by :math:`1/E[P]`, estimated once over the training parameters; theirs by
   1 (``w=ones``);
 - the probe of the divergence is Rademacher (``probe=gaussian``);
-- EDM preconditioning and weight :math:`w(\sigma)` in place of a linear VP schedule.
+- EDM's noise levels and weight :math:`w(\sigma)` (``schedule=official``: the levels of 1,000 linear
+  VP steps from :math:`\beta = \sigma_y^2` to 0.02, equally likely, and :math:`w = 1`, the loss of
+  their x-prediction). EDM preconditioning with both.
 
 References:
     GSURE-Based Diffusion Model Training with Corrupted Data (Kawar et al., 2024), arXiv:2305.13128
@@ -143,6 +145,36 @@ def draw_sigma_above(
     return level.to(floor.dtype).maximum(floor)
 
 
+def official_levels(sigma_y: float) -> Tensor:
+    r"""Return the VE levels of the authors' VP schedule, ascending, (1000,), float64.
+
+    .. math:: \sigma_k = \sqrt{(1 - \bar\alpha_k) / \bar\alpha_k}, \quad
+        \bar\alpha_k = \prod_{j \le k} (1 - \beta_j)
+
+    with linear :math:`\beta` from :math:`\sigma_y^2`, so that the first level is just above
+    :math:`\sigma_y`, to 0.02. Without noise it starts where DDPM's does, at 1e-4.
+    """
+    start = sigma_y**2 if sigma_y > 0 else 1e-4
+    beta = torch.linspace(start, 0.02, 1000, dtype=torch.float64)
+    kept = (1 - beta).cumprod(0)
+    return ((1 - kept) / kept).sqrt()
+
+
+def draw_official(floor: Tensor, sigma_y: float, generator: Generator) -> Tensor:
+    """Draw one of the authors' levels for each image, all that are not below its floor alike.
+
+    Arguments:
+        floor: Least level of each image, (b,); it is the level where all are below it.
+        sigma_y: See :func:`official_levels`.
+        generator: Source of randomness.
+    """
+    levels = official_levels(sigma_y).to(floor.device)
+    first = torch.searchsorted(levels, floor.double())
+    uniform = torch.rand(len(floor), generator=generator, dtype=torch.float64).to(floor.device)
+    place = first + ((len(levels) - first) * uniform).long()
+    return levels[place.clamp_max(len(levels) - 1)].to(floor.dtype).maximum(floor)
+
+
 def singular_values(operator: Operator) -> Tensor | None:
     """Return the singular values of some draws of the operator, (n, ...), or None without SVD."""
     n = PROBED if "random" in operator.capabilities else 1
@@ -165,6 +197,7 @@ class GSUREDiffusion(Method):
         w: ``coverage`` (1/E[P] for each coordinate) or ``ones``.
         div_weight: ``unbiased`` or ``official``.
         probe: ``rademacher`` or ``gaussian``.
+        schedule: ``edm`` or ``official``.
         min_singular: Least singular value that may be kept, as a share of the largest; levels below
             sigma_y over it could not be trained.
         sampler: Sampler of the row that stops at the least trained level.
@@ -174,6 +207,7 @@ class GSUREDiffusion(Method):
     w: str
     div_weight: str
     probe: str
+    schedule: str
     min_singular: float
     sampler: Heun
     coverage: Tensor | None = field(default=None, init=False, repr=False)
@@ -184,6 +218,7 @@ class GSUREDiffusion(Method):
             "w": ("coverage", "ones"),
             "div_weight": ("unbiased", "official"),
             "probe": ("rademacher", "gaussian"),
+            "schedule": ("edm", "official"),
         }
         for name, choices in allowed.items():
             if getattr(self, name) not in choices:
@@ -268,10 +303,15 @@ class GSUREDiffusion(Method):
         spectrum = self._spectrum(batch)
         gsure = GSURE(spectrum, batch.y, batch.sigma_y, self.weight(), self.probe, self.div_weight)
         tau = gsure.variance.flatten(1).amax(1).sqrt()
-        sigma = draw_sigma_above(tau.clamp_min(self.floor), generator)
+        floor = tau.clamp_min(self.floor)
+        if self.schedule == "official":
+            sigma = draw_official(floor, self.problem.sigma_y, generator)
+            weight = torch.ones_like(sigma)
+        else:
+            sigma = draw_sigma_above(floor, generator)
+            weight = edm_weight(sigma, self.denoiser.sigma_data).flatten()
         data, divergence = gsure(self.denoiser, sigma, generator)
-        n = math.prod(self.problem.image_shape)
-        weight = edm_weight(sigma, self.denoiser.sigma_data).flatten() / n
+        weight = weight / math.prod(self.problem.image_shape)
         parts = {"data": (weight * data).mean(), "divergence": (weight * divergence).mean()}
         return Loss(parts["data"] + parts["divergence"], {k: v.detach() for k, v in parts.items()})
 

@@ -22,7 +22,16 @@ Differences from the paper and the authors' code, each with its option:
   resumed run is the uninterrupted one;
 - the divergence has Rademacher probes and an exact directional derivative (``probe=gaussian`` and
   ``divergence=finite``);
-- the last iterate is kept (the authors stop at the least error against the clean image).
+- the score term has continuous noise levels (``levels=official``: a geometric series from the
+  largest distance between two images to :math:`\sigma_y`, each lowered by :math:`\sigma_y`, so that
+  the last ones are near 0; distances are between measurements, as clean images are out of reach);
+- an operator other than the identity is refused (``operator_mode=ignore``: the measurement is taken
+  for an image with noise ``assumed_sigma`` and the operator stays out of the loss, as third parties
+  ran the method on masks and blur. Then f is nearly the identity and the prior that of y: the
+  warning ``straw-man`` stands beside the row).
+
+Without an option: the authors' ``stop=oracle``, the iterate of least error against the clean image,
+as no method is given a clean image. The last iterate is kept.
 
 Cost: a step sees each image three times. The budget counts one; f and its derivative are counted
 as evaluations.
@@ -35,23 +44,27 @@ References:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
 
+from cleanprior.capabilities import required
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.prior import Prior
 from cleanprior.seeding import scoped_rng
-from cleanprior.training import Loss, Method, Round, Session, Way
+from cleanprior.training import Loss, Method, Problem, Round, Session, Way
 
 PROBES = ("rademacher", "gaussian")
 DIVERGENCES = ("jvp", "finite")
 REDUCTIONS = ("mean", "official")
 SCHEDULES = ("ramp", "constant", "epoch")
+LEVELS = ("continuous", "official")
+#: Measurements among which the largest distance is looked for.
+COMPARED = 1024
 #: Least noise level at which a denoiser is asked, EDM's own; only clean images are below it.
 SIGMA_MIN = 0.002
 
@@ -64,6 +77,32 @@ def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{key}={value!r}; allowed: {', '.join(allowed)}")
+
+
+def needs_in_mode(needs: Sequence[str], operator_mode: str) -> Sequence[str]:
+    """Return the needs that are left when the operator is not modelled."""
+    return required({"needs": needs, "operator_mode": operator_mode})
+
+
+def official_levels(
+    images: Float[Tensor, "n c h w"], sigma_y: float, count: int
+) -> Float[Tensor, " count"]:
+    r"""Return the authors' noise levels: geometric, then lowered by :math:`\sigma_y`, descending.
+
+    Arguments:
+        images: Among these the largest Euclidean distance is the first level, before lowering.
+        sigma_y: The last level before lowering, units of x, above 0.
+        count: How many.
+
+    References:
+        Improved Techniques for Training Score-Based Generative Models (Song and Ermon, 2020),
+        technique 1, for the first level, arXiv:2006.09011
+    """
+    flat = images.flatten(1)
+    largest = max(float(torch.cdist(flat, flat).max()), sigma_y)
+    powers = torch.linspace(0, 1, count, dtype=torch.float64)
+    levels = largest * (sigma_y / largest) ** powers - sigma_y
+    return levels.clamp_min(SIGMA_MIN).to(images.dtype)
 
 
 def draw_probe(
@@ -143,6 +182,10 @@ class SureScore(Method):
         lambda_max: Weight of the score term, above 0.
         lambda_schedule: ``ramp``, ``constant`` or ``epoch`` (stage number times ``lambda_max``).
         stages: Equal parts of the budget, each with its own lambda, 1 or more.
+        levels: ``continuous`` (EDM's law) or ``official``.
+        level_count: Number of official levels, 2 or more.
+        operator_mode: ``refuse`` or ``ignore`` operators other than the identity.
+        assumed_sigma: Noise level that ``ignore`` assumes, units of x, above 0.
 
     Raises:
         ValueError: A value outside its range.
@@ -157,17 +200,46 @@ class SureScore(Method):
     lambda_max: float
     lambda_schedule: str
     stages: int
+    levels: str
+    level_count: int
+    operator_mode: str
+    assumed_sigma: float
+    _levels: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         one_of("probe", self.probe, PROBES)
         one_of("divergence", self.divergence, DIVERGENCES)
         one_of("reduction", self.reduction, REDUCTIONS)
         one_of("lambda_schedule", self.lambda_schedule, SCHEDULES)
-        for key in ("epsilon", "lambda_max"):
+        one_of("levels", self.levels, LEVELS)
+        one_of("operator_mode", self.operator_mode, ("refuse", "ignore"))
+        for key in ("epsilon", "lambda_max", "assumed_sigma"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key}={getattr(self, key)}; allowed: above 0")
         if self.stages < 1:
             raise ValueError(f"stages={self.stages}; allowed: 1 or more")
+        if self.level_count < 2:
+            raise ValueError(f"level_count={self.level_count}; allowed: 2 or more")
+        self.needs = needs_in_mode(self.needs, self.operator_mode)
+
+    @property
+    def is_ignoring(self) -> bool:
+        """Whether this problem's operator is left out of the loss."""
+        return self.operator_mode == "ignore" and not is_identity(self.problem)
+
+    def warning(self, problem: Problem) -> str:  # noqa: D102
+        code = super().warning(problem)
+        if self.operator_mode == "ignore" and not is_identity(problem):
+            return f"{code}+straw-man" if code else "straw-man"
+        return code
+
+    def noisy_images(self, batch: Batch) -> Batch:
+        """Return the batch as noisy images: as it is, or with the operator ignored."""
+        if not self.is_ignoring:
+            return batch
+        images = self.problem.operator.lift(batch.y, batch.params)
+        level = torch.full_like(batch.sigma_y, self.assumed_sigma)
+        return replace(batch, y=images, sigma_y=level)
 
     def build(self) -> None:  # noqa: D102
         self.denoiser = self.problem.denoiser()
@@ -201,11 +273,20 @@ class SureScore(Method):
 
     def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
         self._session, self._weight = session, self._weights[number]
+        if self.levels == "official" and self._levels is None:
+            self._levels = self._find_levels(session)
         return session.measurements
+
+    def _find_levels(self, session: Session) -> Tensor:
+        first = torch.arange(min(COMPARED, len(session.measurements)))
+        batch = self.noisy_images(session.measurements.batch(first))
+        sigma = max(float(batch.sigma_y.max()), SIGMA_MIN)
+        return official_levels(batch.y, sigma, self.level_count).to(session.device)
 
     # -- loss ----------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+        batch = self.noisy_images(batch)
         probe = draw_probe(self.probe, batch.y, generator)
         epsilon = 0.0 if self.divergence == "jvp" else self.epsilon
         f, divergence = denoise_and_divergence(
@@ -217,8 +298,14 @@ class SureScore(Method):
         parts = {"risk": risk, "divergence": divergence.mean(), "score": score}
         return Loss(risk + self._weight * score, {k: v.detach() for k, v in parts.items()})
 
+    def _draw_sigma(self, n: int, generator: Generator, device: torch.device) -> Tensor:
+        if self.levels == "continuous":
+            return draw_sigma(n, generator, device)
+        assert self._levels is not None, "begin_round() comes first"
+        return self._levels[torch.randint(len(self._levels), (n,), generator=generator).to(device)]
+
     def _score_term(self, target: Tensor, generator: Generator) -> Tensor:
-        sigma = draw_sigma(len(target), generator, target.device)
+        sigma = self._draw_sigma(len(target), generator, target.device)
         noise = torch.randn(target.shape, generator=generator).to(target.device)
         error = (self.denoiser(target + per_image(sigma) * noise, sigma) - target) ** 2
         if self.reduction == "official":
@@ -234,7 +321,17 @@ class SureScore(Method):
         """Restoration by f(y), one evaluation."""
         denoiser = averaged["denoiser"]
         assert isinstance(denoiser, Denoiser)
-        return [Way("f(y), one step", OneStep(denoiser))]
+        one_step = OneStep(denoiser)
+
+        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
+            return one_step(self.noisy_images(batch), generators)
+
+        return [Way("f(y), one step", restore)]
+
+
+def is_identity(problem: Problem) -> bool:
+    """Whether measurements are noisy images."""
+    return "identity" in problem.operator.capabilities
 
 
 @dataclass(frozen=True)

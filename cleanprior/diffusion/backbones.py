@@ -9,6 +9,8 @@ from azula.nn.unet import UNet as AzulaUNet
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .gating import gate_convolutions
+
 
 class UNet(nn.Module):
     """azula's modulated U-Net with a sine encoding of the noise level.
@@ -73,12 +75,18 @@ class UNet(nn.Module):
 def build_backbone(
     config: dict[str, Any], in_channels: int, out_channels: int, cond_channels: int
 ) -> nn.Module:
-    """Construct the backbone that a configuration of the group ``backbone`` describes."""
+    """Construct the backbone that a configuration of the group ``backbone`` describes.
+
+    Its key ``gate``, which a method may add, gates the convolutions of whatever network it is
+    (:func:`~cleanprior.diffusion.gating.gate_convolutions`); it is saved with the prior.
+    """
     from ..config import build
 
-    return build(
-        config, in_channels=in_channels, out_channels=out_channels, cond_channels=cond_channels
+    own = {k: v for k, v in config.items() if k != "gate"}
+    network: nn.Module = build(
+        own, in_channels=in_channels, out_channels=out_channels, cond_channels=cond_channels
     )
+    return gate_convolutions(network, config.get("gate", "none"))
 
 
 def parameter_count(module: nn.Module) -> int:

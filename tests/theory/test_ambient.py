@@ -7,7 +7,6 @@ from dataclasses import replace
 import cleanprior.methods.ambient as ambient_module
 import pytest
 import torch
-from cleanprior.methods.ambient import disagreement, guided
 from torch import nn
 
 from cleanprior.config import build, compose
@@ -15,8 +14,6 @@ from cleanprior.data import Batch, Measurements
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.diffusion.samplers import Heun
 from cleanprior.errors import UserError
-from cleanprior.operators import RandomInpainting
-from cleanprior.operators.identifiability import conditional_gram, weakest
 from cleanprior.operators.masks import further_mask
 from cleanprior.seeding import generator_for
 
@@ -137,28 +134,9 @@ def test_the_fixed_mask_sampler_is_exact_where_seen_and_mean_where_hidden(
     assert (found - C).norm() / C.norm() > 0.05
 
 
-@pytest.fixture
-def trained(make_operator, make_problem, digits_data):
-    def make(**changes):
-        p = changes.pop("p", 0.4)
-        config = compose(["method=ambient", *(f"method.{k}={v}" for k, v in changes.items())])
-        method = build(config["method"])
-        operator = make_operator("inpainting", (1, 8, 8), f"p={p}")
-        method.setup(make_problem(operator), torch.device("cpu"))
-        x = digits_data.train[:16]
-        return (
-            method,
-            operator,
-            x,
-            Measurements.draw(x, operator, 0, "train").batch(torch.arange(16)),
-        )
-
-    return make
-
-
 @pytest.mark.parametrize("preconditioning", ["split", "ambient_official"])
-def test_the_loss_from_y_equals_the_loss_written_in_x(trained, preconditioning):
-    method, operator, x, batch = trained(preconditioning=preconditioning, delta=0.2)
+def test_the_loss_from_y_equals_the_loss_written_in_x(ambient_on_digits, preconditioning):
+    method, operator, x, batch = ambient_on_digits(preconditioning=preconditioning, delta=0.2)
     generator = generator_for(0, "loss")
     a = batch.params["mask"]
     kept = further_mask(a, 0.2, generator)
@@ -167,15 +145,15 @@ def test_the_loss_from_y_equals_the_loss_written_in_x(trained, preconditioning):
     denoised = method.denoiser(kept * (x + per_image(sigma) * noise), sigma, kept)
     weight = edm_weight(sigma, 0.5)
     if preconditioning == "split":
-        weight = kept * weight + (1 - kept) * method.hidden_weight / 0.25
+        weight = kept * weight + (1 - kept) * method.weight_of_hidden / 0.25
     from_x = (weight * (a * (denoised - x)) ** 2).sum() / a.sum()
     from_y = method.loss(batch, generator_for(0, "loss"), "denoiser")
     torch.testing.assert_close(from_y.total, from_x, rtol=1e-6, atol=0)
     torch.testing.assert_close(sum(from_y.parts.values()), from_y.total.detach())
 
 
-def test_pixels_that_are_not_observed_never_enter_the_loss(trained):
-    method, _, _, batch = trained()
+def test_pixels_that_are_not_observed_never_enter_the_loss(ambient_on_digits):
+    method, _, _, batch = ambient_on_digits()
     filled = batch.y + 100 * (1 - batch.params["mask"])
     spoiled = replace(batch, y=filled)
     one = method.loss(batch, generator_for(0, "loss"), "denoiser").total
@@ -194,8 +172,8 @@ class Recorded(Denoiser):
 
 
 @pytest.mark.parametrize("delta", [1e-9, 0.3])
-def test_without_further_corruption_hidden_outputs_have_no_gradient(trained, delta):
-    method, _, _, batch = trained(delta=delta)
+def test_without_further_corruption_hidden_outputs_have_no_gradient(ambient_on_digits, delta):
+    method, _, _, batch = ambient_on_digits(delta=delta)
     method.denoiser = Recorded(method.denoiser.backbone, 0.5, 1, "split")
     method.loss(batch, generator_for(0, "loss"), "denoiser").total.backward()
     gradient = method.denoiser.output.grad
@@ -233,9 +211,9 @@ def test_ambient_refuses_fixed_operators_and_noise(
     assert method.supports(make_problem(make_operator("inpainting", (1, 8, 8), "sigma=0"))) is None
 
 
-def test_the_loss_of_an_image_does_not_depend_on_its_batch(trained, monkeypatch):
+def test_the_loss_of_an_image_does_not_depend_on_its_batch(ambient_on_digits, monkeypatch):
     """With fixed further masks, levels and noise, images add up in proportion to what they show."""
-    method, operator, _, batch = trained(resample_further="false")
+    method, operator, _, batch = ambient_on_digits(resample_further="false")
     level, noise = (
         torch.linspace(0.1, 2, 16),
         torch.randn((16, 1, 8, 8), generator=generator_for(0, "n")),
@@ -263,8 +241,8 @@ def test_the_loss_of_an_image_does_not_depend_on_its_batch(trained, monkeypatch)
     torch.testing.assert_close(total / shown.sum(), together, rtol=1e-5, atol=0)
 
 
-def test_a_fixed_further_mask_belongs_to_its_image(trained):
-    method, _, _, batch = trained(resample_further="false")
+def test_a_fixed_further_mask_belongs_to_its_image(ambient_on_digits):
+    method, _, _, batch = ambient_on_digits(resample_further="false")
     first = method._further(batch, generator_for(0, "a"))["mask"]
     order = torch.randperm(16, generator=generator_for(0, "o"))
     shuffled = Batch(
@@ -273,220 +251,11 @@ def test_a_fixed_further_mask_belongs_to_its_image(trained):
     assert torch.equal(method._further(shuffled, generator_for(0, "b"))["mask"], first[order])
 
 
-def test_one_step_restoration_can_paste_what_was_observed(trained):
-    method, _, _, batch = trained(paste_observed="true")
+def test_one_step_restoration_can_paste_what_was_observed(ambient_on_digits):
+    method, _, _, batch = ambient_on_digits(paste_observed="true")
     (way,) = method.ways({"denoiser": method.denoiser})
     x, evaluations = way.restore(batch, [])
     seen = batch.params["mask"].bool()
     assert evaluations == 1
     assert torch.equal(x[seen], batch.y[seen])
     assert (x[~seen] != 0).any()
-
-
-FAMILIES = [("inpainting", (1, 8, 8)), ("box", (1, 8, 8)), ("compressed_sensing", (1, 4, 4))]
-FAMILIES.append(("mri", (2, 8, 8)))
-
-
-def linear_method(make_operator, make_problem, name, shape, *overrides, **changes):
-    keys = [f"method.{k}={v}" for k, v in changes.items()]
-    method = build(compose(["method=ambient", *keys])["method"])
-    operator = make_operator(name, shape, *overrides)
-    method.setup(make_problem(operator), torch.device("cpu"))
-    return method, operator
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "overrides"),
-    [
-        ("inpainting", (1, 1, 3), ("p=0.4",)),
-        ("box", (1, 2, 3), ("side=1",)),
-        ("box", (1, 2, 4), ("side=1", "overlap=true")),
-        ("mri", (2, 1, 6), ("acceleration=1", "centre_lines=2", "further_lines=2")),
-        ("mri", (2, 1, 6), ("acceleration=2", "centre_lines=1", "further_lines=1")),
-    ],
-)
-def test_closed_forms_of_the_expected_gram_agree_with_averages(
-    make_operator, name, shape, overrides
-):
-    operator = make_operator(name, shape, *overrides)
-    draws = conditional_gram(operator, 0.3, 20_000, 400, generator_for(0, "g"))
-    assert draws
-    for further, gram in draws:
-        expected = operator.supervision(further, 0.3)[0].sort().values
-        found = torch.linalg.eigvalsh(gram)
-        # At least 400 draws of 0/1 entries: 5 standard errors.
-        assert (found - expected).abs().max() < 5 * 0.5 / 400**0.5
-
-
-def test_a_dropped_gaussian_row_is_a_new_one(make_operator):
-    operator = make_operator("compressed_sensing", (1, 2, 2), "m=2")
-    rows = torch.randn((100_000, 4), generator=generator_for(0, "r")).double() / 2**0.5
-    further = {"matrix": torch.zeros(1, 2, 4), "rows": torch.tensor([[1.0, 0.0]])}
-    further["matrix"][0, 0] = torch.tensor([1.0, -0.5, 0.2, 0.1])
-    kept = operator.matrix(further, 1)[0]
-    average = kept.T @ kept + rows.T @ rows / len(rows)
-    expected = operator.supervision(further, 0.1)[0]
-    assert (torch.linalg.eigvalsh(average) - expected).abs().max() < 0.02
-
-
-@pytest.mark.parametrize(("name", "shape"), FAMILIES)
-def test_every_shipped_family_is_identifiable(make_operator, make_problem, name, shape):
-    method = build(compose(["method=ambient"])["method"])
-    operator = make_operator(name, shape, *(["m=8"] if name == "compressed_sensing" else []))
-    assert method.supports(make_problem(operator)) is None
-    eigenvalue, _ = weakest(operator, 0.1, generator_for(0, "g"))
-    assert 0 < eigenvalue <= 1
-
-
-def test_overlapping_boxes_are_refused_before_training(make_operator, make_problem):
-    problem = make_problem(make_operator("box", (1, 8, 8), "side=3", "overlap=true"))
-    method = build(compose(["method=ambient"])["method"])
-    reason = method.supports(problem)
-    assert reason is not None
-    assert re.search(r"hides a pixel block \(rows \d-\d, columns \d-\d\)", reason)
-    warned = build(compose(["method=ambient", "method.identifiability=warn"])["method"])
-    assert warned.supports(problem) is None
-    assert warned.warning(problem) == "rank"
-    ignored = build(compose(["method=ambient", "method.identifiability=off"])["method"])
-    assert ignored.supports(problem) is None
-    assert ignored.warning(problem) == ""
-
-
-class Stranger(RandomInpainting):
-    """A family without closed form, whose further corruption always hides the first pixel."""
-
-    def further(self, params, delta, generator):
-        return {"mask": params["mask"] * torch.tensor([0.0, 1.0, 1.0])}
-
-    def draw(self, n, generator):
-        return {"mask": super().draw(n, generator)["mask"] * torch.tensor([0.0, 1.0, 1.0])}
-
-    def supervision(self, further, delta):
-        return None
-
-
-def test_a_family_without_closed_form_is_checked_by_monte_carlo(make_problem):
-    method = build(compose(["method=ambient"])["method"])
-    operator = Stranger((1, 1, 3), 0.4, False, 0.0)
-    reason = method.supports(make_problem(operator))
-    assert reason is not None
-    assert "is never supervised" in reason
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "override"),
-    [("compressed_sensing", (1, 4, 4), "m=8"), ("mri", (2, 8, 8), "sigma=0")],
-)
-def test_the_linear_loss_from_y_equals_the_loss_written_in_x(
-    make_operator, make_problem, name, shape, override
-):
-    method, operator = linear_method(make_operator, make_problem, name, shape, override)
-    x = 2 * torch.rand((16, *shape), generator=generator_for(0, "x")) - 1
-    batch = Measurements.draw(x, operator, 0, "train").batch(torch.arange(16))
-    generator = generator_for(0, "loss")
-    further = operator.further(batch.params, method.delta, generator)
-    sigma = draw_sigma(16, generator, torch.device("cpu"))
-    noise = torch.randn(x.shape, generator=generator)
-    noisy = operator.A(x + per_image(sigma) * noise, further)
-    denoised = method.denoiser(
-        operator.A_adjoint(noisy, further), sigma, operator.describe(further, 16)
-    )
-    full = operator.matrix(batch.params, 16)
-    part = operator.matrix(further, 16)
-    gram = part.mT @ part
-    rest = full.mT @ full - gram
-    weight = edm_weight(sigma, 0.5).double().sqrt()[:, 0]
-    gram = weight * gram + method.hidden_weight**0.5 / 0.5 * rest
-    error = (gram @ (denoised - x).flatten(1).double()[:, :, None]).square().sum()
-    expected = error / operator.observed(batch.y, batch.params).sum()
-    loss = method.loss(batch, generator_for(0, "loss"), "denoiser")
-    torch.testing.assert_close(loss.total.double(), expected, rtol=1e-4, atol=0)
-    loss.total.backward()
-    gradients = [p.grad for p in method.denoiser.parameters() if p.grad is not None]
-    assert all(torch.isfinite(g).all() for g in gradients)
-
-
-class Shrink:
-    """A linear denoiser, D(x) = k x, that counts its calls and whether they kept a graph."""
-
-    def __init__(self, k):
-        self.k, self.graphs = k, []
-
-    def __call__(self, x, sigma):
-        self.graphs.append(torch.is_grad_enabled() and x.requires_grad)
-        return self.k * x
-
-
-def test_the_guidance_gradient_is_per_image_and_a_mean_over_masks():
-    x = torch.randn((5, 1, 4, 4), generator=generator_for(0, "x"))
-    level = torch.ones(5)
-    first, gradient = disagreement([Shrink(0.5), Shrink(0.2)], x, level)
-    torch.testing.assert_close(first, 0.5 * x)
-    # mean over 16 pixels of (0.3 x)^2
-    torch.testing.assert_close(gradient, 2 * 0.09 * x / 16)
-    alone = torch.cat(
-        [disagreement([Shrink(0.5), Shrink(0.2)], x[i : i + 1], level[:1])[1] for i in range(5)]
-    )
-    torch.testing.assert_close(alone, gradient)
-    _, more = disagreement([Shrink(0.5)] + 3 * [Shrink(0.2)], x, level)
-    torch.testing.assert_close(more, gradient)
-    _, none = disagreement([Shrink(0.5)] * 4, x, level)
-    assert (none == 0).all()
-
-
-@pytest.mark.parametrize(("masks", "weight"), [(1, 3.0), (3, 0.0)])
-def test_without_guidance_no_gradient_is_taken(masks, weight):
-    through = [Shrink(0.5) for _ in range(masks)]
-    noise = torch.randn((2, 1, 4, 4), generator=generator_for(0, "x"))
-    guided(through, noise, [1.0, 0.5, 0.0], weight)
-    assert through[0].graphs == [False, False]
-    assert all(t.graphs == [] for t in through[1:])
-
-
-def test_guided_steps_follow_the_corrected_equation():
-    noise = torch.randn((2, 1, 4, 4), generator=generator_for(0, "x"))
-    x = guided([Shrink(0.5), Shrink(0.2)], noise, [2.0, 0.5, 0.0], 1.5)
-    start = 2 * noise
-    step = 0.25 * start + 0.75 * 0.5 * start - 1.5 * 2 * 0.09 * start / 16
-    torch.testing.assert_close(x, 0.5 * step)
-
-
-@pytest.mark.parametrize(("name", "shape"), FAMILIES)
-def test_the_guided_row_samples_every_family(make_operator, make_problem, name, shape):
-    overrides = ["m=8"] if name == "compressed_sensing" else []
-    method, _ = linear_method(
-        make_operator, make_problem, name, shape, *overrides, guidance_weight=0.5, guidance_masks=3
-    )
-    method.sampler = Heun(3, 0.002, 80.0, 7.0)
-    (_, way) = method.ways({"denoiser": method.denoiser})
-    assert way.name == "guided by 3 masks"
-    x = way.sample(2, generator_for(0, "s"))
-    assert x.shape == (2, *shape)
-    assert torch.isfinite(x).all()
-    assert torch.equal(x, way.sample(2, generator_for(0, "s")))
-
-
-@pytest.mark.parametrize(("name", "shape"), FAMILIES[2:])
-def test_pasting_makes_any_restoration_agree_with_y(make_operator, make_problem, name, shape):
-    overrides = ["m=8"] if name == "compressed_sensing" else []
-    method, operator = linear_method(
-        make_operator, make_problem, name, shape, *overrides, paste_observed="true"
-    )
-    x = 2 * torch.rand((4, *shape), generator=generator_for(0, "x")) - 1
-    batch = Measurements.draw(x, operator, 0, "train").batch(torch.arange(4))
-    (way,) = method.ways({"denoiser": method.denoiser})
-    restored, _ = way.restore(batch, [])
-    torch.testing.assert_close(operator.A(restored, batch.params), batch.y, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("identifiability=maybe", "identifiability='maybe'; allowed: refuse, warn, off"),
-        ("guidance_masks=0", "guidance_masks=0; allowed: at least 1"),
-        ("guidance_weight=-1", "guidance_weight=-1.*allowed: at least 0"),
-    ],
-)
-def test_options_outside_their_range_are_refused(override, message):
-    with pytest.raises(UserError, match=message):
-        build(compose(["method=ambient", f"method.{override}"])["method"])

@@ -5,18 +5,13 @@ import re
 import cleanprior.methods.ambient_tweedie as tweedie_module
 import pytest
 import torch
-from cleanprior.methods.ambient_tweedie import draw_sigma_above, reverse_process, tweedie_loss
+from cleanprior.methods.ambient_tweedie import draw_sigma_above, tweedie_loss
 from torch import nn
 
-from cleanprior.config import build, compose
-from cleanprior.data import Batch, Measurements
 from cleanprior.diffusion.denoiser import Denoiser, edm_weight, per_image
 from cleanprior.diffusion.samplers import Heun
 from cleanprior.errors import UserError
-from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for
-from cleanprior.training import Session
-from cleanprior.training.checkpoint import Store
 
 SIGMA = 0.5
 SHAPE = (1, 1, 2)
@@ -54,25 +49,14 @@ class Exact(Denoiser):
         return (self.factor * z @ self.vectors.T).reshape(x.shape).to(x.dtype) * self.anchor
 
 
-def draw(n, seed=0, sigma=SIGMA):
-    x = torch.randn((n, 2), generator=generator_for(seed, "x")) @ torch.linalg.cholesky(C).float().T
-    noise = torch.randn((n, 2), generator=generator_for(seed, "noise"))
-    x = x.reshape(n, *SHAPE)
-    return x, x + sigma * noise.reshape(n, *SHAPE)
+@pytest.fixture
+def make_method(make_denoising):
+    def make(denoiser, *overrides, is_consistent=False):
+        method = make_denoising("ambient_tweedie", denoiser, *overrides)
+        method._is_consistent = is_consistent
+        return method
 
-
-def batch_of(y, sigma=SIGMA):
-    return Batch(y, {}, torch.as_tensor(sigma).expand(len(y)), torch.arange(len(y)))
-
-
-def make_method(denoiser, *overrides, is_consistent=False):
-    keys = [f"method.{o}" for o in overrides]
-    method = build(compose(["method=ambient_tweedie", "operator=denoising", *keys])["method"])
-    method.denoiser = denoiser
-    data = Measurements(torch.zeros(1, *SHAPE), {}, torch.full((1,), SIGMA))
-    method._session = Session(data, None, {}, torch.device("cpu"), Store(None), Progress(), 0)
-    method._is_consistent = is_consistent
-    return method
+    return make
 
 
 # -- above the noise of the data -------------------------------------------------------------------
@@ -80,7 +64,9 @@ def make_method(denoiser, *overrides, is_consistent=False):
 
 @pytest.mark.parametrize("factor", [1.1, 1.6, 4.0])
 @pytest.mark.parametrize("weight", ["edm", "ambient_o"])
-def test_the_minimiser_is_the_conditional_mean(monkeypatch, factor, weight):
+def test_the_minimiser_is_the_conditional_mean(
+    make_method, draw, batch_of, monkeypatch, factor, weight
+):
     level = factor * SIGMA
     model = Linear()
     method = make_method(model, f"weight={weight}")
@@ -115,7 +101,7 @@ class Constant(Denoiser):
         return self.output
 
 
-def test_the_variance_of_the_regression_target():
+def test_the_variance_of_the_regression_target(draw):
     """sigma_y^2 sigma^2 / (sigma^2 - sigma_y^2), and the target is unbiased for x."""
     level, n = 0.8, 400_000
     x, y = draw(n)
@@ -131,7 +117,9 @@ def test_the_variance_of_the_regression_target():
     assert abs(error.mean()) < 4 * (expected / (2 * n)) ** 0.5
 
 
-def test_without_noise_it_is_the_edm_loss(digits_data, make_operator, make_problem):
+def test_without_noise_it_is_the_edm_loss(
+    make_method, batch_of, digits_data, make_operator, make_problem
+):
     method = make_method(None)
     method.setup(
         make_problem(make_operator("denoising", (1, 8, 8), "sigma=0")), torch.device("cpu")
@@ -146,7 +134,7 @@ def test_without_noise_it_is_the_edm_loss(digits_data, make_operator, make_probl
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_batch_of_clean_and_noisy_images_has_the_mean_of_both_losses():
+def test_a_batch_of_clean_and_noisy_images_has_the_mean_of_both_losses(draw):
     model = Exact(0.7)
     x, y = draw(8)
     images = torch.cat([x[:4], y[4:]])
@@ -161,7 +149,7 @@ def test_a_batch_of_clean_and_noisy_images_has_the_mean_of_both_losses():
     torch.testing.assert_close(together[4:], noisy, rtol=1e-6, atol=1e-7)
 
 
-def test_a_large_level_keeps_its_digits():
+def test_a_large_level_keeps_its_digits(draw):
     model = Exact()
     _, y = draw(64)
     level, sigma = torch.full((64,), SIGMA), torch.full((64,), 500.0)
@@ -173,7 +161,7 @@ def test_a_large_level_keeps_its_digits():
     torch.testing.assert_close(found, (exact**2).flatten(1).mean(1), rtol=1e-5, atol=0)
 
 
-def test_no_draw_is_at_or_below_the_noise_and_clamping_puts_many_there():
+def test_no_draw_is_at_or_below_the_noise_and_clamping_puts_many_there(make_method):
     n, low = 200_000, 0.2
     sigma = draw_sigma_above(torch.full((n,), low), generator_for(0, "s"))
     assert (sigma > low).all()
@@ -188,7 +176,7 @@ def test_no_draw_is_at_or_below_the_noise_and_clamping_puts_many_there():
 
 
 def test_the_truncated_sampler_stops_at_the_noise_with_the_denoised_mean(
-    make_operator, make_problem
+    make_method, draw, batch_of, make_operator, make_problem
 ):
     method = make_method(Exact())
     method.problem = make_problem(make_operator("denoising", SHAPE, f"sigma={SIGMA}"))
@@ -205,91 +193,10 @@ def test_the_truncated_sampler_stops_at_the_noise_with_the_denoised_mean(
     torch.testing.assert_close(restored, wanted)
 
 
-# -- consistency -----------------------------------------------------------------------------------
-
-
-def residuals(model, n=40_000, **changes):
-    """Estimates of the residual over draws of x at one pair of levels."""
-    overrides = [
-        f"consistency.{k}={v}" for k, v in ({"steps": 48, "children": 4} | changes).items()
-    ]
-    consistency = make_method(model, *overrides).consistency
-    _, y = draw(n)
-    high, low = torch.full((n,), SIGMA), torch.full((n,), 0.2)
-    with torch.no_grad():
-        return consistency.residual(model, y, high, low, generator_for(0, "r")).double()
-
-
-def test_the_exact_denoiser_is_consistent_and_a_wrong_one_is_not():
-    found = residuals(Exact())
-    assert abs(found.mean()) < 4 * found.std() / len(found) ** 0.5
-    wrong = residuals(Exact(0.8))
-    assert wrong.mean() > 20 * wrong.std() / len(wrong) ** 0.5
-
-
-def test_the_squared_mean_is_biased_by_the_variance_over_the_number_of_children():
-    """Var[D(x', s') | x] = Cov[x | x_s] - Cov[x | x_s'], a mean over pixels, over the children."""
-    found = residuals(Exact(), estimator="mean")
-
-    def spread(sigma):
-        return sigma**2 * wiener(sigma)
-
-    expected = (spread(SIGMA) - spread(0.2)).trace() / 2 / 4
-    assert abs(found.mean() / expected - 1) < 0.05
-
-
-def test_the_reverse_process_reaches_the_law_of_the_lower_level():
-    n = 100_000
-    _, y = draw(n)
-    x = reverse_process(
-        Exact(), y, torch.full((n,), SIGMA), torch.full((n,), 0.2), 64, generator_for(0, "r")
-    )
-    found = torch.cov(x.flatten(1).double().T)
-    expected = C + 0.04 * EYE
-    assert (found - expected).norm() / expected.norm() < 0.03
-
-
-def test_the_levels_of_consistency_begin_above_the_noise_and_go_below():
-    consistency = make_method(None).consistency
-    level = torch.full((10_000,), SIGMA)
-    high, low = consistency.levels(level, generator_for(0, "c"))
-    assert (high >= SIGMA).all() and (high <= SIGMA * consistency.start * 1.0001).all()
-    assert (low <= high).all() and (low >= consistency.sigma_min).all()
-    assert (low < SIGMA).float().mean() > 0.8
-
-
-def test_consistency_reaches_the_loss_with_its_weight_and_its_cost():
-    model = Exact(0.8)
-    _, y = draw(16)
-    keys = ["consistency.share=0.5", "consistency.children=2", "consistency.steps=3"]
-    plain = make_method(model).loss(batch_of(y), generator_for(0, "l"), "denoiser")
-    method = make_method(model, "consistency.weight=2", *keys, is_consistent=True)
-    loss = method.loss(batch_of(y), generator_for(0, "l"), "denoiser")
-    torch.testing.assert_close(loss.parts["tweedie"], plain.total.detach())
-    torch.testing.assert_close(
-        loss.total.detach(), loss.parts["tweedie"] + 2 * loss.parts["consistency"]
-    )
-    assert method._session.costs == {"evaluations": 8.0 * (1 + 2 * 4)}
-    assert torch.autograd.grad(loss.total, model.anchor)[0].isfinite().all()
-
-
-def test_clean_images_have_no_consistency_term():
-    x, _ = draw(16)
-    method = make_method(Exact(0.8), "consistency.weight=1", is_consistent=True)
-    parts = method.loss(batch_of(x, 0.0), generator_for(0, "l"), "denoiser").parts
-    assert parts["consistency"] == 0
-
-
-@pytest.mark.parametrize(("weight", "steps"), [("0", [100]), ("1", [80, 20])])
-def test_consistency_is_on_at_the_end_of_the_budget(weight, steps):
-    plan = make_method(None, f"consistency.weight={weight}").rounds(100)
-    assert [r.steps for r in plan] == steps
-
-
 # -- refusals --------------------------------------------------------------------------------------
 
 
-def test_it_refuses_other_operators(make_operator, make_problem):
+def test_it_refuses_other_operators(make_method, make_operator, make_problem):
     method = make_method(None)
     for name in ("inpainting", "blur"):
         reason = method.supports(make_problem(make_operator(name, (1, 8, 8), "sigma=0.1")))
@@ -302,6 +209,12 @@ def test_it_refuses_other_operators(make_operator, make_problem):
         (["sigma_draw=reject"], "sigma_draw='reject'; allowed: truncate, clamp"),
         (["weight=none"], "weight='none'; allowed: edm, ambient_o"),
         (["sigma_draw=clamp", "weight=ambient_o"], "divides by 0; set sigma_draw=truncate or"),
+        (["augment=scale"], "augment='scale'; allowed: none, flip, after_noise"),
+        (["augment_probability=2"], r"augment_probability=2(\.0)?; allowed: \[0, 1\]"),
+        (["operator_mode=ignore"], "operator_mode='ignore'; allowed: refuse, ambient_o"),
+        (["sigma_min=0"], r"sigma_min=0(\.0)?; allowed: above 0"),
+        (["consistency.pairing=one"], "pairing='one'; allowed: independent, shared"),
+        (["consistency.weighting=on"], "weighting='on'; allowed: none, edm"),
         (["consistency.estimator=median"], "estimator='median'; allowed: product, mean"),
         (["consistency.children=3"], "children=3; allowed: 2, 4"),
         (["consistency.weight=-1"], r"weight=-1(\.0)?; allowed: 0 \(off\) or above"),
@@ -311,6 +224,6 @@ def test_it_refuses_other_operators(make_operator, make_problem):
         (["consistency.sigma_min=0"], r"sigma_min=0(\.0)?; allowed: above 0"),
     ],
 )
-def test_a_value_outside_its_range_is_refused(overrides, message):
+def test_a_value_outside_its_range_is_refused(make_method, overrides, message):
     with pytest.raises(UserError, match=message):
         make_method(None, *overrides)

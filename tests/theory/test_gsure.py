@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cleanprior.methods.gsure import GSURE, draw_sigma_above
+from cleanprior.methods.gsure import GSURE, official_levels
 from deepinv.physics import Inpainting
 
 from cleanprior.config import build, compose
@@ -238,22 +238,6 @@ def test_the_minimiser_averages_over_the_masks_of_other_coordinates(sigma_y):
     assert (mixture(grid).flatten(1) - full).abs().max() > 0.1, "what sampling would need"
 
 
-# -- levels ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("floor", [0.0, 1e-4, 0.2, 0.5, 5.0])
-def test_levels_are_edms_above_their_floor(floor):
-    n = 200_000
-    sigma = draw_sigma_above(torch.full((n,), floor), generator_for(0, "s"))
-    assert sigma.min() >= floor
-    assert sigma.isfinite().all()
-    below = torch.special.ndtr(torch.tensor((math.log(max(floor, 1e-9)) + 1.2) / 1.2)).item()
-    cut = max(0.3, 2 * floor)
-    at = torch.special.ndtr(torch.tensor((math.log(cut) + 1.2) / 1.2)).item()
-    share = (sigma < cut).double().mean().item()
-    assert share == pytest.approx((at - below) / (1 - below), abs=0.01)
-
-
 # -- the method ------------------------------------------------------------------------------------
 
 
@@ -292,6 +276,7 @@ def test_the_warning_says_that_sampling_sees_what_training_did_not(make_operator
         ("w=one", r"w='one'; allowed: coverage, ones"),
         ("div_weight=x", r"div_weight='x'; allowed: unbiased, official"),
         ("probe=x", r"probe='x'; allowed: rademacher, gaussian"),
+        ("schedule=x", r"schedule='x'; allowed: edm, official"),
         ("min_singular=0", r"min_singular=0; allowed: above 0"),
     ],
 )
@@ -347,3 +332,28 @@ def test_noise_free_masks_have_no_divergence(make_operator, digits_data):
     gsure = gsure_of(operator, data.y, data.params)
     _, divergence = gsure(lambda x, s: 3 * x, torch.full((4,), 0.5), generator_for(0, "l"))
     assert (divergence == 0).all()
+
+
+@pytest.mark.parametrize("schedule", ["edm", "official"])
+def test_the_official_schedule_is_not_weighted(
+    make_operator, digits_data, tiny_backbone, monkeypatch, schedule
+):
+    operator = make_operator("inpainting", (1, 8, 8), "sigma=0.1")
+    data = Measurements.draw(digits_data.train[:8], operator, 0, "train")
+    trained = method(f"schedule={schedule}")
+    trained.setup(problem_of(operator, tiny_backbone), torch.device("cpu"))
+    trained.begin_round(0, None, Rooms(data))
+    asked = []
+    inner = GSURE.__call__
+
+    def spy(self, denoise, sigma, generator):
+        asked.append((sigma, inner(self, denoise, sigma, generator)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(GSURE, "__call__", spy)
+    total = trained.loss(data.batch(torch.arange(8)), generator_for(0, "l"), "denoiser").total
+    ((sigma, (values, divergence)),) = asked
+    weight = 1.0 if schedule == "official" else (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+    torch.testing.assert_close(total, (weight * (values + divergence)).mean() / 64)
+    is_official = torch.isin(sigma, official_levels(0.1).float()).all()
+    assert is_official == (schedule == "official")

@@ -9,14 +9,10 @@ from cleanprior.methods.sure_score import denoise_and_divergence, draw_probe, st
 from torch import nn
 
 from cleanprior.config import build, compose
-from cleanprior.data import Batch, Measurements
 from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.diffusion.samplers import Heun
 from cleanprior.errors import UserError
-from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for, scoped_rng
-from cleanprior.training import Session
-from cleanprior.training.checkpoint import Store
 
 SIGMA = 0.5
 SHAPE = (1, 1, 2)
@@ -39,25 +35,14 @@ class Linear(Denoiser):
         return (self.matrices[number] @ x.flatten(1)[:, :, None])[:, :, 0].reshape(x.shape)
 
 
-def draw(n, seed=0, sigma=SIGMA):
-    x = torch.randn((n, 2), generator=generator_for(seed, "x")) @ torch.linalg.cholesky(C).float().T
-    noise = torch.randn((n, 2), generator=generator_for(seed, "noise"))
-    x = x.reshape(n, *SHAPE)
-    return x, x + sigma * noise.reshape(n, *SHAPE)
+@pytest.fixture
+def make_method(make_denoising):
+    def make(denoiser, *overrides, weight=1.0):
+        method = make_denoising("sure_score", denoiser, *overrides)
+        method._weight = weight
+        return method
 
-
-def batch_of(y, sigma=SIGMA):
-    return Batch(y, {}, torch.as_tensor(sigma).expand(len(y)), torch.arange(len(y)))
-
-
-def make_method(denoiser, *overrides, weight=1.0):
-    keys = [f"method.{o}" for o in overrides]
-    method = build(compose(["method=sure_score", "operator=denoising", *keys])["method"])
-    method.denoiser = denoiser
-    data = Measurements(torch.zeros(1, *SHAPE), {}, torch.full((1,), SIGMA))
-    method._session = Session(data, None, {}, torch.device("cpu"), Store(None), Progress(), 0)
-    method._weight = weight
-    return method
+    return make
 
 
 def set_matrix(model, matrix):
@@ -66,7 +51,7 @@ def set_matrix(model, matrix):
 
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 @pytest.mark.parametrize("epsilon", [0.0, 1e-2])
-def test_the_risk_is_unbiased(probe, epsilon):
+def test_the_risk_is_unbiased(draw, probe, epsilon):
     model = Linear()
     set_matrix(model, H)
     x, y = draw(400_000)
@@ -79,7 +64,7 @@ def test_the_risk_is_unbiased(probe, epsilon):
     assert abs(z) < 4
 
 
-def test_the_divergence_of_both_probes_is_the_trace_and_signs_vary_less():
+def test_the_divergence_of_both_probes_is_the_trace_and_signs_vary_less(draw):
     model = Linear()
     set_matrix(model, H)
     _, y = draw(100_000)
@@ -137,7 +122,7 @@ def minimiser(loss, model, number):
     return torch.stack([torch.linalg.solve(hessian[i], slope[i]) for i in range(2)])
 
 
-def test_the_minimiser_of_the_risk_is_the_wiener_filter():
+def test_the_minimiser_of_the_risk_is_the_wiener_filter(make_method, draw, batch_of):
     model = Linear()
     method = make_method(model, weight=0.0)
     _, y = draw(400_000)
@@ -147,7 +132,7 @@ def test_the_minimiser_of_the_risk_is_the_wiener_filter():
     assert (found - WIENER).abs().max() < 0.02
 
 
-def test_samples_follow_the_law_of_the_denoised_images(monkeypatch):
+def test_samples_follow_the_law_of_the_denoised_images(make_method, draw, batch_of, monkeypatch):
     """The bias of the method: C (C + s^2 I)^-1 C and not C."""
     sampler = Heun(40, 0.01, 40.0, 7.0)
     model = Linear((SIGMA, *sampler.levels[:-1]))
@@ -174,7 +159,9 @@ def test_samples_follow_the_law_of_the_denoised_images(monkeypatch):
 
 
 @pytest.mark.parametrize("detach", ["true", "false"])
-def test_detach_decides_whether_the_score_term_reaches_the_first_call(monkeypatch, detach):
+def test_detach_decides_whether_the_score_term_reaches_the_first_call(
+    make_method, draw, batch_of, monkeypatch, detach
+):
     level = 3.0
     model = Linear((SIGMA, level))
     set_matrix(model, H)
@@ -188,7 +175,7 @@ def test_detach_decides_whether_the_score_term_reaches_the_first_call(monkeypatc
     assert torch.equal(slopes[0], slopes[1]) == (detach == "true")
 
 
-def test_a_noise_level_an_image_gives_the_losses_of_single_images():
+def test_a_noise_level_an_image_gives_the_losses_of_single_images(draw):
     model = Linear((0.2, 0.5, 1.0))
     model.matrices.data.copy_(torch.randn((3, 2, 2), generator=generator_for(0, "m")))
     _, y = draw(3)
@@ -205,7 +192,7 @@ def test_a_noise_level_an_image_gives_the_losses_of_single_images():
         )
 
 
-def test_the_official_reduction_sums_over_pixels(monkeypatch):
+def test_the_official_reduction_sums_over_pixels(make_method, draw, batch_of, monkeypatch):
     level = 2.0
     model = Linear((SIGMA, level))
     set_matrix(model, H)
@@ -229,21 +216,21 @@ def test_the_official_reduction_sums_over_pixels(monkeypatch):
         ("epoch", [0.0, 1.0, 2.0, 3.0]),
     ],
 )
-def test_the_schedule_of_lambda(schedule, expected):
+def test_the_schedule_of_lambda(make_method, schedule, expected):
     method = make_method(Linear(), f"lambda_schedule={schedule}", "stages=4")
     plan = method.rounds(10)
     assert [r.steps for r in plan] == [2, 3, 2, 3]
     assert method._weights == expected
 
 
-def test_every_step_of_a_budget_below_the_stages_is_planned():
+def test_every_step_of_a_budget_below_the_stages_is_planned(make_method):
     method = make_method(Linear(), "stages=20")
     plan = method.rounds(7)
     assert [r.steps for r in plan] == [1] * 7
     assert method._weights == sorted(method._weights)
 
 
-def test_the_probe_is_counted():
+def test_the_probe_is_counted(make_method, draw, batch_of):
     method = make_method(Linear())
     _, y = draw(5)
     method.loss(batch_of(y), generator_for(0, "l"), "denoiser")
@@ -259,7 +246,7 @@ def test_the_probe_is_counted():
     ],
 )
 def test_it_refuses_other_operators_and_noise_free_images(
-    make_operator, make_problem, operator_name, sigma, reason
+    make_method, make_operator, make_problem, operator_name, sigma, reason
 ):
     method = make_method(Linear())
     problem = make_problem(make_operator(operator_name, (1, 8, 8), f"sigma={sigma}"))
@@ -275,8 +262,12 @@ def test_it_refuses_other_operators_and_noise_free_images(
         ("lambda_schedule=late", "lambda_schedule='late'; allowed: ramp, constant, epoch"),
         ("lambda_max=0", r"lambda_max=0(\.0)?; allowed: above 0"),
         ("stages=0", "stages=0; allowed: 1 or more"),
+        ("levels=linear", "levels='linear'; allowed: continuous, official"),
+        ("level_count=1", "level_count=1; allowed: 2 or more"),
+        ("operator_mode=use", "operator_mode='use'; allowed: refuse, ignore"),
+        ("assumed_sigma=0", r"assumed_sigma=0(\.0)?; allowed: above 0"),
     ],
 )
-def test_a_value_outside_its_range_is_refused(override, message):
+def test_a_value_outside_its_range_is_refused(make_method, override, message):
     with pytest.raises(UserError, match=message):
         make_method(Linear(), override)
