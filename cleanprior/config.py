@@ -27,7 +27,7 @@ DESCRIPTIONS = ("capabilities", "about")
 # What decides a cell's numbers. `training.device` and the like decide only where it runs.
 _IDENTITY = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
-_NOT_IDENTITY = ("device", "checkpoint_seconds")
+_NOT_IDENTITY = ("device", "checkpoint_seconds", "snapshots")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download")
 

@@ -20,6 +20,7 @@ from .averages import Averages
 from .batches import batch_index
 from .checkpoint import Store, flatten_optimiser, read_tensors, restore_optimiser, write_tensors
 from .method import Method, Problem, Round, Session
+from .snapshots import Snapshots
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Trainer:
         sigma_data: Standard deviation of the data for EDM preconditioning.
         checkpoint_seconds: Least time between two checkpoints of a round.
         log_every: Steps between entries of the history.
+        snapshots: Averaged weights kept while training goes on, evenly spaced; 0 keeps none.
 
     Raises:
         ValueError: A value outside its range.
@@ -92,6 +94,7 @@ class Trainer:
         sigma_data: float,
         checkpoint_seconds: float,
         log_every: int,
+        snapshots: int = 0,
     ) -> None:
         if batch < 1 or budget < batch:
             raise ValueError(f"budget={budget}, batch={batch}; needed: 1 <= batch <= budget")
@@ -105,6 +108,9 @@ class Trainer:
             raise ValueError(f"device={device!r}; allowed: auto, cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, and torch finds no CUDA device; use device=cpu")
+        if snapshots < 0:
+            raise ValueError(f"snapshots={snapshots}; allowed: a count from 0")
+        self.snapshots = snapshots
         self.batch = batch
         self.lr, self.weight_decay, self.warmup, self.final_lr = lr, weight_decay, warmup, final_lr
         self.ema, self.clip = ema, clip
@@ -171,6 +177,8 @@ class _Run:
                 f"for all methods, is {trainer.steps}"
             )
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
+        kept = folder / "snapshots" if folder and trainer.accelerator.is_main_process else None
+        self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps)
         self.memory = PeakMemory()
         self.averages = Averages(self.networks, trainer.ema)
         self.optimisers = self._new_optimisers()
@@ -301,6 +309,7 @@ class _Run:
                     )
                     batch = training_set.batch(index).to(t.device)
                     self._turn(turn, batch, self._rate(number, step), keys)
+                self.snapshots.keep(self.report.steps[self.method.budgeted], self.averages.modules)
                 now = time.perf_counter()
                 self.report.add_seconds("training", now - told)
                 told = now

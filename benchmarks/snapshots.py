@@ -1,0 +1,73 @@
+"""The command ``cleanprior snapshots``: which checkpoint the measurements would choose."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cleanprior.selection import Scores
+
+
+def snapshots(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="The cell, as given to train: group=name, key=value.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=2, help="Samples from each snapshot.")] = 360,
+    features: Annotated[
+        str, typer.Option(help="Of the proximal distance; pixels need no clean image.")
+    ] = "pixels",
+    out: Annotated[Path, typer.Option("--out", help="Folder of all runs.")] = Path("runs"),
+) -> None:
+    """Compare the snapshots of a trained cell by their samples, without clean images."""
+    from rich.console import Console
+
+    from cleanprior.config import compose
+    from cleanprior.progress import Progress
+    from cleanprior.records import cell_folder
+
+    config = compose(overrides or [])
+    from cleanprior.run import Cell
+    from cleanprior.selection import score_snapshots
+
+    folder = cell_folder(out, config)
+    with Progress(Console(stderr=True)).live() as progress:
+        scores = score_snapshots(Cell(config, out), folder, n, progress, features)
+    write(scores, folder)
+    for score in scores.scores:
+        known = "-" if score.distance is None else f"{score.distance:.1f}"
+        mark = "  <- chosen by measurements" if score == scores.chosen else ""
+        typer.echo(f"step {score.step}: proximal FD {score.proximal:.3f}, FD {known}{mark}")
+    typer.echo(
+        f"floor {scores.floor:.3f}, zeros {scores.ceiling:.3f}; proximal FD on {scores.features}"
+    )
+    typer.echo(f"files: {folder / 'snapshots.csv'}, {folder / 'snapshots.png'}")
+
+
+def write(scores: "Scores", folder: Path) -> None:
+    """Write ``snapshots.csv`` and ``snapshots.png``: both distances over the steps of training."""
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from cleanprior.files import write_bytes, write_text
+
+    from .plots import png
+
+    frame = pd.DataFrame([vars(s) for s in scores.scores])
+    write_text(folder / "snapshots.csv", frame.to_csv(index=False))
+    figure = Figure(figsize=(5.5, 3.2), layout="constrained")
+    left = figure.subplots()
+    left.plot(frame["step"], frame["proximal"], "o-", color="#4269d0", label="proximal FD")
+    left.axhline(scores.floor, color="#4269d0", linestyle=":", label="its floor")
+    left.set_xlabel("step of training")
+    left.set_ylabel(f"proximal FD, {scores.features}", fontsize=8)
+    left.axvline(scores.chosen.step, color="#6b7280", linewidth=0.8)
+    lines = list(left.get_lines()[:2])
+    if frame["distance"].notna().any():
+        right = left.twinx()
+        lines += right.plot(
+            frame["step"], frame["distance"], "s--", color="#e08a00", label="FD to clean images"
+        )
+        right.set_ylabel("FD to clean images", fontsize=8)
+    left.legend(handles=lines, fontsize=7)
+    write_bytes(folder / "snapshots.png", png(figure))

@@ -1,0 +1,99 @@
+"""Choosing among the snapshots of a run, by measurements alone; what clean images would say."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .data.datasets import CleanData
+from .errors import UserError
+from .evaluation.features import choose
+from .evaluation.metrics import frechet_distance
+from .evaluation.proximal import Proximal
+from .progress import Progress
+from .run import Cell
+from .training.snapshots import load_snapshot, snapshot_files
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one snapshot's samples are worth.
+
+    Attributes:
+        step: Step of training.
+        proximal: Proximal Frechet distance: lower is nearer to the measurements.
+        distance: Frechet distance to the clean training split, or None where nobody has it. It is
+            for judging the choice; a choice by it has used clean images.
+    """
+
+    step: int
+    proximal: float
+    distance: float | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every snapshot of a run, and the proximal distance's own range.
+
+    Attributes:
+        scores: The earliest snapshot first.
+        floor: Of measurements to themselves.
+        ceiling: Of corrupted images that are 0.
+        features: What the proximal distance was computed on.
+    """
+
+    scores: list[Score]
+    floor: float
+    ceiling: float
+    features: str
+
+    @property
+    def chosen(self) -> Score:
+        """The snapshot of the least proximal distance."""
+        return min(self.scores, key=lambda s: s.proximal)
+
+
+def score_snapshots(
+    cell: Cell, folder: Path, n: int, progress: Progress, features: str = "pixels"
+) -> Scores:
+    """Sample from every snapshot of a cell and compare with its training measurements.
+
+    Arguments:
+        cell: The cell that was trained.
+        folder: Its folder.
+        n: Samples drawn from each snapshot, by the cell's sampler and evaluation seed.
+        progress: Where to show progress.
+        features: Of the proximal distance. The pixels need no clean image; a classifier has learned
+            from them.
+
+    Raises:
+        UserError: No snapshot, or a method without a denoiser.
+    """
+    files = snapshot_files(folder)
+    if not files:
+        raise UserError(
+            f"'{folder}' holds no snapshots; train with training.snapshots=8 (and --force)"
+        )
+    data, protocol, method = cell.data, cell.protocol, cell.method
+    measured = cell.measurements("train")
+    is_simulated = isinstance(data, CleanData)
+    method.setup(cell.problem, cell.trainer.device)
+    networks = {k: v.eval().requires_grad_(False) for k, v in method.networks().items()}
+    cache = cell.out / "features"
+    proximal = Proximal(
+        choose(features, data, cache), cell.operator, measured, protocol.seed, is_simulated
+    )
+    reference = choose("auto", data, cache) if is_simulated else None
+    clean = reference(data.train) if reference is not None else None
+    found = []
+    with progress.task("snapshots", len(files)) as task:
+        for path in files:
+            step = load_snapshot(path, networks)
+            prior = method.prior(networks)
+            if prior is None:
+                raise UserError(f"{method.name} learns no denoiser to sample from")
+            x = prior.sample(n, cell.sampler, protocol.seed, protocol.chunk)
+            distance = None
+            if reference is not None and clean is not None:
+                distance = frechet_distance(clean, reference(x))
+            found.append(Score(step, proximal(x), distance))
+            task.advance(1)
+    return Scores(found, proximal.floor(n), proximal.ceiling(n), proximal.features.name)

@@ -1,0 +1,161 @@
+"""Snapshots: training does not notice them, the last is the result, measurements choose one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cleanprior import registry
+from cleanprior.config import build, compose, identity
+from cleanprior.data import Measurements
+from cleanprior.errors import UserError
+from cleanprior.records import cell_folder
+from cleanprior.training.checkpoint import read_tensors
+from cleanprior.training.snapshots import load_snapshot, snapshot_files
+
+TINY = [
+    "training.budget=640",
+    "training.batch=32",
+    "training.device=cpu",
+    "training.precision=fp32",
+    "backbone=small",
+    "backbone.hid_channels=[16,32]",
+    "sampler.steps=8",
+    "posterior.steps=2",
+]
+
+
+def train(make_operator, make_problem, x, folder, count, name="naive", interrupt=None):
+    config = compose([f"method={name}", *TINY, f"training.snapshots={count}"])
+    method = build(config["method"])
+    if interrupt is not None:
+        loss, seen = method.loss, []
+
+        def interrupted(*arguments):
+            seen.append(1)
+            if len(seen) > interrupt:
+                raise KeyboardInterrupt
+            return loss(*arguments)
+
+        method.loss = interrupted
+    trainer = build(config["training"] | {"checkpoint_seconds": 0.0})
+    operator = make_operator("inpainting", (1, 8, 8))
+    measured = Measurements.draw(x, operator, 0, "train")
+    networks, _ = trainer.fit(method, make_problem(operator), measured, 0, folder)
+    return networks["denoiser"].state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_training_does_not_notice_and_the_last_snapshot_is_the_result(
+    make_operator, make_problem, digits_data, tmp_path
+):
+    x = digits_data.train[:64]
+    without = train(make_operator, make_problem, x, tmp_path / "a", 0)
+    kept = train(make_operator, make_problem, x, tmp_path / "b", 3)
+    assert same(without, kept)
+    assert snapshot_files(tmp_path / "a") == []
+    files = snapshot_files(tmp_path / "b")
+    steps = [read_tensors(f)[1]["step"] for f in files]
+    assert steps == [7, 14, 20]  # 20 steps in thirds
+    tensors = [
+        {k.removeprefix("denoiser."): v for k, v in read_tensors(f)[0].items()} for f in files
+    ]
+    assert same(tensors[-1], kept)
+    assert not same(tensors[0], tensors[1])
+
+
+def test_a_resumed_run_keeps_the_same_snapshots(make_operator, make_problem, digits_data, tmp_path):
+    x = digits_data.train[:64]
+    train(make_operator, make_problem, x, tmp_path / "a", 4)
+    for stop in (3, 4, 9):
+        with pytest.raises(KeyboardInterrupt):
+            train(make_operator, make_problem, x, tmp_path / "b", 4, interrupt=stop)
+    train(make_operator, make_problem, x, tmp_path / "b", 4)
+    pairs = zip(snapshot_files(tmp_path / "a"), snapshot_files(tmp_path / "b"), strict=True)
+    for first, second in pairs:
+        assert same(read_tensors(first)[0], read_tensors(second)[0])
+        assert read_tensors(first)[1] == read_tensors(second)[1]
+
+
+def test_snapshots_are_not_part_of_a_cells_identity():
+    plain, kept = compose(["method=naive"]), compose(["method=naive", "training.snapshots=5"])
+    assert identity(plain) == identity(kept)
+    assert identity(plain) != identity(compose(["method=naive", "training.budget=3200"]))
+
+
+def test_a_count_below_zero_is_refused():
+    with pytest.raises(UserError, match="snapshots=-1; allowed"):
+        build(compose(["method=naive", "training.snapshots=-1"])["training"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An oracle of 100 steps on digits: its samples become better while it trains."""
+    from cleanprior.run import Cell
+
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs")
+    overrides = ["method=oracle", *TINY, "training.budget=3200", "training.snapshots=4"]
+    config = compose(overrides)
+    cell = Cell(config, out)
+    from cleanprior.progress import Progress
+
+    cell.train(cell_folder(out, config), Progress())
+    return overrides, config, out
+
+
+def test_snapshots_are_scored_without_and_with_clean_images(trained):
+    from cleanprior.progress import Progress
+    from cleanprior.run import Cell
+    from cleanprior.selection import score_snapshots
+
+    _, config, out = trained
+    cell, folder = Cell(config, out), cell_folder(out, config)
+    scores = score_snapshots(cell, folder, 80, Progress())
+    assert [s.step for s in scores.scores] == [25, 50, 75, 100]
+    assert "pixels" in scores.features
+    # Each score is that of the snapshot's own samples.
+    last = scores.scores[-1]
+    networks = dict(cell.method.networks())
+    assert load_snapshot(snapshot_files(folder)[-1], networks) == 100
+    prior = cell.method.prior(networks)
+    x = prior.sample(80, cell.sampler, cell.protocol.seed, cell.protocol.chunk)
+    from cleanprior.evaluation.features import Pixels
+    from cleanprior.evaluation.proximal import Proximal
+
+    measured = cell.measurements("train")
+    assert last.proximal == Proximal(Pixels(), cell.operator, measured, cell.protocol.seed)(x)
+    # Training helps, and the measurements see it.
+    first = scores.scores[0]
+    assert last.distance < first.distance
+    assert scores.floor < last.proximal < first.proximal
+    assert scores.floor < scores.ceiling
+    assert scores.chosen == min(scores.scores, key=lambda s: s.proximal)
+
+
+def test_the_command_writes_a_table_and_a_picture(trained, monkeypatch):
+    import typer
+
+    overrides, config, out = trained
+    app = typer.Typer()
+    app.command()(registry.installed(registry.COMMANDS)["snapshots"].load())
+    result = CliRunner().invoke(app, [*overrides, "-n", "40", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("chosen by measurements") == 1
+    folder = Path(cell_folder(out, config))
+    assert len((folder / "snapshots.csv").read_text().splitlines()) == 5
+    assert (folder / "snapshots.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cell_without_snapshots_says_how_to_get_them(tmp_path):
+    from cleanprior.progress import Progress
+    from cleanprior.run import Cell
+    from cleanprior.selection import score_snapshots
+
+    config = compose(["method=naive", *TINY])
+    with pytest.raises(UserError, match="training.snapshots=8"):
+        score_snapshots(Cell(config, tmp_path), tmp_path, 10, Progress())
