@@ -88,10 +88,11 @@ def write(
             continue
         config: Config = problem.cells[method][found]
         pictures = load_file(pictures_path(out, config))
-        if truth is None:
-            truth = strip(pictures["truth"])
-            samples.append(("clean test images", truth))
+        if not restored:
             restored.append(("measurement", strip(pictures["measurement"], pictures.get("seen"))))
+            if "truth" in pictures:
+                truth = strip(pictures["truth"])
+                samples.append(("clean test images", truth))
         rows = cells[found]["rows"]
         for row in rows:
             label = method if not row["is_own"] or len(rows) == 1 else f"{method}: {row['way']}"
@@ -99,9 +100,14 @@ def write(
                 samples.append((label, strip(pictures[key])))
             if (key := f"restored.{row['way']}") in pictures:
                 restored.append((label, strip(pictures[key])))
-    if truth is None:
-        return []
-    restored.append(("truth", truth))
-    draw_grid(samples, f"generated samples · {problem.title}", folder / "samples.png")
-    draw_grid(restored, f"restorations · {problem.title}", folder / "restorations.png")
-    return [folder / "samples.png", folder / "restorations.png"]
+    if restored and truth is not None:
+        restored.append(("truth", truth))
+    written = []
+    for name, title, rows_shown in (
+        ("samples.png", "generated samples", samples),
+        ("restorations.png", "restorations", restored),
+    ):
+        if rows_shown:
+            draw_grid(rows_shown, f"{title} · {problem.title}", folder / name)
+            written.append(folder / name)
+    return written

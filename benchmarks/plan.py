@@ -4,10 +4,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cleanprior import capabilities, registry
-from cleanprior.config import Config, compose
+from cleanprior.config import Config, compose, placeless
 from cleanprior.errors import UserError, unknown
 
 
@@ -137,10 +138,13 @@ def make_plan(
 def _problem(cells: dict[str, list[Config]]) -> Problem:
     config = next(iter(cells.values()))[0]
     shared = {k: v for k, v in config.items() if k not in ("method", "seed")}
+    shared["data"] = placeless(shared["data"])
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
     data, operator = config["data"], config["operator"]
     values = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v)]
     extra = [f"{k}={v}" for k, v in data.items() if _is_shown(k, v) and k != "path"]
+    if "own_files" in data.get("capabilities", ()) and data["path"] is not None:
+        extra.insert(0, Path(data["path"]).name)
     title = f"{data['name']}{_bracket(extra)}, {operator['name']}{_bracket(values)}"
     usual = registry.read("operator", operator["name"])
     changed = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v) and usual.get(k) != v]
@@ -160,6 +164,8 @@ def _bracket(values: list[str]) -> str:
 def refusal(config: Config) -> str | None:
     """Return why a cell cannot be trained, as far as that is known without torch."""
     method, operator = config["method"], config["operator"]
+    if (reason := capabilities.entitlement(method, config["data"])) is not None:
+        return reason
     facts = capabilities.facts_of(
         operator["name"],
         operator.get("capabilities", ()),

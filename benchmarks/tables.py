@@ -255,16 +255,26 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
             f"row; budget: {training['budget']:,} images seen by each denoiser",
             f"restorations: {notes['test_images']} held-out measurements; rows share one posterior "
             "sampler and its noise, own ways stand in rows of their own",
-            f"FD: features {notes['features']}, {notes['samples']} samples against the "
-            f"{notes['reference']}; the test split itself has {notes['fd_train_test']:.1f}",
         ]
+        if "features" in notes:
+            lines.append(
+                f"FD: features {notes['features']}, {notes['samples']} samples against the "
+                f"{notes['reference']}; the test split itself has {notes['fd_train_test']:.1f}"
+            )
+        else:
+            lines.append(
+                "no clean images: no PSNR, SSIM or FD; |y-Ax| of the true images would be "
+                f"{notes['expected_consistency']:.3f} by the noise; a restoration far "
+                "below it fits the noise, far above it does not explain y"
+            )
     for method, cells in records.items():
         lines += dict.fromkeys(f"{method}: {r['status']}" for r in cells if ":" in r["status"])
         lines += dict.fromkeys(
             f"{method}: {reason}"
             for r in cells
             for row in r.get("rows", ())
-            for reason in row["missing"].values()
+            for kind, reason in row["missing"].items()
+            if kind != "clean"
         )
         hashes = {r["code"]["method_sha256"] for r in cells if is_finished(r)}
         if hashes - {registry.code_hash(method)}:

@@ -23,6 +23,13 @@ CAPABILITIES = {
 }
 
 
+#: What the configuration of a data set may declare.
+DATA = {
+    "own_files": "the files are the user's: their content, not their place, tells data sets apart",
+    "no_clean": "measurements only, no clean image anywhere",
+}
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a method may know of a problem before any tensor exists.
@@ -114,6 +121,19 @@ def facts_of(
 ) -> Facts:
     """Collect the facts of one operator under one method's noise floor."""
     return Facts(operator, frozenset(capabilities), float(sigma_y), sigma_floor > 0)
+
+
+def entitlement(method: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Return why a method cannot be handed its clean images, or None.
+
+    Arguments:
+        method: Its configuration.
+        data: The configuration of the data set; :data:`DATA` says what it may declare.
+    """
+    wanted = method.get("clean_images", 0)
+    if wanted in (0, "0") or "no_clean" not in data.get("capabilities", ()):
+        return None
+    return f"{method['name']} starts from clean images ({wanted}), and data={data['name']} has none"
 
 
 def rule(need: str) -> str:

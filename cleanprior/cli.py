@@ -59,6 +59,21 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
 
 
 @app.command()
+def measure(
+    overrides: Overrides = None,
+    to: Annotated[Path, typer.Option(help=".npz, .h5 or .safetensors.")] = Path("measurements.npz"),
+) -> None:
+    """Write a problem's measurements to a file without clean images, for data=measurements."""
+    from .config import compose
+
+    config = compose(overrides or [])
+    from .run import write_measurements
+
+    train, test = write_measurements(config, to)
+    typer.echo(f"wrote {to}: {train} measurements and {test} held out, operator and noise level")
+
+
+@app.command()
 def sample(
     prior: Annotated[Path, typer.Argument(help="Folder of a saved prior, or of its cell.")],
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
@@ -91,7 +106,7 @@ def restore(
     operator: Annotated[str | None, typer.Option(help="Operator; default: the prior's.")] = None,
     measurements: Annotated[
         Path | None,
-        typer.Option(help="Your measurements (.npz or .safetensors); default: held-out ones."),
+        typer.Option(help="Your measurements (.npz, .h5, ...); default: held-out ones."),
     ] = None,
     n: Annotated[int | None, typer.Option("-n", min=1, help="The first n measurements.")] = None,
     seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
@@ -107,6 +122,8 @@ def restore(
     compose(given)
     import torch
 
+    from .data.datasets import CleanData
+    from .data.measured import check_measurements
     from .data.measurements import Measurements
     from .operators.base import Operator, take
     from .run import Cell, load_prior
@@ -117,18 +134,24 @@ def restore(
         operator = trained.get("operator", {}).get("name", "inpainting")
         if not any(o.startswith("operator") for o in given):
             kept = trained.get("operator", {})
-            given += [f"operator.{k}={v}" for k, v in kept.items() if _is_plain(k, v)]
+            given += [f"operator.{k}={_text(v)}" for k, v in kept.items() if _is_plain(k, v)]
     kept = trained.get("data", {})
     data = [f"data={kept['name']}"] if kept else []
-    data += [f"data.{k}={v}" for k, v in kept.items() if _is_plain(k, v)]
+    data += [f"data.{k}={_text(v)}" for k, v in kept.items() if _is_plain(k, v)]
     config = compose([f"operator={operator}", *data, *given])
+    truth = None
     if measurements is None:
         cell = Cell(config, Path("runs"))
         physics: Operator = cell.operator
-        measured = Measurements.draw(cell.data.test, physics, config["data_seed"], "test")
+        if isinstance(cell.data, CleanData):
+            truth = cell.data.test
+            measured = Measurements.draw(truth, physics, config["data_seed"], "test")
+        else:
+            measured = cell.data.test
     else:
         physics = build(config["operator"], image_shape=loaded.image_shape)
         measured = Measurements.load(measurements, config["operator"]["sigma"])
+        check_measurements(measured, physics)
     count = min(n or len(measured), len(measured))
     if physics.image_shape != loaded.image_shape:
         raise UserError(
@@ -147,19 +170,21 @@ def restore(
             64,
             task.advance,
         )
-    from .evaluation.metrics import consistency
+    from .evaluation.metrics import consistency, expected_consistency
 
-    residual = consistency(draw.x, measured.y[:count], params, physics).mean().item()
+    y, sigma_y = measured.y[:count], measured.sigma_y[:count]
+    residual = consistency(draw.x, y, params, physics).mean().item()
+    expected = expected_consistency(sigma_y, y, params, physics).mean().item()
     typer.echo(
         f"{count} restorations by {config['posterior']['name']}, one sample each, "
         f"{draw.evaluations} evaluations (+{draw.backwards} backward) an image; "
-        f"||y - A x|| per observed pixel {residual:.4f}"
+        f"||y - A x|| per observed pixel {residual:.4f} (the noise alone: {expected:.4f})"
     )
-    if measurements is None:
+    if truth is not None:
         from .evaluation.metrics import psnr
 
-        truth = cell.data.test[:count]
-        typer.echo(f"PSNR against the held-out images: {psnr(draw.x, truth).mean().item():.2f} dB")
+        mean = psnr(draw.x, truth[:count]).mean().item()
+        typer.echo(f"PSNR against the held-out images: {mean:.2f} dB")
     assert isinstance(draw.x, torch.Tensor)
     _write_images(draw.x, to or Path("restored.npz"))
 
@@ -223,7 +248,16 @@ def list_(
 
 def _is_plain(key: str, value: Any) -> bool:
     described = key.startswith("_") or key in ("name", "about", "capabilities")
+    if isinstance(value, list):
+        return not described and all(isinstance(v, (int, float)) for v in value)
     return not described and isinstance(value, (bool, int, float, str))
+
+
+def _text(value: Any) -> str:
+    """Write a value as an override; a path may hold any character."""
+    import json
+
+    return json.dumps(value)
 
 
 def _needs_refused(
@@ -248,6 +282,8 @@ def _reason(name: str, method: dict[str, Any], operator: str, described: dict[st
 def _check_needs(config: dict[str, Any]) -> None:
     """Refuse a method on an operator before torch is loaded."""
     method, operator = config["method"], config["operator"]
+    if (lack := capabilities.entitlement(method, config["data"])) is not None:
+        raise UserError(f"{lack}; `cleanprior list methods` shows how many each one starts from")
     reason = _reason(method["name"], method, operator["name"], operator)
     if reason:
         raise UserError(reason + suggestion(operator))

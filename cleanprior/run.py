@@ -2,7 +2,8 @@
 
 ``data set -> operator -> measurements -> Trainer(method) -> prior -> evaluation -> record``. This
 is the only place where clean images and a method's training meet: measurements are drawn from them
-here, and an entitled method is handed its few (or, the oracle, all) by seed.
+here, and an entitled method is handed its few (or, the oracle, all) by seed. With
+``data=measurements`` there are none: a user's own measurements take the place of drawn ones.
 """
 
 import hashlib
@@ -17,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import __version__
-from .config import Config, build, identity
+from . import __version__, capabilities
+from .config import Config, build, identity, placeless
 from .data.datasets import CleanData
+from .data.measured import MeasuredData, write_splits
 from .data.measurements import Measurements
 from .diffusion.backbones import parameter_count
 from .errors import UserError
@@ -38,9 +40,12 @@ LIBRARIES = ("torch", "deepinv", "azula", "normflows", "accelerate", "torchmetri
 
 
 @lru_cache(maxsize=2)
-def load_data(config: str) -> CleanData:
-    """Load a data set from its configuration as JSON; kept for the next cell of a benchmark."""
-    data: CleanData = build(json.loads(config))
+def load_data(config: str, identity: str) -> CleanData | MeasuredData:
+    """Load a data set from its configuration as JSON; kept for the next cell of a benchmark.
+
+    Files that changed have another ``identity`` and are read again.
+    """
+    data: CleanData | MeasuredData = build(json.loads(config))
     return data
 
 
@@ -57,8 +62,10 @@ class Cell:
 
     def __init__(self, config: Config, out: Path) -> None:
         self.config, self.out = config, out
-        self.data = load_data(json.dumps(config["data"]))
+        self.data = load_data(json.dumps(config["data"]), json.dumps(placeless(config["data"])))
         self.operator: Operator = build(config["operator"], image_shape=self.data.image_shape)
+        if isinstance(self.data, MeasuredData):
+            self.data.check(self.operator)
         self.trainer: Trainer = build(config["training"])
         self.method: Method = build(config["method"])
         self.protocol: Protocol = build(config["evaluation"])
@@ -76,7 +83,10 @@ class Cell:
 
     def measurements(self, split: str) -> Measurements:
         """Return the measurements of a split: drawn once, stored, the same for every method."""
-        keys = {k: self.config[k] for k in ("data", "operator", "data_seed")}
+        if isinstance(self.data, MeasuredData):
+            return self.data.split(split)
+        keys = {k: self.config[k] for k in ("operator", "data_seed")}
+        keys["data"] = placeless(self.config["data"])
         text = json.dumps([__version__, keys, split], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = self.out / "measurements" / f"{split}-{key}.safetensors"
@@ -97,6 +107,8 @@ class Cell:
     def clean_index(self) -> Tensor:
         """Return which clean training images the method is entitled to, by the data seed."""
         wanted = self.method.clean_images
+        if isinstance(self.data, MeasuredData):
+            return torch.arange(0)
         n = len(self.data.train)
         if wanted == "all":
             return torch.arange(n)
@@ -105,13 +117,20 @@ class Cell:
         generator = generator_for(self.config["data_seed"], "clean-images")
         return torch.randperm(n, generator=generator)[:wanted]
 
+    def refusal(self) -> str | None:
+        """Return why the method cannot be trained on the problem, or None."""
+        reason = capabilities.entitlement(self.config["method"], self.config["data"])
+        return reason or self.method.supports(self.problem)
+
     def train(
         self, folder: Path, progress: Progress
     ) -> tuple[dict[str, torch.nn.Module], TrainingReport, Measurements]:
         """Train the method on the measurements of the training split."""
         measured = self.measurements("train")
         index = self.clean_index()
-        clean = self.data.train[index].clone() if len(index) else None
+        clean = None
+        if isinstance(self.data, CleanData) and len(index):
+            clean = self.data.train[index].clone()
         with progress.live():
             averaged, report = self.trainer.fit(
                 self.method,
@@ -142,7 +161,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         shutil.rmtree(folder)
     cell = Cell(config, out)
     record = _head(cell)
-    reason = cell.method.supports(cell.problem)
+    reason = cell.refusal()
     if reason is not None:
         record["status"] = f"skipped: {reason}"
         write_record(out, config, record)
@@ -183,6 +202,29 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
     return record
 
 
+def write_measurements(config: Config, path: Path) -> tuple[int, int]:
+    """Write the measurements of a problem to a file that ``data=measurements`` reads.
+
+    Arguments:
+        config: A composed configuration; its method has no part in it.
+        path: ``.npz``, ``.h5`` or ``.safetensors``.
+
+    Returns:
+        How many measurements are for training and how many are held out.
+    """
+    cell = Cell(config, path.parent)
+    if isinstance(cell.data, MeasuredData):
+        splits = cell.data.train, cell.data.test
+    else:
+        seed = config["data_seed"]
+        splits = (
+            Measurements.draw(cell.data.train, cell.operator, seed, "train"),
+            Measurements.draw(cell.data.test, cell.operator, seed, "test"),
+        )
+    write_splits(path, *splits)
+    return len(splits[0]), len(splits[1])
+
+
 def _head(cell: Cell) -> Record:
     """Return the part of a record that is known before training."""
     config = cell.config
@@ -221,4 +263,4 @@ def load_prior(path: Path) -> Prior:
     return Prior.load(path / "prior" if (path / "prior").is_dir() else path)
 
 
-__all__ = ["Cell", "load_prior", "run_cell"]
+__all__ = ["Cell", "load_prior", "run_cell", "write_measurements"]

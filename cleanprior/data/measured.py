@@ -38,8 +38,8 @@ from .measurements import Measurements, read_splits
 
 #: Measurements that are checked at a time.
 CHUNK = 512
-#: y of an image in [-1, 1] beyond this many sigma_y is on another scale.
-OUTLIER = 10.0
+#: y beyond 4 + 10 sigma_y is on another scale than images in [-1, 1], noise and all.
+LARGEST, OUTLIER = 4.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,31 @@ class MeasuredData:
             UserError: Parameters that are missing, unknown or of another shape, a y of another
                 shape or scale, values where nothing was measured, or another noise level.
         """
-        for split, measured in (("", self.train), ("test/", self.test)):
-            _check_params(measured, operator, split)
-            for index in torch.arange(len(measured)).split(CHUNK):
-                _check_y(measured, index, operator, split)
+        check_measurements(self.train, operator)
+        check_measurements(self.test, operator, "test/")
         largest = max(self.train.sigma_y.max().item(), self.test.sigma_y.max().item())
         if abs(largest - operator.sigma) > 1e-5 * max(largest, operator.sigma):
             raise UserError(
                 f"the measurements have a sigma_y of (at most) {largest:.6g}, and "
                 f"operator.sigma is {operator.sigma:g}; set operator.sigma={largest:.6g}"
             )
+
+
+def check_measurements(measured: Measurements, operator: Operator, split: str = "") -> None:
+    """Check that measurements are those of ``operator``.
+
+    Arguments:
+        measured: The measurements.
+        operator: Their operator.
+        split: What stands before the names of this split in its file.
+
+    Raises:
+        UserError: Parameters that are missing, unknown or of another shape, a y of another shape
+            or scale, or values where nothing was measured.
+    """
+    _check_params(measured, operator, split)
+    for index in torch.arange(len(measured)).split(CHUNK):
+        _check_y(measured, index, operator, split)
 
 
 def _check_params(measured: Measurements, operator: Operator, split: str) -> None:
@@ -124,8 +139,8 @@ def _check_y(measured: Measurements, index: Tensor, operator: Operator, split: s
         )
     if not operator.is_image(y):
         return
-    limit = 1 + OUTLIER * measured.sigma_y[index].reshape(-1, *[1] * (y.dim() - 1))
-    if (outside := (y.abs() > limit * (1 + 1e-5)).flatten(1).any(1)).any():
+    limit = LARGEST + OUTLIER * measured.sigma_y[index].reshape(-1, *[1] * (y.dim() - 1))
+    if (outside := (y.abs() > limit).flatten(1).any(1)).any():
         place = outside.nonzero()[0].item()
         raise UserError(
             f"{split}y of image {first + place} reaches {y[place].abs().max():g}; images are in "

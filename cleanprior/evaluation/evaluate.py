@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.datasets import CleanData
+from ..data.measured import MeasuredData
 from ..data.measurements import Measurements
 from ..diffusion.posterior import PosteriorSampler
 from ..diffusion.samplers import Sampler
@@ -18,7 +19,10 @@ from ..progress import Progress
 from ..seeding import generator_for
 from ..training.method import Way
 from .features import Features, choose
-from .metrics import consistency, frechet_distance, psnr, ssim
+from .metrics import consistency, expected_consistency, frechet_distance, psnr, ssim
+
+#: Why a data set of measurements alone has no such numbers.
+NO_CLEAN = "no clean images: no PSNR, SSIM or FD"
 
 
 @dataclass
@@ -81,7 +85,7 @@ class Protocol:
         prior_ways: dict[str, PosteriorSampler],
         own_ways: list[Way],
         sampler: Sampler,
-        data: CleanData,
+        data: CleanData | MeasuredData,
         measured: Measurements,
         operator: Operator,
         cache: Path | None,
@@ -94,7 +98,7 @@ class Protocol:
             prior_ways: Posterior samplers by name; the first is the one that all rows share.
             own_ways: The method's own ways.
             sampler: The sampler of p(x).
-            data: Clean images.
+            data: Clean images, or measurements alone: then only metrics without a reference.
             measured: Measurements of the test split.
             operator: Their operator.
             cache: Where feature networks are kept.
@@ -103,9 +107,11 @@ class Protocol:
         Returns:
             The rows, pictures by name (the first ``grid`` images), and notes on the protocol.
         """
-        features = choose(self.features, data, cache)
-        reference = features(data.train)
+        clean = data if isinstance(data, CleanData) else None
+        features = None if clean is None else choose(self.features, clean, cache)
+        reference = None if clean is None or features is None else features(clean.train)
         n = min(self.test_images, len(data.test))
+        truth = None if clean is None else clean.test[:n]
         count = min(self.samples, len(data.test))
         numbers = torch.arange(n)
         batch = measured.batch(numbers)
@@ -130,7 +136,7 @@ class Protocol:
                 )
             row.seconds["restoration"] = time.perf_counter() - start
             row.evaluations, row.backwards = draw.evaluations, draw.backwards
-            self._restoration(row, draw.x, data.test[:n], measured, operator)
+            self._restoration(row, draw.x, truth, measured, operator)
             pictures[f"restored.{row.way}"] = draw.x
             if not rows:
                 start = time.perf_counter()
@@ -152,7 +158,7 @@ class Protocol:
                     batch, image_generators(self.seed, range(n))
                 )
                 row.seconds["restoration"] = time.perf_counter() - start
-                self._restoration(row, restored, data.test[:n], measured, operator)
+                self._restoration(row, restored, truth, measured, operator)
                 pictures[f"restored.{row.way}"] = restored
             if way.sample is None:
                 row.missing["generation"] = way.reason or f"{way.name} does not sample p(x)"
@@ -164,37 +170,47 @@ class Protocol:
                 pictures[f"samples.{row.way}"] = drawn
             rows.append(row)
 
-        pictures["truth"] = data.test[:n]
+        if truth is not None:
+            pictures["truth"] = truth
+        else:
+            for row in rows:
+                row.missing["clean"] = NO_CLEAN
         pictures["measurement"] = operator.lift(batch.y, batch.params)
         if operator.is_image(batch.y):
             pictures["seen"] = operator.observed(batch.y, batch.params)
         kept = {k: v[: self.grid].float().contiguous() for k, v in pictures.items()}
         notes = {
-            "features": features.name,
-            "reference": f"train split, {len(data.train)} images",
             "samples": count,
             "test_images": n,
-            "fd_train_test": frechet_distance(reference, features(data.test[:count])),
+            "expected_consistency": expected_consistency(
+                batch.sigma_y, batch.y, batch.params, operator
+            )
+            .mean()
+            .item(),
         }
+        if clean is not None and features is not None:
+            notes |= {
+                "features": features.name,
+                "reference": f"train split, {len(clean.train)} images",
+                "fd_train_test": frechet_distance(reference, features(clean.test[:count])),
+            }
         return rows, kept, notes
 
     def _restoration(
-        self, row: Row, x: Tensor, truth: Tensor, measured: Measurements, operator: Operator
+        self, row: Row, x: Tensor, truth: Tensor | None, measured: Measurements, operator: Operator
     ) -> None:
         n = len(x)
-        values = {
-            "psnr": psnr(x, truth),
-            "ssim": ssim(x, truth),
-            "consistency": consistency(
-                x, measured.y[:n], take(measured.params, slice(n)), operator
-            ),
-        }
+        values = {} if truth is None else {"psnr": psnr(x, truth), "ssim": ssim(x, truth)}
+        values["consistency"] = consistency(
+            x, measured.y[:n], take(measured.params, slice(n)), operator
+        )
         for key, value in values.items():
             row.per_image[key] = [round(v, 5) for v in value.tolist()]
             row.metrics[key] = value.mean().item()
 
-    def _generation(self, row: Row, x: Tensor, features: Features, reference: Any) -> None:
+    def _generation(self, row: Row, x: Tensor, features: Features | None, reference: Any) -> None:
         if not torch.isfinite(x).all():
             row.missing["generation"] = "samples are not finite"
             return
-        row.metrics["fd"] = frechet_distance(reference, features(x))
+        if features is not None:
+            row.metrics["fd"] = frechet_distance(reference, features(x))
