@@ -72,17 +72,16 @@ def score_snapshots(
         raise UserError(
             f"'{folder}' holds no snapshots; train with training.snapshots=8 (and --force)"
         )
-    data, protocol, method = cell.data, cell.protocol, cell.method
+    protocol, method = cell.protocol, cell.method
     measured = cell.measurements("train")
-    is_simulated = isinstance(data, CleanData)
+    data = cell.data if isinstance(cell.data, CleanData) else None
     method.setup(cell.problem, cell.trainer.device)
     networks = {k: v.eval().requires_grad_(False) for k, v in method.networks().items()}
     cache = cell.out / "features"
-    proximal = Proximal(
-        choose(features, data, cache), cell.operator, measured, protocol.seed, is_simulated
-    )
-    reference = choose("auto", data, cache) if is_simulated else None
-    clean = reference(data.train) if reference is not None else None
+    chosen = choose(features, data, cache)
+    proximal = Proximal(chosen, cell.operator, measured, protocol.seed, data is not None)
+    reference = None if data is None else choose("auto", data, cache)
+    clean = None if data is None or reference is None else reference(data.train)
     found = []
     with progress.task("snapshots", len(files)) as task:
         for path in files:

@@ -135,14 +135,14 @@ ALLOWED = ("auto", "classifier", "pixels", *NETWORKS)
 
 
 def choose(
-    name: str, data: CleanData, cache: Path | None, is_downloading: bool = False
+    name: str, data: CleanData | None, cache: Path | None, is_downloading: bool = False
 ) -> Features:
     """Return the features of one name.
 
     Arguments:
         name: One of :data:`ALLOWED`; ``auto`` is ``classifier`` where the data have labels, else
             ``pixels``.
-        data: Its labels train the classifier.
+        data: Its labels train the classifier; None where there are only measurements.
         cache: Folder of trained classifiers.
         is_downloading: Fetch weights that are absent.
 
@@ -154,15 +154,17 @@ def choose(
         raise UserError(f"features={name!r}; allowed: {', '.join(ALLOWED)}")
     if name in NETWORKS:
         return NETWORKS[name].load(is_downloading)
-    if name == "pixels" or (name == "auto" and data.train_labels is None):
+    has_labels = data is not None and data.train_labels is not None
+    if name == "pixels" or (name == "auto" and not has_labels):
         return Pixels()
-    if data.train_labels is None:
-        raise UserError(f"features=classifier needs labels, and {data.name} has none; use pixels")
+    if data is None or not has_labels:
+        given = "measurements alone have" if data is None else f"{data.name} has"
+        raise UserError(f"features=classifier needs labels, and {given} none; use pixels")
     return Classifier.of(data, cache)
 
 
 def choose_all(
-    names: str | Sequence[str], data: CleanData, cache: Path | None, is_downloading: bool
+    names: str | Sequence[str], data: CleanData | None, cache: Path | None, is_downloading: bool
 ) -> tuple[dict[str, Features], dict[str, str]]:
     """Return the features of one or several names, and why others are not to be had.
 

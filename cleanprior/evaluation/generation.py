@@ -87,14 +87,11 @@ def precision_recall(
 
 def _inside(points: Tensor, centres: Tensor, k: int, chunk: int) -> float:
     """Return the share of points inside any ball of the centres' manifold."""
-    # The nearest of all is the centre itself, at distance 0: exact differences keep it there.
-    radii = torch.cat([_distances(p, centres).kthvalue(k + 1).values for p in centres.split(chunk)])
-    inside = [(_distances(p, centres) <= radii).any(1) for p in points.split(chunk)]
+    # The nearest of all is the centre itself.
+    radii = [torch.cdist(part, centres).kthvalue(k + 1).values for part in centres.split(chunk)]
+    reach = torch.cat(radii)
+    inside = [(torch.cdist(part, centres) <= reach).any(1) for part in points.split(chunk)]
     return torch.cat(inside).double().mean().item()
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def class_score(logits: Tensor, splits: int, seed: int) -> MeanStd:
