@@ -21,6 +21,17 @@ per image and a guidance step never exceeds the residual (the paper's 1,000 step
 the search for the scale is automatic and logged; the network is averaged and in eval mode in every
 E-step; the conjugate-gradient solve is guarded and uses more than one iteration.
 
+Options that restore what the authors' code does: ``posterior.guidance=batch`` with
+``posterior.cap=false`` (one residual norm over a chunk of images), ``handoff=minmax_png``
+(stretched 8-bit restorations), ``lambda_schedule=[...]`` with ``scales=[]`` (a scale set by hand
+for each round), ``posterior.iterations=1`` with ``posterior.solver=cg`` or ``gmres`` (Rozet et al.;
+azula's default). There is no option for Bai et al.'s new noise in every round: it needs the clean
+images to measure them again, and no clean image reaches a method.
+
+The paper's rule "until the scale no longer falls" is ``stop``. A run's rounds share one budget and
+are planned before it starts, so a stopped phase does not end early: its remaining rounds skip the
+E-step and go on training on the last restorations. What is saved is the E-steps' time.
+
 References:
     An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted
     Observations (Bai et al., 2024), arXiv:2407.01014
@@ -36,17 +47,34 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from cleanprior.data import Batch, Images, Measurements, TrainingSet
+from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, denoising_loss
-from cleanprior.diffusion.gaussian import MAX_PIXELS, GaussianPrior, fit_gaussian
-from cleanprior.diffusion.low_rank import LowRankGaussian, cheaper_fit, fit_low_rank
+from cleanprior.diffusion.gaussian import MAX_PIXELS
+from cleanprior.diffusion.low_rank import cheaper_fit
 from cleanprior.diffusion.posterior import DPS, PosteriorSampler, draw_in_chunks
-from cleanprior.operators.base import likelihood_sigma
+from cleanprior.operators import Operator
 from cleanprior.prior import Prior
 from cleanprior.training import Loss, Method, Problem, Round, Session
 
-# Mean squared residuals within this factor are a tie: a factor of 1.4 in the residual itself.
-TIE = 2.0
+from .em_start import exact_draws, fit_start
+from .em_steps import (
+    Kept,
+    best_scale,
+    drift,
+    fit_of,
+    followed_covariance,
+    has_stopped,
+    misfit,
+    stretched,
+    union,
+)
+
+CHOICES = {
+    "start": ("clean", "gaussian"),
+    "gaussian": ("auto", "dense", "low_rank"),
+    "handoff": ("float", "minmax_png"),
+    "stop": ("none", "scale", "residual"),
+}
 
 
 @dataclass(kw_only=True)
@@ -72,6 +100,14 @@ class EM(Method):
         gaussian_iterations: EM iterations of the dense Gaussian start.
         low_rank_iterations: Monte-Carlo EM iterations of the low-rank Gaussian start.
         rank: Rank of the low-rank Gaussian start.
+        lambda_schedule: Guidance scale of each round after the first, instead of the search; empty
+            for none.
+        handoff: ``float`` or ``minmax_png``: what the M-step is given of a restoration.
+        reuse: Whether measurements outside the pool keep their last restoration and are trained on
+            too. False: the M-step trains on the pool alone.
+        stop: ``none``, ``scale`` or ``residual``: when the remaining resume rounds skip their
+            E-step (:func:`.em_steps.has_stopped`).
+        patience: Rounds without progress before that, at least 1.
         sigma_floor: Noise level of the likelihood where sigma_y is 0 (Gaussian start, sampler).
         chunk: Measurements restored at a time; each chunk survives an interruption.
 
@@ -94,14 +130,18 @@ class EM(Method):
     gaussian_iterations: int
     low_rank_iterations: int
     rank: int
+    lambda_schedule: Sequence[float]
+    handoff: str
+    reuse: bool
+    stop: str
+    patience: int
     sigma_floor: float
     chunk: int
 
     def __post_init__(self) -> None:
-        if self.start not in ("clean", "gaussian"):
-            raise ValueError(f"start={self.start!r}; allowed: clean, gaussian")
-        if self.gaussian not in ("auto", "dense", "low_rank"):
-            raise ValueError(f"gaussian={self.gaussian!r}; allowed: auto, dense, low_rank")
+        for key, allowed in CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key}={getattr(self, key)!r}; allowed: {', '.join(allowed)}")
         if self.start == "gaussian" and (self.rank < 1 or self.low_rank_iterations < 1):
             raise ValueError(
                 f"rank={self.rank}, low_rank_iterations={self.low_rank_iterations}; allowed: 1 or "
@@ -118,22 +158,36 @@ class EM(Method):
                 f"{self.reset_share} leave {left:.2f} of the budget for {self.resume_rounds} "
                 "resume rounds; needed: shares that add up to at most 1"
             )
-        if self.scales and not isinstance(self.posterior, DPS):
-            raise ValueError("scales are for a guided E-step sampler (DPS); set scales=[]")
+        self._check_scales()
+
+    def _check_scales(self) -> None:
+        planned = self.resume_rounds + self.reset_rounds
+        if (self.scales or self.lambda_schedule) and not isinstance(self.posterior, DPS):
+            raise ValueError(
+                "scales and lambda_schedule are for a guided E-step sampler (DPS); set both to []"
+            )
+        if self.scales and self.lambda_schedule:
+            raise ValueError("lambda_schedule replaces the search for a scale; set scales=[]")
+        if self.lambda_schedule and len(self.lambda_schedule) != planned:
+            raise ValueError(
+                f"lambda_schedule has {len(self.lambda_schedule)} scales; needed: one for each of "
+                f"the {planned} rounds after the first"
+            )
+        if self.stop == "scale" and not self.scales:
+            raise ValueError("stop=scale follows the search for a scale, and scales=[]; use none")
+        if self.patience < 1:
+            raise ValueError(f"patience={self.patience}; allowed: at least 1")
 
     def supports(self, problem: Problem) -> str | None:  # noqa: D102
         reason = super().supports(problem)
         size = math.prod(problem.image_shape)
-        if reason is None and self._starts_dense and size > MAX_PIXELS:
+        is_dense = self.start == "gaussian" and self.gaussian == "dense"
+        if reason is None and is_dense and size > MAX_PIXELS:
             reason = (
                 f"the dense Gaussian start takes images of at most {MAX_PIXELS} numbers; these "
                 f"have {size}: use gaussian=low_rank"
             )
         return reason
-
-    @property
-    def _starts_dense(self) -> bool:
-        return self.start == "gaussian" and self.gaussian == "dense"
 
     def build(self) -> None:  # noqa: D102
         self.denoiser = self.problem.denoiser()
@@ -163,63 +217,79 @@ class EM(Method):
         if number == 0 and self.start == "clean":
             assert session.clean is not None, "the runner hands clean images to an entitled method"
             return Images(session.clean, data, torch.arange(len(session.clean)))
+        kept = self._kept_of(session)
+        if round.begin == "averaged" and self._has_stopped(number, session):
+            last = kept.get(number - 1)
+            session.log["skipped"] = [*session.log.get("skipped", []), number]
+            kept.put(number, last)
+            return Images(self._handed_over(last["x"]), data, last["index"])
         index = torch.arange(len(data))
         if round.begin == "averaged" and self.pool < 1:
-            kept = max(1, int(self.pool * len(data)))
+            count = max(1, int(self.pool * len(data)))
             order = torch.randperm(len(data), generator=session.generator("pool", round=number))
-            index = order[:kept].sort().values
+            index = order[:count].sort().values
         if number == 0:
             restored = self._gaussian_draws(index, session)
         else:
             denoise = session.averaged["denoiser"]
             sampler = self._choose_scale(denoise, number, session)
             restored = self._draws(denoise, sampler, index, number, session)
-        return Images(restored.clamp(-1, 1), data, index)
+        restored = restored.clamp(-1, 1)
+        covariance = self._log_fit(number, index, restored, kept, session)
+        if self.reuse and "x" in kept.get(number - 1):
+            last = kept.get(number - 1)
+            index, restored = union((last["index"], last["x"]), (index, restored))
+        if self.reuse or self.stop != "none":
+            kept.put(number, {"covariance": covariance, "x": restored, "index": index})
+        else:
+            kept.put(number, {"covariance": covariance})
+        return Images(self._handed_over(restored), data, index)
+
+    def _kept_of(self, session: Session) -> Kept:
+        """Return what rounds of this run kept; a new run begins with nothing in memory."""
+        if getattr(self, "_session", None) is not session:
+            self._session, self._kept = session, Kept(session.store)
+        return self._kept
+
+    def _has_stopped(self, number: int, session: Session) -> bool:
+        """Decide from the rounds before this one: a resumed round has logged its own already."""
+        scales = session.log.get("scales", [])[: number - 1]
+        fits = session.log.get("residual", [])[: number - (self.start == "clean")]
+        return has_stopped(self.stop, self.patience, scales, fits)
+
+    def _handed_over(self, x: Tensor) -> Tensor:
+        return x if self.handoff == "float" else stretched(x)
+
+    def _log_fit(
+        self, number: int, index: Tensor, x: Tensor, kept: Kept, session: Session
+    ) -> Tensor:
+        """Log how draws fit their measurements and how far their covariance moved; return it."""
+        operator, data = self.problem.operator, session.measurements
+        mean, ratio = fit_of(operator, data, index, x, self.sigma_floor, self.chunk)
+        found = {"residual": mean, "residual_ratio": ratio}
+        covariance = followed_covariance(x)
+        before = kept.get(number - 1)
+        if before:
+            found["drift"] = drift(covariance, before["covariance"])
+        for key, value in found.items():
+            if value is not None:
+                session.log[key] = [*session.log.get(key, []), value]
+        return covariance
 
     def _gaussian_draws(self, index: Tensor, session: Session) -> Tensor:
         """Draw from the exact posterior under the Gaussian fitted to the measurements."""
-        data, kind = session.measurements, self.gaussian
+        operator, kind = self.problem.operator, self.gaussian
         if kind == "auto":
-            kind = cheaper_fit(data, self.problem.operator)
+            kind = cheaper_fit(session.measurements, operator)
+        iterations = self.gaussian_iterations if kind == "dense" else self.low_rank_iterations
 
         def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
-            prior = self._fit_gaussian(kind, data, session)
-            return {"x": self._exact_draws(prior, data, index, session)}, {}
+            prior = fit_start(kind, operator, session, self.sigma_floor, iterations, self.rank)
+            x = exact_draws(prior, operator, session, index, self.sigma_floor, self.chunk)
+            return {"x": x}, {}
 
         session.log["gaussian"] = kind
         return session.store.once("gaussian-draws", compute)[0]["x"]
-
-    def _fit_gaussian(
-        self, kind: str, data: Measurements, session: Session
-    ) -> GaussianPrior | LowRankGaussian:
-        """Fit the start: ``dense`` or ``low_rank``."""
-        operator, floor = self.problem.operator, self.sigma_floor
-        generator = session.generator("gaussian")
-        iterations = self.gaussian_iterations if kind == "dense" else self.low_rank_iterations
-        with session.progress.task("Gaussian fit", iterations) as task:
-            if kind == "dense":
-                return fit_gaussian(
-                    data, operator, floor, iterations, generator, advance=task.advance
-                )
-            return fit_low_rank(
-                data, operator, floor, iterations, self.rank, generator, advance=task.advance
-            )
-
-    def _exact_draws(
-        self,
-        prior: GaussianPrior | LowRankGaussian,
-        data: Measurements,
-        index: Tensor,
-        session: Session,
-    ) -> Tensor:
-        operator = self.problem.operator
-        draws = []
-        for k, part in enumerate(index.split(self.chunk)):
-            b = data.batch(part)
-            sigma = likelihood_sigma(b.sigma_y, self.sigma_floor)
-            generator = session.generator("gaussian-draw", chunk=k)
-            draws.append(prior.draw(b.y, b.params, sigma, operator, generator))
-        return torch.cat(draws)
 
     def _draws(
         self,
@@ -254,7 +324,7 @@ class EM(Method):
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         batch = session.measurements.batch(part).to(session.device)
         generators = session.generators("posterior", part.tolist(), round=number)
-        operator = self.problem.operator
+        operator = self._operator_on(session)
         draw = sampler(denoise, batch.y, batch.params, batch.sigma_y, operator, generators)
         costs = {
             "evaluations": float(draw.evaluations * len(part)),
@@ -265,11 +335,10 @@ class EM(Method):
     def _choose_scale(self, denoise: Denoise, number: int, session: Session) -> PosteriorSampler:
         """Choose the guidance scale on training measurements (Eq. 12), with common random numbers.
 
-        Without noise: the smallest mean residual. With noise: the residual nearest to its expected
-        value (discrepancy principle; the smallest one would reproduce the noise). Of scales whose
-        misfit is within :data:`TIE` of the best, the largest: the cap of the sampler makes large
-        scales fit alike, and on 8x8 digits guidance at 0.6 restores 1.9 dB worse than at 2.8.
+        The scale with the smallest :func:`misfit`; of those that nearly tie, the largest.
         """
+        if self.lambda_schedule:
+            return self._logged(float(self.lambda_schedule[number - 1]), session)
         if not self.scales:
             return self.posterior
         assert isinstance(self.posterior, DPS)
@@ -280,6 +349,7 @@ class EM(Method):
             generator = session.generator("scale-images", round=number)
             index = torch.randperm(len(data), generator=generator)[: self.scale_images]
             batch = data.batch(index).to(session.device)
+            operator = self._operator_on(session)
             misfits, evaluations, backwards = [], 0.0, 0.0
             for multiplier in self.scales:
                 draw = draw_in_chunks(
@@ -288,24 +358,23 @@ class EM(Method):
                     batch.y,
                     batch.params,
                     batch.sigma_y,
-                    self.problem.operator,
+                    operator,
                     session.generators("scale", index.tolist(), round=number),
                     self.chunk,
                 )
-                misfits.append(self._misfit(batch, draw.x))
+                misfits.append(misfit(operator, batch, draw.x))
                 evaluations += draw.evaluations * len(index)
                 backwards += draw.backwards * len(index)
-            limit = TIE * min(misfits)
-            best = max(
-                (i for i, m in enumerate(misfits) if m <= limit), key=lambda i: self.scales[i]
-            )
+            best = best_scale(self.scales, misfits)
             costs = {"evaluations": evaluations, "backwards": backwards}
-            return {"scale": torch.tensor(last * self.scales[best], dtype=torch.float64)}, costs
+            return {"scale": torch.tensor(last * best, dtype=torch.float64)}, costs
 
         tensors, costs = session.store.once(f"scale-{number:03d}", compute)
         for name, amount in costs.items():
             session.count(name, amount)
-        scale = float(tensors["scale"])
+        return self._logged(float(tensors["scale"]), session)
+
+    def _logged(self, scale: float, session: Session) -> DPS:
         session.log["scales"] = [*session.log.get("scales", []), scale]
         return self._with_scale(scale)
 
@@ -315,14 +384,9 @@ class EM(Method):
         sampler.scale = scale
         return sampler
 
-    def _misfit(self, batch: Batch, x: Tensor) -> float:
-        """Return what the scale is chosen to make small; infinity for a draw that is not finite."""
-        operator = self.problem.operator
-        seen = operator.observed(batch.y, batch.params)
-        residual = ((batch.y - operator.A(x, batch.params)) * seen).flatten(1).square().sum(1)
-        expected = batch.sigma_y**2 * seen.flatten(1).sum(1)
-        value = (residual.mean() - expected.mean()).abs().item()
-        return value if math.isfinite(value) else math.inf
+    def _operator_on(self, session: Session) -> Operator:
+        """Return a copy of the operator on the device; the problem's own stays on the CPU."""
+        return copy.deepcopy(self.problem.operator).to(session.device)
 
     # -- M-step --------------------------------------------------------------------------------
 

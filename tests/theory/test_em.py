@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cleanprior.methods.em_start import exact_draws
+from cleanprior.methods.em_steps import best_scale, misfit
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
@@ -54,14 +56,12 @@ def test_exact_e_steps_follow_the_recursion_to_its_fixed_point() -> None:
     """v' = g^2 V + g sigma^2 with g = v / (v + sigma^2); fixed point V - sigma^2."""
     sigma, n = 0.5, 40000
     operator, data = measured_noise(sigma, n)
-    method = make_em("method.chunk=40000")
-    attach(method, operator)
     spread = data.y.double().square().mean().item()
     v = expected = 0.3
     for number in range(25):
         session = make_session(data)
         session.seed = number
-        draws = method._exact_draws(scalar_prior(v), data, torch.arange(n), session)
+        draws = exact_draws(scalar_prior(v), operator, session, torch.arange(n), 0.0, n)
         g = expected / (expected + sigma**2)
         expected = g**2 * spread + g * sigma**2
         v = draws.double().square().mean().item()
@@ -135,11 +135,10 @@ def test_with_noise_the_chosen_residual_is_the_expected_one() -> None:
 
 
 def test_a_candidate_that_is_not_finite_is_never_chosen() -> None:
-    operator, data, prior = gaussian_toy(0.0)
-    method = guided_em([0.5, 1.0], cap=True)
-    attach(method, operator)
+    operator, data, _ = gaussian_toy(0.0)
     batch = data.batch(torch.arange(4))
-    assert method._misfit(batch, torch.full((4, 1, 2, 4), float("nan"))) == float("inf")
+    assert misfit(operator, batch, torch.full((4, 1, 2, 4), float("nan"))) == float("inf")
+    assert best_scale([0.5, 1.0, 2.0], [1.0, 1.9, float("inf")]) == 1.0
 
 
 def train(method, digits_data, make_operator, tiny_backbone, folder=None, steps=20):

@@ -1,6 +1,7 @@
 """MMPS: guidance by Tweedie's covariance."""
 
 import torch
+from azula.linalg.solve import gmres
 from torch import Tensor
 
 from ...operators.base import likelihood_sigma
@@ -26,6 +27,8 @@ class MMPS(GuidedSampler):
         growth: An image's solve stops when its residual exceeds this multiple of its start;
             infinity for a map known to be symmetric, whose residual may rise before it falls.
         sigma_floor: Replaces sigma_y in the likelihood where it is 0; y is not altered.
+        solver: ``cg``, or ``gmres`` (azula's, whose default is one iteration): needs no symmetry,
+            runs all iterations, without tolerance and guard.
         steps, sigma_min, sigma_max, rho, eta: see :class:`GuidedSampler`.
 
     References:
@@ -44,14 +47,18 @@ class MMPS(GuidedSampler):
         tolerance: float,
         growth: float,
         sigma_floor: float,
+        solver: str = "cg",
     ) -> None:
         super().__init__(steps, sigma_min, sigma_max, rho, eta)
+        if solver not in ("cg", "gmres"):
+            raise ValueError(f"solver={solver!r}; allowed: cg, gmres")
         if iterations < 1:
             raise ValueError(f"iterations={iterations}; allowed: at least 1")
         self.iterations = iterations
         self.tolerance = tolerance
         self.growth = growth
         self.sigma_floor = sigma_floor
+        self.solver = solver
 
     @property
     def backwards_per_step(self) -> int:  # noqa: D102
@@ -79,6 +86,13 @@ class MMPS(GuidedSampler):
             return column * v + (problem.A(pull_back(v)) * seen).double()
 
         residual = ((problem.y - predicted.detach()) * seen).double()
+        if self.solver == "gmres":
+            flat = gmres(
+                lambda v: covariance(v.reshape(residual.shape)).flatten(1),
+                residual.flatten(1),
+                iterations=self.iterations,
+            )
+            return denoised.detach() + pull_back(flat.reshape(residual.shape)), None
         solution = conjugate_gradient(
             covariance, residual, self.iterations, self.tolerance, self.growth
         )

@@ -1,0 +1,162 @@
+r"""What surrounds an E-step of EM: how well draws fit, how far they moved, what is kept of them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cleanprior.data import Batch, Measurements
+from cleanprior.operators import Operator
+from cleanprior.operators.base import likelihood_sigma
+from cleanprior.training.checkpoint import Store, read_tensors
+
+# Mean squared residuals within this factor are a tie: a factor of 1.4 in the residual itself.
+TIE = 2.0
+# A residual that changes by less than this share of itself stands still.
+PLATEAU = 0.02
+# Entries of an image whose covariance is followed from round to round: all of 16x16, else a grid.
+FOLLOWED = 256
+
+
+def squared_residuals(
+    operator: Operator, batch: Batch, x: Float[Tensor, "b c h w"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    r"""Return :math:`\|y - A x\|^2` over observed entries, and their number m, of each image."""
+    seen = operator.observed(batch.y, batch.params).flatten(1)
+    r = (batch.y - operator.A(x, batch.params)).flatten(1) * seen
+    return r.square().sum(1), seen.sum(1)
+
+
+def misfit(operator: Operator, batch: Batch, x: Float[Tensor, "b c h w"]) -> float:
+    r"""Return :math:`|\overline{\|r\|^2} - \overline{m \sigma_y^2}|`; infinity if not finite.
+
+    Without noise that is the mean squared residual; with noise, the distance from its expected
+    value (discrepancy principle; the smallest residual would reproduce the noise).
+    """
+    squared, entries = squared_residuals(operator, batch, x)
+    value = (squared.mean() - (batch.sigma_y**2 * entries).mean()).abs().item()
+    return value if math.isfinite(value) else math.inf
+
+
+def best_scale(scales: Sequence[float], misfits: Sequence[float]) -> float:
+    """Return the largest of the scales whose misfit is within :data:`TIE` of the smallest.
+
+    The cap of the sampler makes large scales fit alike, and on 8x8 digits guidance at 0.6 restores
+    1.9 dB worse than at 2.8.
+    """
+    limit = TIE * min(misfits)
+    return max(s for s, m in zip(scales, misfits, strict=True) if m <= limit)
+
+
+def fit_of(
+    operator: Operator,
+    data: Measurements,
+    index: Int[Tensor, " n"],
+    x: Float[Tensor, "n c h w"],
+    sigma_floor: float,
+    chunk: int,
+) -> tuple[float, float | None]:
+    r"""Return how draws fit their measurements, on the CPU.
+
+    Returns:
+        The mean of :math:`\|r\|^2 / m`, units of x squared, and of :math:`\|r\|^2 / m \sigma^2`
+        with the level of the likelihood (the floor where there is no noise); None where that is 0.
+    """
+    means = []
+    for part, images in zip(index.split(chunk), x.split(chunk), strict=True):
+        squared, entries = squared_residuals(operator, data.batch(part), images)
+        means.append((squared / entries.clamp_min(1)).double())
+    mean = torch.cat(means)
+    level = likelihood_sigma(data.sigma_y[index], sigma_floor).double()
+    ratio = (mean / level**2).mean().item() if (level > 0).all() else None
+    return mean.mean().item(), ratio
+
+
+def followed_covariance(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "k k"]:
+    """Return the covariance of :data:`FOLLOWED` entries of the images, evenly spread."""
+    flat = x.flatten(1)
+    d = flat.shape[1]
+    entries = torch.linspace(0, d - 1, min(d, FOLLOWED)).round().long()
+    chosen = flat[:, entries].double()
+    centred = chosen - chosen.mean(0)
+    return centred.T @ centred / len(x)
+
+
+def drift(now: Float[Tensor, "k k"], before: Float[Tensor, "k k"]) -> float:
+    r"""Return :math:`\|C_k - C_{k-1}\|_F / \|C_{k-1}\|_F`."""
+    return ((now - before).norm() / before.norm().clamp_min(1e-300)).item()
+
+
+def stretched(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Stretch each image to the whole range and round it to 8 bits, as a picture file would.
+
+    The hand-over of the authors of EMDiffusion: it changes the contrast of every image. An image
+    of one value becomes -1.
+    """
+    low, high = x.flatten(1).aminmax(dim=1)
+    shape = (-1, 1, 1, 1)
+    span = (high - low).reshape(shape)
+    share = torch.where(span > 0, (x - low.reshape(shape)) / span, 0.0)
+    return (share * 255).round() / 127.5 - 1
+
+
+def has_stopped(rule: str, patience: int, scales: Sequence[float], fits: Sequence[float]) -> bool:
+    """Whether the rounds so far say that another E-step would change nothing.
+
+    Arguments:
+        rule: ``none``; ``scale``: the guidance scale has not fallen below its former least value
+            for ``patience`` rounds; ``residual``: the residual has changed by less than
+            :data:`PLATEAU` of itself in each of the last ``patience`` rounds.
+        patience: Rounds.
+        scales: Chosen guidance scales, one a round.
+        fits: Mean squared residuals, one a round.
+    """
+    if rule == "scale":
+        return len(scales) > patience and min(scales[-patience:]) >= min(scales[:-patience])
+    if rule == "residual":
+        last = fits[-patience - 1 :]
+        pairs = list(zip(last, last[1:], strict=False))
+        return len(pairs) == patience and all(abs(b - a) <= PLATEAU * a for a, b in pairs)
+    return False
+
+
+def union(
+    old: tuple[Int[Tensor, " m"], Tensor], new: tuple[Int[Tensor, " n"], Tensor]
+) -> tuple[Int[Tensor, " k"], Tensor]:
+    """Join restorations by the number of their measurement; the new one counts where both exist."""
+    outside = ~torch.isin(old[0], new[0])
+    index = torch.cat([old[0][outside], new[0]])
+    x = torch.cat([old[1][outside], new[1]])
+    order = index.argsort()
+    return index[order], x[order]
+
+
+class Kept:
+    """What rounds keep for the next one, beside the results that the end of a round removes.
+
+    Arguments:
+        store: The store of the run; files go to a folder of their own inside its folder.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._folder = None if store.folder is None else store.folder / "kept"
+        self._store = Store(self._folder)
+        self._memory: dict[int, dict[str, Tensor]] = {}
+
+    def put(self, number: int, tensors: dict[str, Tensor]) -> None:
+        """Keep the tensors of a round; forget the rounds before the last one."""
+        self._store.once(f"round-{number:03d}", lambda: (tensors, {}))
+        self._memory = {k: v for k, v in self._memory.items() if k == number - 1}
+        self._memory[number] = tensors
+        if self._folder is not None and number > 1:
+            (self._folder / f"round-{number - 2:03d}.safetensors").unlink(missing_ok=True)
+
+    def get(self, number: int) -> dict[str, Tensor]:
+        """Return the tensors of a round; empty where it kept none."""
+        if number not in self._memory and self._folder is not None:
+            path = self._folder / f"round-{number:03d}.safetensors"
+            if path.exists():
+                self._memory[number] = read_tensors(path)[0]
+        return self._memory.get(number, {})
