@@ -85,8 +85,14 @@ def sample(
     from .config import build, compose
 
     config = compose(overrides or [])
+    from .own_sampler import load_own_sampler
     from .run import load_prior
+    from .seeding import generator_for
 
+    own = load_own_sampler(prior)
+    if own is not None:
+        _write_images(own(n, generator_for(seed, "own-samples")), to or Path("samples.npz"))
+        return
     loaded = load_prior(prior)
     with _progress().live() as progress, progress.task("sample", n) as task:
         chunk = 64

@@ -27,6 +27,7 @@ from .diffusion.backbones import parameter_count
 from .errors import UserError
 from .evaluation.evaluate import Protocol
 from .operators.base import Operator
+from .own_sampler import finished_without_prior
 from .prior import Prior
 from .progress import Progress
 from .records import Record, cell_folder, pictures_path, write_record
@@ -259,7 +260,18 @@ def _head(cell: Cell) -> Record:
 
 
 def load_prior(path: Path) -> Prior:
-    """Read a prior from its folder, or from the folder of the cell that holds it."""
+    """Read a prior from its folder, or from the folder of the cell that holds it.
+
+    Raises:
+        UserError: There is none: nothing was saved, or the method learns no denoiser.
+    """
+    record = finished_without_prior(path)
+    if record is not None:
+        reasons = [r for row in record["rows"] for r in row["missing"].values()]
+        raise UserError(
+            f"'{path}' holds no denoiser to restore with: {record['method']} has none"
+            + (f" ({reasons[0]})" if reasons else "")
+        )
     return Prior.load(path / "prior" if (path / "prior").is_dir() else path)
 
 

@@ -1,0 +1,77 @@
+"""Samples of a trained cell whose method has no denoiser, such as a generator.
+
+A :class:`~cleanprior.prior.Prior` loads without any method's code. What has no denoiser is no
+prior: its averaged networks lie in the cell's checkpoint, and the method that made them must be
+installed.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Generator, Tensor
+
+from .config import build
+from .errors import UserError
+from .operators.base import Operator
+from .records import Record, is_finished
+from .training.averages import Averages
+from .training.checkpoint import read_tensors
+from .training.method import Method, Problem
+from .training.trainer import Trainer
+
+
+def finished_without_prior(folder: Path) -> Record | None:
+    """Return the record of a finished cell that holds a checkpoint and no prior, else None."""
+    if (folder / "prior").is_dir() or not (folder / "checkpoint.safetensors").is_file():
+        return None
+    for path in sorted(folder.glob("record-*.json")):
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        if is_finished(record):
+            return record
+    return None
+
+
+def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
+    """Return how a finished cell without a prior samples: ``(n, generator) -> x``.
+
+    Arguments:
+        folder: The cell's folder.
+
+    Returns:
+        The method's own way to sample, with averaged weights; None where the folder is no such
+        cell.
+
+    Raises:
+        UserError: The checkpoint is damaged, or is not that of the method's networks.
+    """
+    record = finished_without_prior(folder)
+    if record is None:
+        return None
+    config = record["config"]
+    operator: Operator = build(config["operator"], image_shape=tuple(record["image_shape"]))
+    trainer: Trainer = build(config["training"])
+    method: Method = build(config["method"])
+    problem = Problem(
+        operator=operator,
+        operator_name=record["operator"],
+        backbone={k: v for k, v in config["backbone"].items() if k not in ("name", "about")},
+        sigma_data=trainer.sigma_data,
+        sigma_y=operator.sigma,
+        seed=record["seed"],
+    )
+    method.setup(problem, trainer.device)
+    averages = Averages(method.networks(), trainer.ema)
+    tensors, _ = read_tensors(folder / "checkpoint.safetensors")
+    for name, model in averages.models.items():
+        prefix = f"average.{name}."
+        own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            model.load_state_dict(own)
+        except RuntimeError as error:
+            raise UserError(
+                f"'{folder}' holds other networks than {record['method']} builds now; train it "
+                f"again: {str(error).splitlines()[0]}"
+            ) from error
+    ways = [way.sample for way in method.ways(averages.modules) if way.sample is not None]
+    return ways[0] if ways else None
