@@ -1,6 +1,6 @@
 """Clean data sets (for simulation and evaluation only) and measurements, drawn or a user's own."""
 
-from .arrays import arrays
+from .array_files import arrays
 from .datasets import CleanData, digits
 from .downloads import celeba, cifar10, fashion_mnist, mnist
 from .hub import huggingface

@@ -128,11 +128,11 @@ def _check_y(measured: Measurements, index: Tensor, operator: Operator, split: s
             "data.image_shape=[channels,height,width] where y has not the shape of the images"
         )
     seen = operator.observed(y, params)
-    first = index[0].item()
+    first = int(index[0])
     if not ((seen == 0) | (seen == 1)).all():
         raise UserError(f"{split}params tell of measured entries by 1 and others by 0; found more")
     if (stray := ((1 - seen) * y != 0).flatten(1).any(1)).any():
-        number = first + stray.nonzero()[0].item()
+        number = first + int(stray.nonzero()[0])
         raise UserError(
             f"{split}y of image {number} holds values where its parameters say that nothing was "
             "measured; set them to 0, or mend the mask (1 = measured)"
@@ -141,7 +141,7 @@ def _check_y(measured: Measurements, index: Tensor, operator: Operator, split: s
         return
     limit = LARGEST + OUTLIER * measured.sigma_y[index].reshape(-1, *[1] * (y.dim() - 1))
     if (outside := (y.abs() > limit).flatten(1).any(1)).any():
-        place = outside.nonzero()[0].item()
+        place = int(outside.nonzero()[0])
         raise UserError(
             f"{split}y of image {first + place} reaches {y[place].abs().max():g}; images are in "
             f"[-1, 1] and sigma_y is {measured.sigma_y[index][place]:g} in the same units: scale "

@@ -179,7 +179,7 @@ class Protocol:
         if operator.is_image(batch.y):
             pictures["seen"] = operator.observed(batch.y, batch.params)
         kept = {k: v[: self.grid].float().contiguous() for k, v in pictures.items()}
-        notes = {
+        notes: dict[str, Any] = {
             "samples": count,
             "test_images": n,
             "expected_consistency": expected_consistency(
@@ -188,7 +188,7 @@ class Protocol:
             .mean()
             .item(),
         }
-        if clean is not None and features is not None:
+        if clean is not None and features is not None and reference is not None:
             notes |= {
                 "features": features.name,
                 "reference": f"train split, {len(clean.train)} images",
