@@ -37,91 +37,42 @@ References:
     arXiv:2101.09258
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from cleanprior.data import Batch, Images, Measurements, TrainingSet
-from cleanprior.diffusion.denoiser import Denoise, Denoiser, denoising_loss, per_image
-from cleanprior.diffusion.gaussian import MAX_PIXELS, GaussianPrior, fit_gaussian
-from cleanprior.operators import Operator
-from cleanprior.operators.base import likelihood_sigma
+from cleanprior.data import Batch, Images, TrainingSet
+from cleanprior.diffusion.denoiser import Denoiser, denoising_loss, per_image
+from cleanprior.diffusion.gaussian import MAX_PIXELS
+from cleanprior.operators.base import ImageShape, likelihood_sigma, take
 from cleanprior.prior import Prior
 from cleanprior.seeding import randn_like
 from cleanprior.training import Loss, Method, Problem, Round, Session, Way
 
-from .flow import Base, PosteriorFlow, feature_count, gaussian_base
+from .flow import PosteriorFlow, feature_count
+from .flow_bound import LEVELS, NoiseLevels, diffusion_term
+from .flow_conv import ConvFlow, count_levels
+from .flow_start import ConvStart, DenseStart, Start, feature_channels
 
+#: Least value of each count.
+COUNTS = {
+    "denoiser_steps": 1,
+    "gaussian_iterations": 1,
+    "couplings": 1,
+    "conv_couplings": 2,
+    "rank": 1,
+    "final_draws": 1,
+    "mean_draws": 1,
+}
+FLOWS = ("auto", "dense", "conv")
+#: flow=auto is dense up to 8x8 in three channels: with random masks each training image has a
+#: posterior covariance of its own.
+DENSE_PIXELS = 192
 #: Shares of the diffusion prior during the ramp; the rest is the Gaussian prior's.
 RAMP = (0.2, 0.4, 0.6, 0.8)
-#: Roots of the whole training set are kept when they hold at most this many numbers (256 MB).
-CACHE_NUMBERS = 2**26
-
-
-def stratified_sigma(
-    n: int, low: float, high: float, generator: Generator, device: torch.device
-) -> Float[Tensor, " n"]:
-    """Draw n noise levels, log-uniform on [low, high], one from each n-th part of the range."""
-    place = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    return (low * (place * math.log(high / low)).exp()).to(device)
-
-
-def diffusion_term(
-    denoise: Denoise,
-    x: Float[Tensor, "b c h w"],
-    sigma: Float[Tensor, " b"],
-    noise: Float[Tensor, "b c h w"],
-    log_range: float,
-) -> Float[Tensor, " b"]:
-    r"""Return one draw of the bound's integral, :math:`R\,\|x - D(x + \sigma n)\|^2/\sigma^2`."""
-    error = (x - denoise(x + per_image(sigma) * noise, sigma)).flatten(1)
-    return log_range * (error**2).sum(1) / sigma**2
-
-
-class Ends:
-    r"""The closed-form terms of the bound: the last noise level's law and the decoder.
-
-    .. math:: \mathrm{KL}\big(N(x, \sigma_{\max}^2 I)\,\|\,N(\mu, C + \sigma_{\max}^2 I)\big)
-        + \tfrac d2 \log(2\pi e\,\sigma_{\min}^2)
-
-    Together with :func:`diffusion_term` and the exact denoiser of :math:`N(\mu, C)` they add up to
-    :math:`\tfrac12 (x-\mu)^\top (C + \sigma_{\min}^2 I)^{-1} (x-\mu)` and a constant, at any
-    sigma_max.
-
-    Arguments:
-        prior: :math:`N(\mu, C)`.
-        sigma_min: Least noise level, above 0.
-        sigma_max: Largest noise level.
-    """
-
-    def __init__(self, prior: GaussianPrior, sigma_min: float, sigma_max: float) -> None:
-        d = len(prior.mean)
-        eye = torch.eye(d, dtype=torch.float64)
-        total = prior.covariance + sigma_max**2 * eye
-        precision = torch.linalg.inv(total)
-        self.mean, self.precision = prior.mean, precision
-        self.constant = float(
-            0.5 * (sigma_max**2 * precision.trace() - d)
-            + 0.5 * (torch.linalg.slogdet(total)[1] - 2 * d * math.log(sigma_max))
-            + 0.5 * d * math.log(2 * math.pi * math.e * sigma_min**2)
-        )
-
-    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """Return the terms of each image, in nats."""
-        return self.constant + quadratic(x, self.mean, self.precision)
-
-
-def quadratic(
-    x: Float[Tensor, "b c h w"], mean: Float[Tensor, " d"], precision: Float[Tensor, "d d"]
-) -> Float[Tensor, " b"]:
-    r"""Return :math:`\tfrac12 (x-\mu)^\top P (x-\mu)` of each image."""
-    r = x.flatten(1) - mean.to(x)
-    return 0.5 * ((r @ precision.to(x)) * r).sum(1)
 
 
 @dataclass(kw_only=True)
@@ -141,11 +92,19 @@ class FlowDiff(Method):
         ramp: Share of the budget for the ramp.
         joint: Share of the budget for joint training; what is left goes to the final stage.
         denoiser_steps: Steps of theta for each step of phi in ramp and joint stage.
-        flow_lr: Peak learning rate of phi.
+        flow_lr: Peak learning rate of the dense flow.
         gaussian_iterations: EM iterations of the Gaussian fit.
-        couplings: Couplings of the flow.
+        flow: ``dense`` (couplings by dense networks on a full covariance, images of at most 1,024
+            numbers), ``conv`` (convolutional couplings on a covariance of low rank) or ``auto``.
+        couplings: Couplings of the dense flow.
         hidden: Width of their subnets.
-        context: Size of the context.
+        context: Size of their context.
+        conv_couplings: Couplings of each level of the convolutional flow, at least 2.
+        conv_hidden: Channels inside their subnets.
+        conv_context: Channels of their context.
+        conv_lr: Peak learning rate of the convolutional flow.
+        rank: Rank of the Gaussian prior's covariance under the convolutional flow.
+        levels: How the bound's noise levels are drawn: ``stratified`` or ``importance``.
         final_draws: Draws of the flow for each y that the final stage trains on.
         project: Overwrite observed pixels by y in what theta is trained on, where y is noise-free.
         mean_draws: Draws in the restoration by the flow's mean.
@@ -163,9 +122,16 @@ class FlowDiff(Method):
     denoiser_steps: int
     flow_lr: float
     gaussian_iterations: int
+    flow: str
     couplings: int
     hidden: int
     context: int
+    conv_couplings: int
+    conv_hidden: int
+    conv_context: int
+    conv_lr: float
+    rank: int
+    levels: str
     final_draws: int
     project: bool
     mean_draws: int
@@ -187,39 +153,56 @@ class FlowDiff(Method):
                 f"pretrain={self.pretrain}, ramp={self.ramp}, joint={self.joint}; needed: shares "
                 "of the budget that add up to at most 1"
             )
-        counts = ("denoiser_steps", "gaussian_iterations", "couplings", "final_draws", "mean_draws")
-        for key in counts:
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}; allowed: 1 or more")
+        for key, allowed in (("flow", FLOWS), ("levels", LEVELS)):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key}={getattr(self, key)!r}; allowed: {', '.join(allowed)}")
+        for key, least in COUNTS.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"{key}={getattr(self, key)}; allowed: {least} or more")
+
+    def _is_dense(self, shape: ImageShape) -> bool:
+        if self.flow == "auto":
+            return math.prod(shape) <= DENSE_PIXELS
+        return self.flow == "dense"
 
     def supports(self, problem: Problem) -> str | None:
-        """Refuse what the dense Gaussian base cannot hold."""
-        size = math.prod(problem.image_shape)
-        if size > MAX_PIXELS:
+        """Refuse sizes that the flow cannot hold."""
+        shape = problem.image_shape
+        if not self._is_dense(shape):
+            try:
+                count_levels(shape)
+            except ValueError as error:
+                return f"{self.name}: {error}"
+        elif math.prod(shape) > MAX_PIXELS:
             return (
-                f"{self.name} starts from a dense Gaussian posterior, for images of at most "
-                f"{MAX_PIXELS} numbers; these have {size}"
+                f"{self.name} with flow=dense starts from a dense Gaussian posterior, for images "
+                f"of at most {MAX_PIXELS} numbers; these have {math.prod(shape)}: use flow=conv"
             )
         return super().supports(problem)
 
     def build(self) -> None:  # noqa: D102
-        self.learning_rates = {"flow": self.flow_lr}
         self.denoiser = self.problem.denoiser()
-        # Own copies: closed forms need the physics on the CPU, the likelihood on the device, and
-        # deepinv's objects hold state.
-        self._cpu_operator: Operator = copy.deepcopy(self.problem.operator).to("cpu")
-        self._operator: Operator = copy.deepcopy(self.problem.operator).to(self.device)
-        self.flow = PosteriorFlow(
-            self.problem.image_shape,
-            feature_count(self._cpu_operator),
-            self.couplings,
-            self.hidden,
-            self.context,
-        )
-        self._cache: Base | None = None
+        operator, shape = self.problem.operator, self.problem.image_shape
+        places = (operator, self.device, self.sigma_floor, self.sigma_min, self.sigma_max)
+        self._start: Start
+        self.network: PosteriorFlow | ConvFlow
+        if self._is_dense(shape):
+            sizes = (self.couplings, self.hidden, self.context)
+            self.learning_rates = {"flow": self.flow_lr}
+            self._start = DenseStart(*places)
+            self.network = PosteriorFlow(shape, feature_count(operator), *sizes)
+        else:
+            sizes = (self.conv_couplings, self.conv_hidden, self.conv_context)
+            self.learning_rates = {"flow": self.conv_lr}
+            rank = min(self.rank, math.prod(shape) - 1)
+            self._start = ConvStart(*places, rank)
+            self.network = ConvFlow(shape, feature_channels(operator), *sizes, rank)
+        # Inside the flow, so that checkpoints hold its running moment.
+        self._levels = NoiseLevels(self.levels, self.sigma_min, self.sigma_max)
+        self.network.add_module("noise_levels", self._levels)
 
     def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser, "flow": self.flow}
+        return {"denoiser": self.denoiser, "flow": self.network}
 
     # -- stages --------------------------------------------------------------------------------
 
@@ -244,7 +227,7 @@ class FlowDiff(Method):
             self._fit_gaussian(session)
             noisy = bool((session.measurements.sigma_y > 0).any())
             session.log["prior_weight"] = self.prior_weight_noisy if noisy else self.prior_weight
-        self._prepare(session.measurements)
+        self._start.prepare(self.network, session.measurements)
         self._share = {f"ramp {share:g}": share for share in RAMP}.get(round.name, 1.0)
         if round.name != "final":
             return session.measurements
@@ -254,50 +237,16 @@ class FlowDiff(Method):
         """Fit the Gaussian prior once and keep it in the flow, which checkpoints hold."""
 
         def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
-            with session.progress.task("Gaussian fit", self.gaussian_iterations) as task:
-                prior = fit_gaussian(
-                    session.measurements,
-                    self._cpu_operator,
-                    self.sigma_floor,
-                    self.gaussian_iterations,
-                    session.generator("gaussian"),
-                    advance=task.advance,
-                )
-            values, vectors = torch.linalg.eigh(prior.covariance)
-            # The bound sees the prior blurred by sigma_min; narrower directions only make the
-            # start stiff.
-            covariance = (vectors * values.clamp_min(self.sigma_min**2)) @ vectors.T
-            return {"mean": prior.mean, "covariance": covariance}, {}
+            return self._start.fit(session, self.gaussian_iterations), {}
 
         fitted, _ = session.store.once("gaussian", compute)
-        for flow in (self.flow, session.averaged["flow"]):
-            assert isinstance(flow, PosteriorFlow)
-            flow.set_gaussian(fitted["mean"], fitted["covariance"])
-
-    def _prepare(self, measurements: Measurements) -> None:
-        """Compute what follows from the Gaussian prior; anew in every process, about 1 s."""
-        if self._cache is not None:
-            return
-        prior = self.flow.gaussian
-        self._ends = Ends(prior, self.sigma_min, self.sigma_max)
-        self._precision = torch.linalg.inv(prior.covariance)
-        roots = len(measurements) if measurements.params else 1
-        if roots * self.flow.size**2 <= CACHE_NUMBERS:
-            parts = torch.arange(len(measurements)).split(256)
-            bases = [self._base(self.flow, measurements.batch(i), None) for i in parts]
-            self._cache = Base.concatenate(bases).to(self.device)
-
-    def _base(self, flow: PosteriorFlow, batch: Batch, cache: Base | None) -> Base:
-        """Return the Gaussian posterior of a batch, from the cache where there is one."""
-        if cache is not None:
-            return cache.take(batch.index)
-        base = gaussian_base(flow.gaussian, batch.to("cpu"), self._cpu_operator, self.sigma_floor)
-        return base.to(self.device)
+        for flow in (self.network, session.averaged["flow"]):
+            assert isinstance(flow, (PosteriorFlow, ConvFlow))
+            flow.set_gaussian(**fitted)
 
     def _final_set(self, session: Session) -> Images:
         """Draw the fixed set that the final stage trains on."""
         flow = session.averaged["flow"]
-        assert isinstance(flow, PosteriorFlow)
         index = torch.arange(len(session.measurements)).repeat_interleave(self.final_draws)
         images = []
         for i, part in enumerate(index.split(1024)):
@@ -315,17 +264,17 @@ class FlowDiff(Method):
     # -- losses --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _draw(self, flow: PosteriorFlow, batch: Batch, generator: Generator) -> Tensor:
+    def _draw(self, flow: nn.Module, batch: Batch, generator: Generator) -> Tensor:
         """Draw what theta is trained on: one detached image for each measurement."""
-        base = self._base(flow, batch, self._cache)
-        x, _ = flow(randn_like(base.mean, generator), base)
+        base = self._start.base(flow, batch, is_training=True)
+        x, _ = self._start.draw(flow, base, batch, generator)
         return self._projected(x, batch)
 
     def _projected(self, x: Tensor, batch: Batch) -> Tensor:
         """Overwrite observed pixels by y where y is noise-free; only masks know such pixels."""
-        if not self.project or "mask" not in self._operator.capabilities:
+        if not self.project or "mask" not in self._start.operator.capabilities:
             return x
-        known = self._operator.observed(batch.y, batch.params).bool()
+        known = self._start.operator.observed(batch.y, batch.params).bool()
         known = known & (per_image(batch.sigma_y) == 0)
         return torch.where(known, batch.y, x)
 
@@ -335,29 +284,29 @@ class FlowDiff(Method):
             return self._flow_loss(batch, generator)
         x = batch.images
         if x is None:
-            x = self._draw(self.flow, batch, generator)
+            x = self._draw(self.network, batch, generator)
         return Loss(denoising_loss(self.denoiser, x, generator))
 
     def _flow_loss(self, batch: Batch, generator: Generator) -> Loss:
         denoiser = self._session.averaged["denoiser"]
         assert isinstance(denoiser, Denoiser)
-        base = self._base(self.flow, batch, self._cache)
-        x, log_det = self.flow(randn_like(base.mean, generator), base)
+        base = self._start.base(self.network, batch, is_training=True)
+        x, log_det = self._start.draw(self.network, base, batch, generator)
         level = likelihood_sigma(batch.sigma_y, self.sigma_floor)
-        residual = (batch.y - self._operator.A(x, batch.params)).flatten(1)
+        residual = (batch.y - self._start.operator.A(x, batch.params)).flatten(1)
         data = (residual**2).sum(1) / (2 * level**2)
-        sigma = stratified_sigma(len(x), self.sigma_min, self.sigma_max, generator, x.device)
+        sigma, level_weight = self._levels.draw(len(x), generator, x.device)
         noise = randn_like(x, generator)
-        log_range = math.log(self.sigma_max / self.sigma_min)
-        bound = diffusion_term(denoiser, x, sigma, noise, log_range) + self._ends(x)
+        term = diffusion_term(denoiser, x, sigma, noise, self._levels.log_range)
+        self._levels.update(sigma, term)
+        bound = level_weight * term + self._start.ends(x)
         self._session.count("evaluations", len(x))
         self._session.count("backwards", len(x))
         weight = torch.where(batch.sigma_y > 0, self.prior_weight_noisy, self.prior_weight)
         prior = self._share * weight * bound
         if self._share < 1:
-            gaussian = quadratic(x, self.flow.gaussian_mean, self._precision)
-            prior = prior + (1 - self._share) * gaussian
-        d = self.flow.size
+            prior = prior + (1 - self._share) * self._start.quadratic(x)
+        d = x[0].numel()
         parts = {"data": data, "prior": bound, "log_det": log_det}
         return Loss(
             (data + prior - log_det).mean() / d,
@@ -372,19 +321,19 @@ class FlowDiff(Method):
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
         """One draw of the flow, and the mean of several; no denoiser is evaluated."""
         flow = averaged["flow"]
-        assert isinstance(flow, PosteriorFlow)
 
         @torch.no_grad()
         def restore(batch: Batch, generators: list[Generator], draws: int) -> Tensor:
             rows = []
             for part in torch.arange(len(batch)).split(64):
-                base = self._base(flow, _select(batch, part), None)
-                total = torch.zeros_like(base.mean).reshape(len(part), *flow.image_shape)
+                some = _select(batch, part)
+                base = self._start.base(flow, some, is_training=False)
+                total = torch.zeros(())
                 for _ in range(draws):
-                    noise = randn_like(base.mean, [generators[int(i)] for i in part])
-                    total += flow(noise, base)[0]
+                    own = [generators[int(i)] for i in part]
+                    total = total + self._start.draw(flow, base, some, own)[0]
                 rows.append(total / draws)
-            return torch.cat(rows).to(batch.y.device)
+            return torch.cat(rows)
 
         n = self.mean_draws
         return [
@@ -396,5 +345,6 @@ class FlowDiff(Method):
 def _select(batch: Batch, index: Tensor) -> Batch:
     """Return some rows of a batch."""
     index = index.to(batch.y.device)
-    params = {k: v[index] for k, v in batch.params.items()}
-    return Batch(batch.y[index], params, batch.sigma_y[index], batch.index[index])
+    return Batch(
+        batch.y[index], take(batch.params, index), batch.sigma_y[index], batch.index[index]
+    )

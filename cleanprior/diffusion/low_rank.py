@@ -173,12 +173,7 @@ class LowRankGaussian:
     ) -> Float[Tensor, "b c h w"]:
         r"""Draw one image from p(x|y) for each measurement, by pathwise conditioning.
 
-        .. math:: x = x_0 + C A^\top (A C A^\top + s^2 I)^{-1} (y - A x_0 - s z),
-            \quad x_0 \sim N(\mu, C),\; z \sim N(0, I)
-
-        Its law is the posterior's. Only observed entries of y take part. For masks and the identity
-        the solve is closed (Woodbury). For other operators it is conjugate gradient in float64,
-        each image on its own; A itself runs in float32, which limits the residual to about 1e-6.
+        That is :meth:`condition` of a draw from the prior and white noise.
 
         Arguments:
             y: Measurements, float32.
@@ -194,8 +189,42 @@ class LowRankGaussian:
         """
         if (sigma_y <= 0).any():
             raise ValueError("sigma_y is 0; a posterior draw needs noise: set sigma_floor above 0")
+        x_0 = self.sample(len(y), generator)
+        noise = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+        return self.condition(x_0, noise, y, params, sigma_y, operator, iterations, tolerance)
+
+    def condition(
+        self,
+        x_0: Float[Tensor, "b d"],
+        noise: Float[Tensor, "b ..."],
+        y: Float[Tensor, "b ..."],
+        params: Params,
+        sigma_y: Float[Tensor, " b"],
+        operator: Operator,
+        iterations: int = 500,
+        tolerance: float = 1e-5,
+    ) -> Float[Tensor, "b c h w"]:
+        r"""Turn draws from the prior into draws from the posterior (Matheron's rule).
+
+        .. math:: x = x_0 + C A^\top (A C A^\top + s^2 I)^{-1} (y - A x_0 - s z)
+
+        With :math:`x_0 \sim N(\mu, C)` and :math:`z \sim N(0, I)` the law of x is p(x|y); with
+        :math:`x_0 = \mu` and z = 0, x is its mean. Only observed entries of y take part. For masks
+        and the identity the solve is closed (Woodbury). For other operators it is conjugate
+        gradient in float64, each image on its own; A itself runs in float32, which limits the
+        residual to about 1e-6.
+
+        Arguments:
+            x_0: Flattened images, in the prior's precision; it and all else on one device.
+            noise: z, shape of y.
+            y: Measurements, float32.
+            params: Their operator parameters.
+            sigma_y: Noise levels of the likelihood, units of x, above 0.
+            operator: The forward operator.
+            iterations: Conjugate-gradient iterations at most.
+            tolerance: Relative residual at which an image's solve stops.
+        """
         n, shape = len(y), self.image_shape
-        x = self.sample(n, generator)
         seen = operator.observed(y, params)
         column = sigma_y.double().reshape(-1, *(1,) * (y.dim() - 1))
 
@@ -207,15 +236,14 @@ class LowRankGaussian:
             back = operator.A_adjoint((v * seen).float(), params)
             return self._times_covariance(back.flatten(1).double())
 
-        noise = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-        residual = (y.double() - column * noise) * seen - forward(x)
+        residual = (y.double() - column * noise) * seen - forward(x_0)
         if operator.capabilities & {"mask", "identity"}:
             solution = self._solve_seen(residual, seen, sigma_y, bool(params))
         else:
             solution = conjugate_gradient(
                 lambda v: column**2 * v + forward(lift(v)), residual, iterations, tolerance
             )
-        return (x + lift(solution)).float().reshape(n, *shape)
+        return (x_0 + lift(solution)).float().reshape(n, *shape)
 
 
 def _leading(x: Float[Tensor, "n d"], rank: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""FlowDiff: the bound, the flow, and their joint training against closed forms."""
+"""FlowDiff: the dense flow, and joint training against closed forms."""
 
 import math
 
@@ -13,7 +13,7 @@ from cleanprior.methods.flow import (
     gaussian_base,
     splits,
 )
-from cleanprior.methods.flowdiff import Ends, diffusion_term, quadratic, stratified_sigma
+from cleanprior.methods.flow_bound import Quadratic, diffusion_term, stratified_sigma
 from torch import nn
 
 from cleanprior.config import build, compose
@@ -30,8 +30,9 @@ OPERATORS = ["inpainting", "denoising", "blur"]
 
 
 def make_method(*overrides):
-    keys = ["method.hidden=16", "method.couplings=4", "method.context=8", *overrides]
-    return build(compose(["method=flowdiff", *keys])["method"])
+    dense = ["method.hidden=16", "method.couplings=4", "method.context=8"]
+    conv = ["method.conv_couplings=2", "method.conv_hidden=8", "method.conv_context=8"]
+    return build(compose(["method=flowdiff", *dense, *conv, *overrides])["method"])
 
 
 def make_measurements(operator, n, seed=0):
@@ -53,61 +54,6 @@ def randomise(module, seed=0, scale=0.3):
     generator = generator_for(seed, "weights")
     for p in module.parameters():
         p.data = scale * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-
-
-# -- the bound -------------------------------------------------------------------------------------
-
-
-def negative_bound(prior, x, low, high, draws, seed=0):
-    """Average the bound at one x over stratified, antithetic draws; return mean and its error."""
-    generator = generator_for(seed, "bound")
-    sigma = stratified_sigma(draws, low, high, generator, CPU).double()
-    noise = torch.randn((draws, *x.shape), generator=generator, dtype=torch.float64)
-    xs, log_range = x.expand(draws, *x.shape), math.log(high / low)
-    terms = [diffusion_term(prior, xs, sigma, sign * noise, log_range) for sign in (1, -1)]
-    pairs = (terms[0] + terms[1]) / 2
-    return (pairs.mean() + Ends(prior, low, high)(x[None])[0]).item(), (
-        pairs.std() / draws**0.5
-    ).item()
-
-
-def nll(prior, x, blur=0.0):
-    covariance = prior.covariance + blur**2 * torch.eye(len(prior.mean), dtype=torch.float64)
-    law = torch.distributions.MultivariateNormal(prior.mean, covariance)
-    return -law.log_prob(x.flatten()).item()
-
-
-@pytest.mark.parametrize("place", [0.0, 0.7, -1.5])
-def test_bound_with_the_exact_score_is_the_log_density(gaussian, place):
-    x = (gaussian.mean + place).reshape(gaussian.image_shape)
-    # lambda = -2 log sigma in [-12, 8].
-    value, error = negative_bound(gaussian, x, math.exp(-4), math.exp(6), 200_000)
-    assert abs(value - nll(gaussian, x)) < 4 * error + 0.05
-
-
-def test_bound_lies_above_the_blurred_negative_log_density(gaussian):
-    """A coarse least noise level leaves a gap; it is positive and not large."""
-    x = (gaussian.mean + 0.3).reshape(gaussian.image_shape)
-    value, error = negative_bound(gaussian, x, math.exp(-2), math.exp(2), 200_000)
-    gap = value - nll(gaussian, x, blur=math.exp(-2))
-    assert -4 * error < gap < 0.6
-
-
-def test_bound_differs_between_images_as_the_blurred_prior(gaussian):
-    """The identity that the flow's gradient rests on: exact at any pair of noise levels."""
-    low, high = 0.2, 1.5
-    x1 = (gaussian.mean + 0.8).reshape(gaussian.image_shape)
-    x2 = (gaussian.mean - 0.2).reshape(gaussian.image_shape)
-    first, error = negative_bound(gaussian, x1, low, high, 200_000)
-    second, _ = negative_bound(gaussian, x2, low, high, 200_000)
-    expected = nll(gaussian, x1, low) - nll(gaussian, x2, low)
-    assert abs(first - second - expected) < 4 * 2 * error
-
-
-def test_noise_levels_are_stratified():
-    sigma = stratified_sigma(64, 0.05, 4.0, generator_for(0, "s"), CPU)
-    place = (sigma / 0.05).log() / math.log(80)
-    assert torch.equal((place * 64).floor().clamp(0, 63).long(), torch.arange(64))
 
 
 # -- the flow --------------------------------------------------------------------------------------
@@ -229,7 +175,7 @@ def test_flow_learns_the_posterior_of_one_operator(make_operator, gaussian):
     s, d = 0.5, 6
     operator = make_operator("denoising", gaussian.image_shape)
     root = torch.linalg.cholesky(gaussian.covariance)
-    precision = torch.linalg.inv(gaussian.covariance)
+    prior_term = Quadratic(gaussian.mean, torch.linalg.inv(gaussian.covariance))
     with scoped_rng(0):
         flow = PosteriorFlow(gaussian.image_shape, feature_count(operator), 6, 32, 16)
     spread = gaussian.covariance.diagonal().sqrt()
@@ -253,7 +199,7 @@ def test_flow_learns_the_posterior_of_one_operator(make_operator, gaussian):
         u = torch.randn(len(y), d, generator=generator)
         x, log_det = flow(u, diagonal_base(y))
         data = ((y - x) ** 2).flatten(1).sum(1) / (2 * s**2)
-        return data + quadratic(x, gaussian.mean, precision) - log_det
+        return data + prior_term(x) - log_det
 
     steps = 900
     optimiser = torch.optim.Adam(flow.parameters(), 3e-3)
@@ -351,14 +297,14 @@ def test_losses_route_gradients_and_ways_restore(make_operator, make_problem, na
     assert torch.isfinite(loss.total)
     assert all(p.grad is None for p in method.denoiser.parameters())
     assert all(p.grad is None for p in session.averaged["denoiser"].parameters())
-    last = method.flow.layers[-1].subnet[-1]
+    last = method.network.layers[-1].subnet[-1]
     assert last.weight.grad.abs().max() > 0
     assert last.weight.grad.isfinite().all()
 
-    method.flow.zero_grad(set_to_none=True)
+    method.network.zero_grad(set_to_none=True)
     loss = method.loss(batch, generator_for(0, "b"), "denoiser")
     loss.total.backward()
-    assert all(p.grad is None for p in method.flow.parameters())
+    assert all(p.grad is None for p in method.network.parameters())
     assert any(p.grad is not None for p in method.denoiser.parameters())
 
     for way in method.ways(session.averaged):
@@ -400,7 +346,7 @@ def test_observed_pixels_are_pasted_only_without_noise(
     data = make_measurements(operator, 16)
     begin(method, make_problem(operator), data)
     batch = data.batch(torch.arange(16))
-    x = method._draw(method.flow, batch, generator_for(0, "d"))
+    x = method._draw(method.network, batch, generator_for(0, "d"))
     seen = batch.params["mask"].bool()
     assert not x.requires_grad
     assert torch.equal(x[seen], batch.y[seen]) is is_exact
@@ -423,9 +369,13 @@ def test_noise_free_measurements_without_a_floor_are_refused(make_operator, make
     assert make_method().warning(problem) == "floor"
 
 
-def test_images_that_a_dense_gaussian_cannot_hold_are_refused(make_operator, make_problem):
+def test_images_that_a_dense_gaussian_cannot_hold_need_the_convolutional_flow(
+    make_operator, make_problem
+):
     problem = make_problem(make_operator("denoising", (3, 32, 32)))
-    assert "at most 1024 numbers; these have 3072" in make_method().supports(problem)
+    reason = make_method("method.flow=dense").supports(problem)
+    assert "at most 1024 numbers; these have 3072: use flow=conv" in reason
+    assert make_method().supports(problem) is None
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 60, 1500])
@@ -444,6 +394,9 @@ def test_denoiser_steps_add_up_to_the_budget(steps, each):
         ("prior_weight_noisy=-1", "prior_weight_noisy=-1"),
         ("joint=0.9", "add up to at most 1"),
         ("final_draws=0", "final_draws=0"),
+        ("conv_couplings=1", "conv_couplings=1; allowed: 2 or more"),
+        ("flow=wide", "allowed: auto, dense, conv"),
+        ("levels=uniform", "allowed: stratified, importance"),
     ],
 )
 def test_values_outside_their_range_are_refused(override, message):
@@ -455,7 +408,10 @@ class Interrupted(Exception):
     pass
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(make_operator, make_problem, tmp_path):
+@pytest.mark.parametrize(
+    "keys", [[], ["method.flow=conv", "method.levels=importance"]], ids=["dense", "conv"]
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(make_operator, make_problem, tmp_path, keys):
     """Interrupted once in every stage: pre-training, ramp, joint training, final stage."""
     operator = make_operator("inpainting", (1, 4, 4))
     data = make_measurements(operator, 32)
@@ -463,7 +419,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_operator, make_problem, 
 
     def fit(folder, stop_at=None):
         trainer = build({**config, "checkpoint_seconds": 0.0, "precision": "fp32", "device": "cpu"})
-        method, calls = make_method("method.ramp=0.2"), []
+        method, calls = make_method("method.ramp=0.2", *keys), []
         if stop_at is not None:
             inner = method.loss
 
