@@ -1,0 +1,76 @@
+"""A method without a denoiser from end to end: its record, its row, samples of its cell."""
+
+import pytest
+import torch
+from cleanprior.benchmarks import tables
+
+from cleanprior.config import compose
+from cleanprior.errors import UserError
+from cleanprior.own_sampler import load_own_sampler
+from cleanprior.progress import Progress
+from cleanprior.records import cell_folder
+from cleanprior.run import load_prior, run_cell
+from cleanprior.training.checkpoint import read_tensors, write_tensors
+
+TINY = [
+    "method=ambient_gan",
+    "method.generator_width=8",
+    "method.critic_width=8",
+    "training.budget=512",
+    "training.device=cpu",
+    "evaluation.test_images=8",
+    "evaluation.samples=8",
+    "evaluation.features=pixels",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out, config = tmp_path_factory.mktemp("own"), compose(TINY)
+    return run_cell(config, out, Progress()), cell_folder(out, config)
+
+
+def test_the_row_has_dashes_for_restorations_and_the_reason_below(finished):
+    record, _ = finished
+    assert record["status"] == "done"
+    assert record["training"]["images"] == 512
+    frame = tables.tidy({"ambient_gan": [record]})
+    (line,) = tables.display(tables.summarise(frame), []).to_dict("records")
+    for heading in ("PSNR dB", "SSIM", "|y-Ax|", "restore s", "NFE"):
+        assert line[heading] == "-"
+    for heading in ("FD", "sample s", "train s", "params"):
+        assert line[heading] != "-"
+    (row,) = record["rows"]
+    assert row["missing"]["restoration"] == "no denoiser: a generator only samples"
+
+
+def test_a_finished_cell_samples_with_its_averaged_generator(finished):
+    record, folder = finished
+    sample = load_own_sampler(folder)
+    assert sample is not None
+    pictures, _ = read_tensors(next(folder.glob("pictures-*.safetensors")))
+    kept = pictures["samples.none; samples: generator"]
+    from cleanprior.seeding import generator_for
+
+    drawn = sample(8, generator_for(record["config"]["evaluation"]["seed"], "own-samples"))
+    assert torch.equal(drawn[: len(kept)], kept)
+
+
+def test_no_denoiser_is_said_where_one_is_asked_for(finished, tmp_path):
+    _, folder = finished
+    with pytest.raises(UserError, match="ambient_gan has none .no denoiser: a generator only"):
+        load_prior(folder)
+    assert load_own_sampler(tmp_path) is None
+    with pytest.raises(UserError, match="is not a saved prior"):
+        load_prior(tmp_path)
+
+
+def test_a_checkpoint_of_other_networks_is_told(finished, tmp_path):
+    _, folder = finished
+    for path in folder.glob("record-*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors, meta = read_tensors(folder / "checkpoint.safetensors")
+    cut = {k: v for k, v in tensors.items() if "average.generator" not in k}
+    write_tensors(tmp_path / "checkpoint.safetensors", cut, meta)
+    with pytest.raises(UserError, match="other networks than ambient_gan builds now"):
+        load_own_sampler(tmp_path)
