@@ -9,6 +9,7 @@ import pandas as pd
 
 from cleanprior import registry
 from cleanprior.files import write_bytes, write_text
+from cleanprior.metric_names import is_metric
 from cleanprior.records import Record, is_finished
 
 from .plan import Problem
@@ -20,8 +21,15 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("clean_images", "clean images", "d", "clean images that the method was handed"),
     ("psnr", "PSNR dB", ".2f", "of restorations of held-out measurements; higher is better"),
     ("ssim", "SSIM", ".3f", "of the same; higher is better"),
+    ("lpips", "LPIPS", ".3f", "of the same, AlexNet; lower is better"),
     ("consistency", "|y-Ax|", ".3f", "root mean square residual per observed pixel, units of x"),
     ("fd", "FD", ".1f", "Frechet distance of generated samples to the clean training split"),
+    (
+        "proximal_fd",
+        "proximal FD",
+        ".2f",
+        "of samples, corrupted again, to the training measurements; needs no clean image",
+    ),
     ("train_seconds", "train s", ".0f", "training with its E-steps"),
     ("restore_seconds", "restore s", ".1f", "restoring all held-out measurements"),
     ("sample_seconds", "sample s", ".1f", "drawing the samples"),
@@ -31,6 +39,8 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
 )
 #: Headings of columns that hold words.
 TEXTS = ("method", "restores by", "status")
+#: Columns that stand only where some row has a value.
+OPTIONAL = ("lpips",)
 # The same for every seed of a row.
 FIRST = (
     "warning",
@@ -44,8 +54,10 @@ FIRST = (
 NUMBERS = (
     "psnr",
     "ssim",
+    "lpips",
     "consistency",
     "fd",
+    "proximal_fd",
     "train_seconds",
     "restore_seconds",
     "sample_seconds",
@@ -94,7 +106,7 @@ def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
                         "sample_seconds": seconds.get("sampling"),
                         "evaluations": row["evaluations"] if "restoration" in seconds else None,
                         "backwards": row["backwards"],
-                        "missing": "; ".join(row["missing"].values()),
+                        "missing": "; ".join(dict.fromkeys(row["missing"].values())),
                     }
                 )
     return pd.DataFrame(lines)
@@ -102,6 +114,7 @@ def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line for each method and way: mean, spread and number of seeds."""
+    further = [c for c in frame.columns if is_metric(c) and c not in NUMBERS]
     frame = frame.reindex(columns=[*frame.columns, *(c for c in NUMBERS if c not in frame)])
     lines = []
     for keys, group in frame.groupby(["method", "way"], sort=False):
@@ -113,7 +126,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         first = (done if len(done) else group).iloc[0].to_dict()
         for key in FIRST:
             line[key] = first.get(key)
-        for key in NUMBERS:
+        for key in (*NUMBERS, *further):
             values = done[key].dropna().astype(float)
             line[key] = values.mean() if len(values) else math.nan
             line[f"{key}_std"] = values.std(ddof=1) if len(values) > 1 else math.nan
@@ -135,6 +148,11 @@ def _number(line: dict[str, Any], key: str, form: str, plus_minus: str) -> str:
     return f"{value:{form}}" + (f"{plus_minus}{spread:{form}}" if not pd.isna(spread) else "")
 
 
+def columns(summary: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """Return the columns of :data:`COLUMNS` that this table shows."""
+    return [c for c in COLUMNS if c[0] not in OPTIONAL or summary[c[0]].notna().any()]
+
+
 def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
     """Return the table as strings, with its headings.
 
@@ -151,7 +169,7 @@ def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
         if line["clean_images"] and line["clean_images"] == line["train_images"]:
             name = f"{name} †"
         shown = {"method": name, "restores by": line["way"] or DASH}
-        for key, heading, form, _ in COLUMNS:
+        for key, heading, form, _ in columns(summary):
             if key in NUMBERS:
                 shown[heading] = _number(line, key, form, " ± ")
             elif key == "nfe":
@@ -183,9 +201,9 @@ def marks(summary: pd.DataFrame, best: dict[str, list[tuple[str, str]]]) -> pd.D
         best: From :func:`cleanprior.benchmarks.statistics.best`.
     """
     names = list(zip(summary["method"], summary["way"], strict=True))
-    headings = [*TEXTS[:2], *(c[1] for c in COLUMNS), *TEXTS[2:]]
+    headings = [*TEXTS[:2], *(c[1] for c in columns(summary)), *TEXTS[2:]]
     bold = pd.DataFrame(False, index=range(len(names)), columns=headings)
-    for key, heading, _, _ in COLUMNS:
+    for key, heading, _, _ in columns(summary):
         bold[heading] = [name in best.get(key, []) for name in names]
     return bold
 
@@ -261,12 +279,25 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
                 f"FD: features {notes['features']}, {notes['samples']} samples against the "
                 f"{notes['reference']}; the test split itself has {notes['fd_train_test']:.1f}"
             )
-        else:
+        elif not notes.get("has_clean", False):
             lines.append(
                 "no clean images: no PSNR, SSIM or FD; |y-Ax| of the true images would be "
                 f"{notes['expected_consistency']:.3f} by the noise; a restoration far "
                 "below it fits the noise, far above it does not explain y"
             )
+        if "proximal_floor" in notes:
+            lines.append(
+                f"proximal FD: features {notes['proximal_features']}; training measurements among "
+                f"themselves have {notes['proximal_floor']:.2f}, zeros "
+                f"{notes['proximal_ceiling']:.2f}"
+            )
+        absent = [row["missing"] for r in done for row in r["rows"]]
+        lines += dict.fromkeys(
+            f"{heading}: {missing[key]}"
+            for key, heading, _, _ in COLUMNS
+            for missing in absent
+            if key in missing
+        )
     for method, cells in records.items():
         lines += dict.fromkeys(f"{method}: {r['status']}" for r in cells if ":" in r["status"])
         lines += dict.fromkeys(
@@ -274,7 +305,7 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
             for r in cells
             for row in r.get("rows", ())
             for kind, reason in row["missing"].items()
-            if kind != "clean"
+            if kind in ("restoration", "generation")
         )
         hashes = {r["code"]["method_sha256"] for r in cells if is_finished(r)}
         if hashes - {registry.code_hash(method)}:
@@ -320,7 +351,7 @@ def write(
     comparisons: pd.DataFrame,
 ) -> list[Path]:
     """Write the table in four formats and the pairwise comparisons, each file atomically."""
-    legend = [f"{heading}: {meaning}" for _, heading, _, meaning in COLUMNS]
+    legend = [f"{c[1]}: {c[3]}" for c in COLUMNS if c[1] in shown.columns]
     text = to_markdown(shown, bold)
     bullets = "\n".join(f"- {line}" for line in [*lines, *legend])
     write_text(folder / "table.md", f"## {title}\n\n{text}\n\n{bullets}\n")

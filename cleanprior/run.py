@@ -194,6 +194,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
             cell.operator,
             out / "features",
             progress,
+            trained=measured,
         )
     record["rows"] = [row.as_dict() for row in rows]
     record["evaluation"] = notes
@@ -267,7 +268,10 @@ def load_prior(path: Path) -> Prior:
     """
     record = finished_without_prior(path)
     if record is not None:
-        reasons = [r for row in record["rows"] for r in row["missing"].values()]
+        kinds = ("restoration", "generation")
+        reasons = [
+            row["missing"][k] for row in record["rows"] for k in kinds if k in row["missing"]
+        ]
         raise UserError(
             f"'{path}' holds no denoiser to restore with: {record['method']} has none"
             + (f" ({reasons[0]})" if reasons else "")

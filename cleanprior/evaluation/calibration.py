@@ -13,6 +13,7 @@ References:
 """
 
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +29,7 @@ class Calibration:
 
     Attributes:
         spread_ratio: Root of corrected spread over error; 1 is calibrated, below 1 too sure.
+        spread_ratio_se: Its standard error over images; NaN for one image.
         coverage: Share of open pixels inside their 90 % interval.
         ranks: Share of open pixels whose truth has rank 0 ... k among the samples; flat where the
             sampler is calibrated, U-shaped where it is too sure.
@@ -35,6 +37,7 @@ class Calibration:
     """
 
     spread_ratio: float
+    spread_ratio_se: float
     coverage: float
     ranks: list[float]
     rank_deviation: float
@@ -97,8 +100,15 @@ def calibrate(
     error = (mean - x).square()
     half = float(student.ppf(0.95, k - 1)) * expected.sqrt()
     ranks = _ranks(drawn, x)
+    squared = expected.sum() / error.sum()
+    # Pixels of an image go together, so images are what the delta method counts.
+    image = is_open.nonzero()[:, 0]
+    residual = torch.zeros(len(truth)).double().index_add(0, image, expected - squared * error)
+    n = int(is_open.flatten(1).any(1).sum())
+    variance_of_squared = residual.square().sum() * n / (n - 1) / error.sum() ** 2 if n > 1 else nan
     return Calibration(
-        spread_ratio=(expected.mean() / error.mean()).sqrt().item(),
+        spread_ratio=squared.sqrt().item(),
+        spread_ratio_se=float((variance_of_squared / squared) ** 0.5 / 2),
         coverage=((mean - x).abs() <= half).double().mean().item(),
         ranks=ranks.tolist(),
         rank_deviation=0.5 * (ranks - 1 / (k + 1)).abs().sum().item(),

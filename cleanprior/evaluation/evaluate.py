@@ -1,26 +1,27 @@
 """One protocol for every cell: restore held-out measurements, draw samples, compare."""
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..data.datasets import CleanData
 from ..data.measured import MeasuredData
-from ..data.measurements import Measurements
+from ..data.measurements import Batch, Measurements
 from ..diffusion.posterior import PosteriorSampler
 from ..diffusion.samplers import Sampler
-from ..operators.base import Operator, take
+from ..operators.base import Operator
 from ..prior import Prior, image_generators
 from ..progress import Progress
-from ..seeding import generator_for
+from ..seeding import generator_for, seed_for
 from ..training.method import Way
-from .features import Features, choose
-from .metrics import consistency, expected_consistency, frechet_distance, psnr, ssim
+from .judges import CalibrationJudge, Findings, RestorationJudge, SampleJudge, SampleOptions
 
+Restore = Callable[[Batch, list[Generator]], tuple[Tensor, int]]
 #: Why a data set of measurements alone has no such numbers.
 NO_CLEAN = "no clean images: no PSNR, SSIM or FD"
 
@@ -32,11 +33,12 @@ class Row:
     Attributes:
         way: How it restores, e.g. ``mmps, one sample``.
         is_own: Whether this is the method's own way and not the shared sampler.
-        metrics: Mean of each metric.
+        metrics: Mean of each metric; :mod:`cleanprior.metric_names` says what each is.
         per_image: Restoration metrics of each test image, for paired comparisons.
         seconds: Wall seconds of restoration and sampling.
         evaluations: Forward passes of the denoiser for one restored image (NFE).
         backwards: Vector-Jacobian products for one restored image.
+        curves: Values that belong together: ``rank_histogram``, shares of the ranks 0 ... k.
         missing: Why a metric has no value.
     """
 
@@ -47,7 +49,15 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)
     evaluations: int = 0
     backwards: int = 0
+    curves: dict[str, list[float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, found: Findings) -> None:
+        """Take over what a judge found."""
+        self.metrics |= found.metrics
+        self.per_image |= found.per_image
+        self.curves |= found.curves
+        self.missing |= found.missing
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for a record."""
@@ -62,7 +72,19 @@ class Protocol:
         test_images: Held-out measurements restored, at most.
         samples: Images generated for the Frechet distance, at most the test split's size, so that
             the distance of the test split itself is comparable.
-        features: ``auto``, ``classifier`` or ``pixels``.
+        features: ``auto``, ``classifier``, ``pixels``, ``inception``, ``efficientnet``,
+            ``dinov2``, or a list; the first gives the distances of tables, the others further ones.
+        proximal_features: One of those, of measurements that are lifted to images.
+        lpips: Whether LPIPS is computed.
+        kid_subsets: Subsets of the kernel distance.
+        kid_size: Images of a subset, at most half of the smaller set.
+        is_splits: Splits of the Inception score; some authors use 1.
+        neighbours: Nearest neighbours that make the manifolds of precision and recall.
+        manifold: Images of a manifold, at most.
+        calibration_images: Measurements for which a posterior sampler draws several times; 0 for
+            none.
+        calibration_draws: Draws for each of them, at least 2.
+        download: Fetch weights of networks that are not on this machine.
         grid: Columns of the picture grids.
         chunk: Images at a time.
         seed: Evaluation seed.
@@ -70,7 +92,17 @@ class Protocol:
 
     test_images: int
     samples: int
-    features: str
+    features: str | Sequence[str]
+    proximal_features: str
+    lpips: bool
+    kid_subsets: int
+    kid_size: int
+    is_splits: int
+    neighbours: int
+    manifold: int
+    calibration_images: int
+    calibration_draws: int
+    download: bool
     grid: int
     chunk: int
     seed: int
@@ -78,6 +110,15 @@ class Protocol:
     def __post_init__(self) -> None:
         if min(self.test_images, self.samples, self.grid, self.chunk) < 2:
             raise ValueError("test_images, samples, grid and chunk are counts; allowed: at least 2")
+        if self.calibration_images < 0 or self.calibration_draws < 2:
+            raise ValueError(
+                f"calibration_images={self.calibration_images}, calibration_draws="
+                f"{self.calibration_draws}; allowed: at least 0 (off) and at least 2"
+            )
+        if min(self.kid_subsets, self.kid_size, self.is_splits, self.neighbours) < 1:
+            raise ValueError("kid_subsets, kid_size, is_splits, neighbours; allowed: at least 1")
+        if self.manifold <= self.neighbours:
+            raise ValueError(f"manifold={self.manifold}; allowed: above neighbours")
 
     def evaluate(
         self,
@@ -90,6 +131,7 @@ class Protocol:
         operator: Operator,
         cache: Path | None,
         progress: Progress,
+        trained: Measurements | None = None,
     ) -> tuple[list[Row], dict[str, Tensor], dict[str, Any]]:
         """Evaluate a prior by the shared samplers, and a method's own ways.
 
@@ -103,18 +145,22 @@ class Protocol:
             operator: Their operator.
             cache: Where feature networks are kept.
             progress: Where to show progress.
+            trained: Measurements of the training split, for the proximal distance.
 
         Returns:
             The rows, pictures by name (the first ``grid`` images), and notes on the protocol.
         """
         clean = data if isinstance(data, CleanData) else None
-        features = None if clean is None else choose(self.features, clean, cache)
-        reference = None if clean is None or features is None else features(clean.train)
         n = min(self.test_images, len(data.test))
         truth = None if clean is None else clean.test[:n]
         count = min(self.samples, len(data.test))
-        numbers = torch.arange(n)
-        batch = measured.batch(numbers)
+        batch = measured.batch(torch.arange(n))
+        judge = RestorationJudge(batch, truth, operator, self.lpips, self.download)
+        calibration = CalibrationJudge(
+            batch, truth, operator, self.calibration_images, self.calibration_draws, self.seed
+        )
+        judge_samples = SampleJudge(self._options(), clean, trained, operator, count, cache)
+        again = seed_for(self.seed, "calibration")
         rows: list[Row] = []
         pictures: dict[str, Tensor] = {}
 
@@ -136,7 +182,16 @@ class Protocol:
                 )
             row.seconds["restoration"] = time.perf_counter() - start
             row.evaluations, row.backwards = draw.evaluations, draw.backwards
-            self._restoration(row, draw.x, truth, measured, operator)
+            row.add(judge(draw.x))
+            start = time.perf_counter()
+
+            def draw_again(more: Batch, posterior: PosteriorSampler = posterior) -> Tensor:
+                assert prior is not None
+                given = (more.y, more.params, more.sigma_y)
+                return prior.restore(*given, operator, posterior, again, self.chunk).x
+
+            row.add(calibration(draw.x, draw_again))
+            row.seconds["calibration"] = time.perf_counter() - start
             pictures[f"restored.{row.way}"] = draw.x
             if not rows:
                 start = time.perf_counter()
@@ -144,7 +199,9 @@ class Protocol:
                     drawn = prior.sample(count, sampler, self.seed, self.chunk)
                     task.advance(count)
                 row.seconds["sampling"] = time.perf_counter() - start
-                self._generation(row, drawn, features, reference)
+                found = judge_samples(drawn)
+                row.add(found)
+                pictures = found.pictures | pictures
                 pictures[f"samples.{row.way}"] = drawn
             rows.append(row)
 
@@ -158,7 +215,15 @@ class Protocol:
                     batch, image_generators(self.seed, range(n))
                 )
                 row.seconds["restoration"] = time.perf_counter() - start
-                self._restoration(row, restored, truth, measured, operator)
+                row.add(judge(restored))
+                start = time.perf_counter()
+                restore = way.restore
+
+                def draw_way(more: Batch, restore: Restore = restore) -> Tensor:
+                    return restore(more, image_generators(again, range(len(more))))[0]
+
+                row.add(calibration(restored, draw_way))
+                row.seconds["calibration"] = time.perf_counter() - start
                 pictures[f"restored.{row.way}"] = restored
             if way.sample is None:
                 row.missing["generation"] = way.reason or f"{way.name} does not sample p(x)"
@@ -166,7 +231,9 @@ class Protocol:
                 start = time.perf_counter()
                 drawn = way.sample(count, generator_for(self.seed, "own-samples"))
                 row.seconds["sampling"] = time.perf_counter() - start
-                self._generation(row, drawn, features, reference)
+                found = judge_samples(drawn)
+                row.add(found)
+                pictures = found.pictures | pictures
                 pictures[f"samples.{row.way}"] = drawn
             rows.append(row)
 
@@ -180,37 +247,26 @@ class Protocol:
             pictures["seen"] = operator.observed(batch.y, batch.params)
         kept = {k: v[: self.grid].float().contiguous() for k, v in pictures.items()}
         notes: dict[str, Any] = {
+            "has_clean": clean is not None,
             "samples": count,
             "test_images": n,
-            "expected_consistency": expected_consistency(
-                batch.sigma_y, batch.y, batch.params, operator
-            )
-            .mean()
-            .item(),
+            "expected_consistency": judge.expected_consistency,
+            "calibration_images": calibration.n if truth is not None else 0,
+            "calibration_draws": self.calibration_draws,
         }
-        if clean is not None and features is not None and reference is not None:
-            notes |= {
-                "features": features.name,
-                "reference": f"train split, {len(clean.train)} images",
-                "fd_train_test": frechet_distance(reference, features(clean.test[:count])),
-            }
+        notes |= judge_samples.notes()
         return rows, kept, notes
 
-    def _restoration(
-        self, row: Row, x: Tensor, truth: Tensor | None, measured: Measurements, operator: Operator
-    ) -> None:
-        n = len(x)
-        values = {} if truth is None else {"psnr": psnr(x, truth), "ssim": ssim(x, truth)}
-        values["consistency"] = consistency(
-            x, measured.y[:n], take(measured.params, slice(n)), operator
+    def _options(self) -> SampleOptions:
+        return SampleOptions(
+            features=self.features,
+            proximal_features=self.proximal_features,
+            kid_subsets=self.kid_subsets,
+            kid_size=self.kid_size,
+            is_splits=self.is_splits,
+            neighbours=self.neighbours,
+            manifold=self.manifold,
+            grid=self.grid,
+            is_downloading=self.download,
+            seed=self.seed,
         )
-        for key, value in values.items():
-            row.per_image[key] = [round(v, 5) for v in value.tolist()]
-            row.metrics[key] = value.mean().item()
-
-    def _generation(self, row: Row, x: Tensor, features: Features | None, reference: Any) -> None:
-        if not torch.isfinite(x).all():
-            row.missing["generation"] = "samples are not finite"
-            return
-        if features is not None:
-            row.metrics["fd"] = frechet_distance(reference, features(x))

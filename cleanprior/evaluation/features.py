@@ -33,8 +33,8 @@ class Features(Protocol):
         """Return (n, d) features of images in [-1, 1]."""
         ...
 
-    def logits(self, x: Tensor) -> Tensor | None:
-        """Return (n, classes) class scores, or None where features come without classes."""
+    def with_scores(self, x: Tensor) -> tuple[NDArray[np.float64], Tensor | None]:
+        """Return features, and (n, classes) class scores or None where there are no classes."""
         ...
 
 
@@ -51,9 +51,9 @@ class Pixels:
         side = (min(8, x.shape[2]), min(8, x.shape[3]))
         return F.adaptive_avg_pool2d(x.clamp(-1, 1), side).flatten(1).double().numpy()
 
-    def logits(self, x: Tensor) -> Tensor | None:
-        """Return None: pixels name no class."""
-        return None
+    def with_scores(self, x: Tensor) -> tuple[NDArray[np.float64], Tensor | None]:
+        """Return features and None: pixels name no class."""
+        return self(x), None
 
 
 class Classifier:
@@ -74,13 +74,14 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> NDArray[np.float64]:  # noqa: D102
-        parts = [self.net[:-1](part) for part in x.clamp(-1, 1).split(1024)]
-        return torch.cat(parts).double().numpy()
+        return self.with_scores(x)[0]
 
     @torch.no_grad()
-    def logits(self, x: Tensor) -> Tensor | None:
-        """Return (n, classes) class scores."""
-        return torch.cat([self.net(part) for part in x.clamp(-1, 1).split(1024)])
+    def with_scores(self, x: Tensor) -> tuple[NDArray[np.float64], Tensor | None]:
+        """Return features and (n, classes) class scores."""
+        parts = [self.net[:-1](part) for part in x.clamp(-1, 1).split(1024)]
+        features = torch.cat(parts)
+        return features.double().numpy(), self.net[-1](features)
 
     @staticmethod
     def build(shape: tuple[int, ...], classes: int) -> nn.Sequential:

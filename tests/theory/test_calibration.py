@@ -38,6 +38,7 @@ def test_exact_posterior_draws_are_calibrated(gaussian, k):
     drawn, x = posterior_draws(gaussian, k=k)
     found = calibrate(drawn, x, everywhere(x))
     assert found.spread_ratio == pytest.approx(1, abs=0.02)
+    assert abs(found.spread_ratio - 1) < 4 * found.spread_ratio_se
     assert found.coverage == pytest.approx(0.9, abs=0.01)
     assert len(found.ranks) == k + 1
     assert sum(found.ranks) == pytest.approx(1)
@@ -62,6 +63,18 @@ def test_a_shift_is_told_by_the_ranks(gaussian):
     found = calibrate(drawn + 0.3, x, everywhere(x))
     assert found.ranks[0] > 2 * found.ranks[-1]
     assert found.spread_ratio < 0.95
+
+
+def test_the_standard_error_is_the_spread_between_sets_of_images(gaussian):
+    """30 sets of 100 images: the mean of the errors against the standard deviation, within 40 %."""
+    drawn, x = posterior_draws(gaussian)
+    sets = [
+        calibrate(drawn[:, i : i + 100], x[i : i + 100], everywhere(x[:100]))
+        for i in range(0, 3000, 100)
+    ]
+    ratios = torch.tensor([s.spread_ratio for s in sets])
+    errors = torch.tensor([s.spread_ratio_se for s in sets])
+    assert errors.mean().item() == pytest.approx(ratios.std().item(), rel=0.4)
 
 
 def test_only_open_pixels_count(gaussian):

@@ -21,7 +21,9 @@ def features(request, digits_data, tmp_path_factory):
 
 def compare(x, data, features, held_out=None):
     held_out = data.test if held_out is None else held_out
-    return memorisation(x, features(x), data.train, features(data.train), features(held_out))
+    training = features(data.train)
+    limit = threshold(features(held_out), training)
+    return memorisation(x, features(x), data.train, training, limit)
 
 
 def test_copies_of_training_images_score_one_and_are_found(digits_data, features):

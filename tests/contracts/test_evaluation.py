@@ -1,0 +1,224 @@
+"""The protocol: every value is documented, every absent one has a reason, draws are its own."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from cleanprior.config import build, compose
+from cleanprior.data import CleanData, Measurements
+from cleanprior.errors import UserError
+from cleanprior.metric_names import METRICS, describe, is_metric
+from cleanprior.operators.base import take
+from cleanprior.progress import Progress
+from cleanprior.seeding import scoped_rng
+from cleanprior.training import Way
+
+SMALL = {"test_images": 12, "samples": 40, "calibration_images": 6, "kid_subsets": 5, "grid": 4}
+
+
+@pytest.fixture(scope="module")
+def prior(make_operator):
+    """Any denoiser will do: one without training."""
+    from cleanprior.prior import Prior
+    from cleanprior.training import Problem
+
+    config = compose(["method=naive"])
+    backbone = {k: v for k, v in config["backbone"].items() if k not in ("name", "about")}
+    backbone["hid_channels"] = [8, 16]
+    operator = make_operator("inpainting", (1, 8, 8))
+    with scoped_rng(0):
+        denoiser = Problem(operator, "inpainting", backbone, 0.5, 0.0).denoiser()
+    return Prior(denoiser, (1, 8, 8), backbone)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture
+def evaluate(digits_data, make_operator, prior, cache):
+    def run(ways=(), data=digits_data, has_prior=True, has_trained=True, sigma=0.0, **changes):
+        config = compose(["method=naive", "posterior.steps=2", "sampler.steps=2"])
+        protocol = build(config["evaluation"] | SMALL | changes)
+        operator = make_operator("inpainting", (1, 8, 8), f"sigma={sigma}")
+        trained = Measurements.draw(digits_data.train, operator, 0, "train")
+        rows, pictures, notes = protocol.evaluate(
+            prior if has_prior else None,
+            {"mmps": build(config["posterior"])},
+            list(ways),
+            build(config["sampler"]),
+            data,
+            Measurements.draw(digits_data.test, operator, 0, "test"),
+            operator,
+            cache,
+            Progress(),
+            trained=trained if has_trained else None,
+        )
+        return rows, pictures, notes
+
+    return run
+
+
+def test_every_value_is_a_number_with_a_name_and_every_absent_one_has_a_reason(evaluate):
+    (row,), pictures, notes = evaluate()
+    for key, value in row.metrics.items():
+        assert type(value) is float, key
+        assert describe(key)
+        assert key not in row.missing
+    names = {f"{k}_classifier": k for k in ("inception_score", "inception_score_std")}
+    found = {names.get(k, k) for k in row.metrics}
+    assert set(METRICS) - found == {"lpips"}
+    assert "31 pixels" in row.missing["lpips"]
+    assert set(row.per_image) >= {"psnr", "psnr_minmax", "ssim", "consistency"}
+    assert len(row.per_image["psnr"]) == 12
+    assert len(row.per_image["psnr_mean"]) == 6
+    assert len(row.curves["rank_histogram"]) == 9
+    assert row.seconds.keys() == {"restoration", "calibration", "sampling"}
+    assert notes["proximal_floor"] < row.metrics["proximal_fd"]
+    assert notes["proximal_floor"] < notes["proximal_ceiling"]
+    assert notes["test_split"]["fd"] == notes["fd_train_test"] < row.metrics["fd"]
+    pairs = pictures["memorised.sample"], pictures["memorised.neighbour"]
+    assert pairs[0].shape == pairs[1].shape == (4, 1, 8, 8)
+
+
+def test_unknown_metrics_have_no_description():
+    with pytest.raises(KeyError):
+        describe("fdx")
+    assert not any(is_metric(k) for k in ("is_own", "method", "fdx", "seed"))
+    assert is_metric("inception_score_classifier")
+    assert "efficientnet" in describe("kid_std_efficientnet")
+    assert describe("kid_std_efficientnet").startswith(METRICS["kid_std"])
+
+
+def test_another_evaluation_is_the_same_and_another_seed_is_not(evaluate):
+    first, second = evaluate()[0][0], evaluate()[0][0]
+    assert first.metrics == second.metrics
+    other = evaluate(seed=1)[0][0]
+    for key in ("spread_ratio", "proximal_fd", "kid"):
+        assert other.metrics[key] != first.metrics[key]
+
+
+def test_calibration_does_not_change_the_other_values(evaluate):
+    with_it, without = evaluate()[0][0], evaluate(calibration_images=0)[0][0]
+    assert without.metrics.items() <= with_it.metrics.items()
+    assert "spread_ratio" not in without.metrics
+    assert "calibration is off" in without.missing["spread_ratio"]
+
+
+def test_ways_that_know_the_posterior_are_calibrated_and_point_estimates_say_so(
+    evaluate, digits_data
+):
+    """Around a centre, truth and draws alike: a way that draws as the truth was drawn."""
+    centre = torch.zeros(1, 8, 8)
+
+    def noise(generators, width):
+        return torch.stack([width * torch.randn(1, 8, 8, generator=g) for g in generators])
+
+    generator = torch.Generator().manual_seed(0)
+    test = torch.stack(
+        [centre + 0.3 * torch.randn(1, 8, 8, generator=generator) for _ in range(60)]
+    )
+    data = CleanData("noise", digits_data.train, test)
+
+    def ways(width):
+        return Way(f"width {width}", lambda b, g: (centre + noise(g, width), 1))
+
+    rows, _, _ = evaluate(
+        [ways(0.3), ways(0.15), Way("mean", lambda b, g: (0 * noise(g, 1), 1))],
+        data=data,
+        has_prior=False,
+        test_images=40,
+        calibration_images=40,
+        calibration_draws=8,
+    )
+    calibrated, narrow, mean = rows
+    assert calibrated.metrics["spread_ratio"] == pytest.approx(1, abs=0.08)
+    assert calibrated.metrics["coverage"] == pytest.approx(0.9, abs=0.03)
+    assert narrow.metrics["spread_ratio"] < 0.6
+    assert narrow.metrics["coverage"] < 0.7
+    assert "all alike" in mean.missing["spread_ratio"]
+    assert calibrated.metrics["psnr_mean_gain"] > 1
+
+
+def test_a_way_is_handed_each_measurement_with_its_own_parameters(
+    evaluate, digits_data, make_operator
+):
+    operator = make_operator("inpainting", (1, 8, 8))
+    measured = Measurements.draw(digits_data.test, operator, 0, "test")
+    batches = []
+
+    def restore(batch, generators):
+        batches.append(batch)
+        assert len(generators) == len(batch)
+        rows = [torch.randn(1, 8, 8, generator=g) for g in generators]
+        return torch.stack(rows), 1
+
+    evaluate([Way("own", restore)], has_prior=False)
+    first, again = batches
+    assert (len(first), len(again)) == (12, 42)  # 6 images, 7 further draws
+    for batch in batches:
+        assert torch.equal(batch.y, measured.y[batch.index])
+        expected = take(measured.params, batch.index)
+        assert torch.equal(batch.params["mask"], expected["mask"])
+    assert again.index.tolist() == list(range(6)) * 7
+
+
+def test_further_features_are_further_columns(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (row,), _, notes = evaluate(features=["pixels", "classifier", "inception"])
+    assert {"fd", "kid", "fd_classifier", "recall_classifier", "inception_score_classifier"} <= set(
+        row.metrics
+    )
+    assert row.metrics["fd"] < row.metrics["fd_classifier"]
+    assert "download=true" in row.missing["fd_inception"]
+    assert notes["test_split"].keys() >= {"fd", "fd_classifier"}
+    (row,), _, notes = evaluate(features="inception")
+    assert "fd" not in row.metrics
+    assert "download=true" in row.missing["fd"]
+    assert "features" not in notes
+
+
+def test_samples_that_are_not_finite_have_no_value(evaluate):
+    way = Way("own", sample=lambda n, g: torch.full((n, 1, 8, 8), torch.nan))
+    (row,), _, _ = evaluate([way], has_prior=False)
+    assert row.missing["generation"] == "samples are not finite"
+    assert "fd" not in row.metrics
+
+
+def test_copies_of_training_images_are_told_as_memorised(evaluate, digits_data):
+    way = Way("own", sample=lambda n, g: digits_data.train[:n].clone())
+    (row,), pictures, _ = evaluate([way], has_prior=False)
+    assert row.metrics["memorised"] == 1
+    assert row.metrics["memorised_ratio"] == 1
+    assert torch.equal(pictures["memorised.sample"], pictures["memorised.neighbour"])
+
+
+def test_without_training_measurements_there_is_no_proximal_distance(evaluate):
+    (row,), _, notes = evaluate(has_trained=False)
+    assert "proximal_fd" not in row.metrics
+    assert row.missing["proximal_fd"]
+    assert "proximal_floor" not in notes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"calibration_draws": 1}, "calibration_draws=1"),
+        ({"calibration_images": -1}, "calibration_images=-1"),
+        ({"kid_subsets": 0}, "kid_subsets"),
+        ({"manifold": 3}, "above neighbours"),
+    ],
+)
+def test_values_out_of_range_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        build(compose(["method=naive"])["evaluation"] | change)
+
+
+def test_a_row_is_plain_values(evaluate):
+    import json
+
+    (row,), _, notes = evaluate()
+    assert json.loads(json.dumps(row.as_dict())) == dataclasses.asdict(row)
+    json.dumps(notes)
