@@ -20,6 +20,10 @@ def bench(
     data: Annotated[str | None, typer.Option(help="Data set.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Number of training seeds.")] = None,
     bench: Annotated[str, typer.Option(help="Benchmark configuration.")] = "default",
+    table: Annotated[
+        str | None, typer.Option(help="A paper's table: its numbers beside ours.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="Of a paper's table: cpu, gpu or paper.")] = "cpu",
     references: Annotated[
         bool, typer.Option(help="Add the rows that anchor the table (observations, oracle, ...).")
     ] = True,
@@ -32,10 +36,12 @@ def bench(
     ] = None,
 ) -> None:
     """Train methods on identical measurements and say which is better, at what cost."""
+    from . import described
     from .plan import check_forced, make_plan
 
+    chosen = described.bench(bench) if table is None else described.table(table, scale)
     plan = make_plan(
-        bench, _split(methods), _split(operator), data, seeds, overrides or [], references
+        chosen, _split(methods), _split(operator), data, seeds, overrides or [], references
     )
     forced = _split(force) or []
     check_forced(plan, forced)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cleanprior import capabilities, registry
-from cleanprior.config import Config, compose, placeless
+from cleanprior.config import Config, compose, placeless, registry_defaults
 from cleanprior.errors import UserError, unknown
+
+from .described import Beside, Case, Description
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,15 @@ class Problem:
         title: Shown above the table.
         label: The operator with what differs from its defaults, for tabs and overviews.
         key: Name of the folder of its files; the same problem has the same key.
-        cells: Composed configurations by method, in row order; one a seed.
+        cells: Composed configurations by row, in order; one a seed.
+        beside: What was published about it, or None.
     """
 
     title: str
     label: str
     key: str
     cells: dict[str, list[Config]]
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Plan:
         problems: One a table.
         references: Methods that anchor every table and are not compared.
         about: One sentence.
+        sweep: The key that differs between problems, for a plot; empty for none.
     """
 
     name: str
     problems: list[Problem]
     references: tuple[str, ...]
     about: str = ""
+    sweep: str = ""
 
     @property
     def key(self) -> str:
@@ -55,19 +61,19 @@ class Plan:
 
 
 def make_plan(
-    bench: str,
-    methods: Sequence[str] | None,
-    operators: Sequence[str] | None,
-    data: str | None,
-    seeds: int | None,
-    overrides: Sequence[str],
-    with_references: bool,
+    described: Description,
+    methods: Sequence[str] | None = None,
+    operators: Sequence[str] | None = None,
+    data: str | None = None,
+    seeds: int | None = None,
+    overrides: Sequence[str] = (),
+    with_references: bool = True,
 ) -> Plan:
     """Compose every cell of a benchmark.
 
     Arguments:
-        bench: Name of a configuration of the group ``bench``.
-        methods: Replaces its methods.
+        described: The benchmark.
+        methods: Replaces its rows.
         operators: Replaces its problems.
         data: Replaces its data set.
         seeds: Replaces its number of training seeds.
@@ -77,35 +83,19 @@ def make_plan(
     Raises:
         UserError: Any name or key that does not exist; nothing has been computed or written.
     """
-    described = registry.read("bench", bench)
-    # `tuned`: overrides of one method, with the experiment that they come from beside them.
-    allowed = {
-        "methods",
-        "before",
-        "after",
-        "data",
-        "problems",
-        "seeds",
-        "overrides",
-        "tuned",
-        "about",
-    }
-    if extra := sorted(set(described) - allowed):
-        raise UserError(f"bench '{bench}' has unknown keys: {', '.join(extra)}")
-    chosen = list(methods or described["methods"])
-    for name in chosen:
-        registry.read("method", name)
+    chosen = list(methods or described.methods)
     for name in operators or ():
         registry.read("operator", name)
-    count = described.get("seeds", 1) if seeds is None else seeds
+    count = described.seeds if seeds is None else seeds
     if count < 1:
         raise UserError(f"seeds={count}; allowed: at least 1")
-    before = described.get("before", []) if with_references else []
-    after = described.get("after", []) if with_references else []
+    before = described.before if with_references else ()
+    after = described.after if with_references else ()
     rows = [m for m in before if m not in chosen]
     rows += chosen + [m for m in after if m not in chosen]
-    problems = [[f"operator={o}"] for o in operators] if operators else described["problems"]
-    shared = [f"data={data or described['data']}", *described.get("overrides", [])]
+    variants = {row: described.variant(row) for row in rows}
+    cases = [Case((f"operator={o}",)) for o in operators] if operators else described.cases
+    shared = [f"data={data or described.data}", *described.overrides]
     for override in overrides:
         key = override.split("=")[0]
         if key in ("method", "seed") or key.startswith("method."):
@@ -114,28 +104,25 @@ def make_plan(
                 "`cleanprior train` for a single method"
             )
     made = []
-    for problem in problems:
-        cells = {
-            method: [
-                compose(
-                    [
-                        *shared,
-                        *problem,
-                        *overrides,
-                        f"method={method}",
-                        *described.get("tuned", {}).get(method, []),
-                        f"seed={seed}",
-                    ]
-                )
-                for seed in range(count)
-            ]
-            for method in dict.fromkeys(rows)
-        }
-        made.append(_problem(cells))
-    return Plan(bench, made, tuple([*before, *after]), described.get("about", ""))
+    for case in cases:
+        cells = {}
+        for row, variant in variants.items():
+            first = compose(
+                [
+                    *shared,
+                    *case.overrides,
+                    *overrides,
+                    f"method={variant.method}",
+                    *variant.overrides,
+                ]
+            )
+            cells[row] = [{**first, "seed": seed} for seed in range(count)]
+        made.append(_problem(cells, case.beside))
+    references = (*described.before, *described.after)
+    return Plan(described.name, made, references, described.about, described.sweep)
 
 
-def _problem(cells: dict[str, list[Config]]) -> Problem:
+def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:
     config = next(iter(cells.values()))[0]
     shared = {k: v for k, v in config.items() if k not in ("method", "seed")}
     shared["data"] = placeless(shared["data"])
@@ -149,7 +136,14 @@ def _problem(cells: dict[str, list[Config]]) -> Problem:
     usual = registry.read("operator", operator["name"])
     changed = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v) and usual.get(k) != v]
     label = " ".join([operator["name"], *changed])
-    return Problem(title, label, f"{data['name']}-{operator['name']}-{digest}", cells)
+    if config["posterior"]["name"] != _usual("posterior"):
+        label += f" · {config['posterior']['name']}"
+    return Problem(title, label, f"{data['name']}-{operator['name']}-{digest}", cells, beside)
+
+
+def _usual(group: str) -> str:
+    """Return the configuration that a cell takes of a group unless told otherwise."""
+    return next(d[group] for d in registry_defaults() if group in d)
 
 
 def _is_shown(key: str, value: Any) -> bool:

@@ -176,6 +176,59 @@ def curves(records: dict[str, list[Record]], title: str) -> Figure | None:
     return figure
 
 
+def sweep(
+    points: list[tuple[float, pd.DataFrame]], key: str, references: tuple[str, ...], title: str
+) -> Figure | None:
+    """Draw PSNR and FD of each method against a key that differs between problems.
+
+    Arguments:
+        points: Value of the key and summary of its problem.
+        key: The key, e.g. ``operator.p``.
+        references: Drawn in grey.
+        title: Written above.
+    """
+    joined = pd.concat([s.assign(value=v) for v, s in points], ignore_index=True)
+    done = joined[(joined["status"] == "done") & ~joined["is_own"].astype(bool)]
+    shown = [(k, label) for k, label in QUALITIES if k in done and done[k].notna().any()]
+    if not shown or done["value"].nunique() < 2:
+        return None
+    figure = Figure(figsize=(5.4 * len(shown) + 1.3, 4.0), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=9, ha="left", x=0.01)
+    methods = list(done["method"].unique())
+    ranked = [m for m in methods if m not in references]
+    styles = ("--", ":", "-.")
+    for number, (quality, label) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), number + 1)
+        for method in methods:
+            lines = done[(done["method"] == method) & done[quality].notna()].sort_values("value")
+            is_reference = method in references
+            colour = "#8b929c" if is_reference else COLOURS[ranked.index(method) % len(COLOURS)]
+            style = styles[references.index(method) % len(styles)] if is_reference else "-"
+            axes.errorbar(
+                lines["value"],
+                lines[quality],
+                yerr=lines[f"{quality}_std"].fillna(0),
+                marker="o",
+                markersize=4,
+                capsize=2,
+                lw=1.4,
+                ls=style,
+                color=colour,
+                label=method if number == 0 else None,
+            )
+        axes.set_xlabel(key)
+        axes.set_ylabel(label)
+        if quality == "fd":
+            axes.set_yscale("log")
+            for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                axis_format(ScalarFormatter())
+            axes.tick_params(axis="y", which="minor", labelsize=7)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
 def write(
     problem: Problem, records: dict[str, list[Record]], summary: pd.DataFrame, folder: Path
 ) -> list[Path]:

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cleanprior.files import write_text
+from cleanprior.files import write_bytes, write_text
 
-from . import page, pictures, plots, runner, statistics, tables
+from . import page, pictures, plots, published, runner, statistics, tables
 from .page import Sheet
 from .plan import Plan
 
@@ -61,11 +61,40 @@ def report(plan: Plan, out: Path) -> bool:
             )
         )
     folder = out / "tables" / plan.key
+    front = _published(plan, sheets, folder, console)
     if len(sheets) > 1:
-        sheets = [*_overviews(plan, sheets, best, folder, console), *sheets]
+        front += _overviews(plan, sheets, best, folder, console)
+    sheets = [*front, *sheets]
     path = page.write(folder / "report.html", plan.name, plan.about, sheets)
     console.print(f"page: {path}", soft_wrap=True)
     return is_sound
+
+
+def _published(plan: Plan, sheets: list[Sheet], folder: Path, console: Console) -> list[Sheet]:
+    """Print and write published numbers beside ours, and what differs."""
+    found = [
+        published.beside(problem, sheet.records, sheet.summary)
+        for problem, sheet in zip(plan.problems, sheets, strict=True)
+        if problem.beside is not None
+    ]
+    if not found:
+        return []
+    shown = pd.concat([frame for frame, _ in found], ignore_index=True)
+    lines = [
+        "published numbers are quoted, never measured here; another setting gives other numbers, "
+        "so compare orderings and ratios and not levels",
+        *dict.fromkeys(note for _, notes in found for note in notes),
+    ]
+    bold = shown.map(lambda _: False)
+    title = f"Published numbers beside ours: {plan.about}"
+    print_table(console, title, shown, lines[:1], bold)
+    bullets = "\n".join(f"- {line}" for line in lines)
+    text = f"## {title}\n\n{tables.to_markdown(shown, bold)}\n\n{bullets}\n"
+    write_text(folder / "published.md", text)
+    write_text(folder / "published.csv", shown.to_csv(index=False))
+    files = [folder / "published.md", folder / "published.csv"]
+    console.print(f"what differs, line by line: {files[0]}", soft_wrap=True)
+    return [Sheet("published", title, shown, shown, bold, lines, files, {}, plan.references)]
 
 
 def _overviews(
@@ -78,6 +107,7 @@ def _overviews(
     """Print and write one table a metric with all problems side by side."""
     found = []
     summaries = {s.tab: s.summary for s in sheets}
+    plotted = _sweep(plan, sheets, folder)
     lines = [
         "bold: significantly best of its track on that problem; details in the problem's own table",
         "-: not trained there, or no such number; the reason stands in the problem's own table",
@@ -92,11 +122,28 @@ def _overviews(
         text = f"## {title}\n\n{tables.to_markdown(shown, bold)}\n\n"
         write_text(folder / f"{name}.md", text + "\n".join(f"- {line}" for line in lines) + "\n")
         write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
-        files = [folder / f"{name}.md", folder / f"{name}.csv"]
+        files = [folder / f"{name}.md", folder / f"{name}.csv", *plotted]
+        plotted = []  # on the first tab only
         found.append(
             Sheet(f"all: {key}", title, shown, numbers, bold, lines, files, {}, plan.references)
         )
     return found
+
+
+def _sweep(plan: Plan, sheets: list[Sheet], folder: Path) -> list[Path]:
+    """Write ``sweep.png`` where the problems differ in one number."""
+    if not plan.sweep:
+        return []
+    group, _, key = plan.sweep.partition(".")
+    points = []
+    for problem, sheet in zip(plan.problems, sheets, strict=True):
+        config = next(iter(problem.cells.values()))[0]
+        points.append((float(config[group][key]), sheet.summary))
+    figure = plots.sweep(points, plan.sweep, plan.references, plan.about)
+    if figure is None:
+        return []
+    write_bytes(folder / "sweep.png", plots.png(figure))
+    return [folder / "sweep.png"]
 
 
 def print_table(

@@ -12,14 +12,14 @@ from cleanprior.records import Record, cell_folder, is_finished, read_record, wr
 from .plan import Plan, Problem, refusal
 
 
-def pending(plan: Plan, out: Path, forced: Collection[str]) -> list[Config]:
-    """Return the cells that have to be trained: not finished, not refused, or forced."""
-    cells = [c for p in plan.problems for configs in p.cells.values() for c in configs]
+def pending(plan: Plan, out: Path, forced: Collection[str]) -> list[tuple[str, Config]]:
+    """Return the cells to be trained, each with its row: not finished, not refused, or forced."""
     return [
-        c
-        for c in cells
-        if refusal(c) is None
-        and (c["method"]["name"] in forced or not is_finished(read_record(out, c)))
+        (row, config)
+        for problem in plan.problems
+        for row, configs in problem.cells.items()
+        for config in configs
+        if refusal(config) is None and (row in forced or not is_finished(read_record(out, config)))
     ]
 
 
@@ -34,17 +34,18 @@ def run(plan: Plan, out: Path, forced: Collection[str], progress: Progress) -> N
         return
     from cleanprior.run import Cell, run_cell
 
-    for config in todo:
+    for _, config in todo:
         Cell(config, out)
-    for number, config in enumerate(todo):
-        name = config["method"]["name"]
+    retrained: set[Path] = set()  # problems that differ in evaluation alone share a training
+    for number, (row, config) in enumerate(todo):
         progress.say(
-            f"[{number + 1}/{len(todo)}] {name} on {config['operator']['name']}, "
+            f"[{number + 1}/{len(todo)}] {row} on {config['operator']['name']}, "
             f"{config['data']['name']}, seed {config['seed']}"
         )
         folder = cell_folder(out, config)
         try:
-            run_cell(config, out, progress, name in forced)
+            run_cell(config, out, progress, row in forced and folder not in retrained)
+            retrained.add(folder)
         except UserError:
             raise
         except Exception as error:
@@ -52,7 +53,7 @@ def run(plan: Plan, out: Path, forced: Collection[str], progress: Progress) -> N
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             write_record(out, config, _failed(config, error))
-            progress.say(f"  {name} failed: {type(error).__name__}: {error} ({folder}/error.txt)")
+            progress.say(f"  {row} failed: {type(error).__name__}: {error} ({folder}/error.txt)")
 
 
 def _failed(config: Config, error: Exception) -> Record:

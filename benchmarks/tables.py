@@ -38,7 +38,7 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("parameters", "params", "", "of all networks trained"),
 )
 #: Headings of columns that hold words.
-TEXTS = ("method", "restores by", "status")
+TEXTS = ("method", "restores by", "status", "problem", "published row", "our row")
 #: Columns that stand only where some row has a value.
 OPTIONAL = ("lpips",)
 # The same for every seed of a row.
@@ -201,7 +201,7 @@ def marks(summary: pd.DataFrame, best: dict[str, list[tuple[str, str]]]) -> pd.D
         best: From :func:`cleanprior.benchmarks.statistics.best`.
     """
     names = list(zip(summary["method"], summary["way"], strict=True))
-    headings = [*TEXTS[:2], *(c[1] for c in columns(summary)), *TEXTS[2:]]
+    headings = ["method", "restores by", *(c[1] for c in columns(summary)), "status"]
     bold = pd.DataFrame(False, index=range(len(names)), columns=headings)
     for key, heading, _, _ in columns(summary):
         bold[heading] = [name in best.get(key, []) for name in names]
@@ -307,8 +307,11 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
             for kind, reason in row["missing"].items()
             if kind in ("restoration", "generation")
         )
-        hashes = {r["code"]["method_sha256"] for r in cells if is_finished(r)}
-        if hashes - {registry.code_hash(method)}:
+        done = [r for r in cells if is_finished(r)]
+        if any(
+            r["code"]["method_sha256"] != registry.code_hash(r["config"]["method"]["name"])
+            for r in done
+        ):
             lines.append(
                 f"{method}: its code changed after this row; retrain with --force {method}"
             )
@@ -319,7 +322,7 @@ def notes(problem: Problem, records: dict[str, list[Record]], seeds: int) -> lis
         "floor": "[floor]: noise-free data; the likelihood uses a noise floor in its place",
         "rank": "[rank]: some pixels are never supervised under this operator",
         "shift": "[shift]: trained with missing coordinates, sampled with none",
-        "straw-man": "[straw-man]: y was taken for a noisy image, without the operator; not the method",
+        "straw-man": "[straw-man]: y was taken for a noisy image; the operator was not used",
         "ambient-o": "[ambient-o]: the operator is not modelled, its corruption drowned in noise",
         "null": "[null]: what the operator never shows comes from the method's start, not from y",
     }

@@ -63,6 +63,10 @@ def test_every_output_is_written(finished: Path) -> None:
         "records.parquet",
         "samples.png",
         "restorations.png",
+        "comparisons.csv",
+        "quality_cost.png",
+        "curves.png",
+        "report.html",
     }
     tex = (table_folder(finished) / "table.tex").read_text()
     assert "\\toprule" in tex
