@@ -20,7 +20,10 @@ PROBLEM = ["operator=inpainting", "operator.p=0.4", "operator.sigma=0.1"]
 TINY = [
     "training.budget=64",
     "training.batch=16",
+    "training.warmup=1",
+    "training.ema=0.5",
     "training.device=cpu",
+    "training.precision=fp32",
     "evaluation.test_images=6",
     "evaluation.samples=6",
     "posterior.steps=2",
@@ -122,7 +125,7 @@ def test_the_bench_shows_what_needs_no_reference_and_says_why_not_the_rest() -> 
     assert frame.loc["oracle", "status"].startswith("skipped: oracle starts from clean images")
     naive = frame.loc["naive"]
     assert naive["status"] == "done"
-    assert naive["missing"] == "no clean images: no PSNR, SSIM or FD"
+    assert "no clean images: no PSNR, SSIM or FD" in naive["missing"]
     for key in ("consistency", "train_seconds", "restore_seconds", "sample_seconds", "evaluations"):
         assert naive[key] >= 0, key
     assert not {"psnr", "ssim", "fd"} & set(frame.columns[frame.notna().any()])
