@@ -17,8 +17,7 @@ Differences from Glow and from normflows' multiscale network (which passes no co
 
 - 1x1 convolutions rotate the bands between couplings; the last of a block starts as the inverse of
   the others' product, so that the block starts as the identity;
-- no ActNorm: its first batch would move the flow off the posterior it starts as, and s has set the
-  units already;
+- no ActNorm: its first batch would move the flow off its start, and s has set the units;
 - a quarter of the channels goes on to the next level (the coarse band), not half.
 
 References:

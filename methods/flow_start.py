@@ -7,7 +7,22 @@ dense      full covariance, exact EM                   white noise by the root o
 conv       :math:`d_0 I + U U^\top`, Monte-Carlo EM    exact draws of the Gaussian posterior
 =========  ==========================================  =========================================
 
-Either way the untrained flow *is* the Gaussian posterior.
+Either way the untrained flow *is* the Gaussian posterior, so no step warms it up. For the
+convolutional flow a diagonal base, m plus s times white noise, would spare the draws; measured on
+8x8 digits with half of the pixels (one seed, 256 test images; PSNR of one draw and of the mean of
+8, spread over error of that mean):
+
+=====================================================  ======  ======  ======
+start                                                  sample  mean 8   ratio
+=====================================================  ======  ======  ======
+exact draws, no step                                    15.83   17.69    0.91
+diagonal base, no step                                  14.47   17.34    1.44
+300 steps of maximum likelihood on exact draws          16.11   17.82    0.90
+300 steps of the bound with the Gaussian log-prior      16.71   17.93    0.70
+=====================================================  ======  ======  ======
+
+The exact draws are the posterior for nothing; maximum likelihood comes close to it; the bound
+narrows the draws before the prior has said anything, whatever its PSNR.
 """
 
 import copy

@@ -27,6 +27,12 @@ Differences from the paper and its relatives, each with its option:
   is no bound), one noise level an image, stratified over the batch;
 - alternating steps, phi against averaged theta (relatives step both from one backward pass);
 - the law of :math:`x_T` is the Gaussian prior blurred, not N(0, sigma_max^2 I): a tighter bound;
+- images above 8x8: a convolutional flow (``flow``) on exact draws of a low-rank Gaussian posterior.
+  On 8x8 digits with half of the pixels it does as well as the dense one (one seed: sample 16.92
+  against 16.89 dB, mean of 8 17.93 against 18.16, MMPS 17.92 against 17.77);
+- ``levels=importance`` draws noise levels where the integrand is large, without bias: 0.6 times
+  the variance of the prior term's gradient on those digits. ``stratified`` stays the default: its
+  loss depends on nothing but the batch, the weights and the generator;
 - noise-free masks: the likelihood uses ``sigma_floor``, and observed pixels of what theta is
   trained on are overwritten by y (``project``); y itself is never altered.
 

@@ -192,12 +192,13 @@ def test_the_scale_is_exact_for_a_diagonal_prior_and_a_mask(make_operator):
     torch.testing.assert_close(base.spread, expected)
 
 
-def test_the_mask_alone_changes_the_output(make_operator):
+@pytest.mark.parametrize("part", ["levels", "last"])
+def test_the_mask_alone_changes_the_output(make_operator, part):
     shape = (1, 8, 8)
     operator = make_operator("inpainting", shape)
     batch = make_measurements(operator, 3).batch(torch.arange(3))
     flow = make_flow(shape, feature_channels(operator))
-    disturb(flow)
+    disturb(getattr(flow, part))
     base = ConvStart(operator, CPU, 0.1, 0.05, 4.0, 3).base(flow, batch, is_training=False)
     features = base.features.clone()
     assert torch.equal(features[:, 3:4], batch.params["mask"])
@@ -263,7 +264,7 @@ def test_flow_learns_the_posterior_from_the_prior():
     own = torch.stack([torch.cov(v.T) for v in x])
     distance = ((own - covariance).norm(dim=(1, 2)) / covariance.norm()).mean()
     ratio = own.diagonal(dim1=1, dim2=2).sum(1).mean() / covariance.trace()
-    print(f"mean {error:.3f} covariance {distance:.3f} ratio {ratio:.3f}")
+    # Measured: 0.10, 0.16, 1.02; the limits are those of the dense flow.
     assert error < 0.25
     assert distance < 0.27
     assert 0.95 < ratio < 1.05
