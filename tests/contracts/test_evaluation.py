@@ -147,15 +147,20 @@ def test_a_way_is_handed_each_measurement_with_its_own_parameters(
 ):
     operator = make_operator("inpainting", (1, 8, 8))
     measured = Measurements.draw(digits_data.test, operator, 0, "test")
-    batches = []
+    batches, seeds = [], []
 
     def restore(batch, generators):
         batches.append(batch)
+        seeds.extend(g.initial_seed() for g in generators)
         assert len(generators) == len(batch)
-        rows = [torch.randn(1, 8, 8, generator=g) for g in generators]
-        return torch.stack(rows), 1
+        rows = [0.01 * torch.randn(1, 8, 8, generator=g) for g in generators]
+        return digits_data.test[batch.index] + torch.stack(rows), 1
 
-    evaluate([Way("own", restore)], has_prior=False)
+    (row,), _, _ = evaluate([Way("own", restore)], has_prior=False)
+    # Every draw is compared with its own image, and no draw is made twice.
+    assert row.metrics["psnr_mean"] > 40
+    assert row.metrics["spread_ratio"] == pytest.approx(1, abs=0.1)
+    assert len(set(seeds)) == len(seeds)
     first, again = batches
     assert (len(first), len(again)) == (12, 42)  # 6 images, 7 further draws
     for batch in batches:
@@ -188,7 +193,7 @@ def test_samples_that_are_not_finite_have_no_value(evaluate):
 
 
 def test_copies_of_training_images_are_told_as_memorised(evaluate, digits_data):
-    way = Way("own", sample=lambda n, g: digits_data.train[:n].clone())
+    way = Way("own", sample=lambda n, g: digits_data.train[100 : 100 + n].clone())
     (row,), pictures, _ = evaluate([way], has_prior=False)
     assert row.metrics["memorised"] == 1
     assert row.metrics["memorised_ratio"] == 1

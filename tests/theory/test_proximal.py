@@ -73,6 +73,23 @@ def test_measurements_that_were_not_simulated_bring_their_own_law(digits_data, m
     assert Proximal(Pixels(), operator, measured, 0)(digits_data.test) > 3 * floor
 
 
+def test_drawn_again_each_image_has_the_noise_level_of_its_parameters(digits_data, make_operator):
+    operator = make_operator("inpainting", (1, 8, 8))
+    x = digits_data.train[:500]
+    drawn = Measurements.draw(x, operator, 0, "train")
+    half = torch.arange(500) < 250
+    params = {"mask": torch.where(half[:, None, None, None], 1.0, drawn.params["mask"])}
+    sigma_y = torch.where(half, 0.3, 0.1)
+    like = Measurements(drawn.y, params, sigma_y)
+    zeros = torch.zeros(2000, 1, 8, 8)
+    lifted = corrupt(zeros, operator, torch.Generator().manual_seed(0), like)
+    seen = (lifted != 0).flatten(1)
+    full = seen.all(1)
+    assert 0.4 < full.float().mean() < 0.6
+    assert lifted.flatten(1)[full].std().item() == pytest.approx(0.3, rel=0.02)
+    assert lifted.flatten(1)[~full][seen[~full]].std().item() == pytest.approx(0.1, rel=0.02)
+
+
 def test_the_floor_is_that_of_disjoint_parts(digits_data, make_operator):
     operator = make_operator("denoising", (1, 8, 8), "sigma=0.2")
     x = digits_data.train[:100]
