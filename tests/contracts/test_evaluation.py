@@ -159,7 +159,8 @@ def test_a_way_is_handed_each_measurement_with_its_own_parameters(
     (row,), _, _ = evaluate([Way("own", restore)], has_prior=False)
     # Every draw is compared with its own image, and no draw is made twice.
     assert row.metrics["psnr_mean"] > 40
-    assert row.metrics["spread_ratio"] == pytest.approx(1, abs=0.1)
+    # The mean of 8 draws around the truth itself is off by 1 / 8 of their variance.
+    assert row.metrics["spread_ratio"] == pytest.approx((1 + 8) ** 0.5, rel=0.2)
     assert len(set(seeds)) == len(seeds)
     first, again = batches
     assert (len(first), len(again)) == (12, 42)  # 6 images, 7 further draws
