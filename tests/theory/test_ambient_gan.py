@@ -89,6 +89,51 @@ def with_networks(method, generator, critic):
     method.build = build
 
 
+COVARIANCE = torch.tensor([[0.6, 0.4], [0.4, 0.5]])
+
+
+class Pair(nn.Module):
+    """x = L z + b, two pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.root, self.mean = nn.Parameter(0.5 * torch.eye(2)), nn.Parameter(torch.zeros(2))
+
+    def forward(self, z):
+        return (z @ self.root.T + self.mean).reshape(-1, 1, 1, 2)
+
+
+class Moments(nn.Module):
+    """Means and second moments of two pixels: their product is 0 unless both are seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(5))
+
+    def forward(self, u):
+        a, b = u[:, 0, 0].unbind(1)
+        return torch.stack([a, b, a * a, b * b, a * b], 1) @ self.weights
+
+
+def test_masked_pairs_show_the_law_that_zero_filled_ones_do_not_have(make_operator, make_problem):
+    """Each pixel is hidden with probability 0.5: a quarter of the images shows the correlation."""
+    operator = make_operator("inpainting", (1, 1, 2), "p=0.5", "sigma=0")
+    x = torch.randn((20_000, 2), generator=generator_for(0, "x"))
+    x = x @ torch.linalg.cholesky(COVARIANCE).T + torch.tensor([0.3, -0.2])
+    data = Measurements.draw(x.reshape(-1, 1, 1, 2), operator, 0, "train")
+    method = make_method("latent=2", "gamma=1.0", "generator_lr=0.01", "critic_lr=0.02")
+    with_networks(method, Pair(), Moments())
+    networks, _ = train(method, make_problem(operator), data, 300, 512)
+    root = networks["generator"].root.detach()
+
+    def error(covariance):
+        return float((covariance - COVARIANCE).norm() / COVARIANCE.norm())
+
+    assert error(root @ root.T) < 0.1
+    assert error(torch.cov(data.y.flatten(1).T)) > 0.4
+    assert (networks["generator"].mean - x.mean(0)).abs().max() < 0.05
+
+
 # -- what the critic sees ----------------------------------------------------------------------
 
 OPERATORS = {
