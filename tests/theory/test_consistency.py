@@ -112,6 +112,34 @@ def test_consistency_reaches_the_loss_with_its_weight_and_its_cost(make_method, 
     assert torch.autograd.grad(loss.total, model.anchor)[0].isfinite().all()
 
 
+def test_the_residual_pulls_on_the_weights_in_proportion_to_its_own(make_method, draw, batch_of):
+    model = Exact(0.8)
+    _, y = draw(16)
+    slopes = []
+    for weight in (0, 1, 3):
+        method = make_method(model, f"consistency.weight={weight}", is_consistent=True)
+        loss = method.loss(batch_of(y), generator_for(0, "l"), "denoiser")
+        slopes.append(torch.autograd.grad(loss.total, model.anchor)[0].item())
+    plain, once, thrice = slopes
+    assert abs(once - plain) > 1e-3
+    assert thrice - plain == pytest.approx(3 * (once - plain), rel=1e-4)
+
+
+def test_the_reverse_process_begins_at_its_level(make_method, draw, batch_of):
+    """Its images are y with the noise that is missing from sigma_y to s."""
+    model, asked = Exact(), []
+    model.register_forward_pre_hook(lambda m, inputs: asked.append(inputs[:2]))
+    keys = ["share=1", "children=2", "steps=1", "start=4"]
+    keys = [f"consistency.{k}" for k in ("weight=1", *keys)]
+    method = make_method(model, *keys, is_consistent=True)
+    _, y = draw(1000)
+    method.loss(batch_of(y), generator_for(0, "l"), "denoiser")
+    x, high = asked[1]
+    added = (x - y.repeat_interleave(2, 0)).flatten(1).square().mean(1)
+    assert (high**2 > SIGMA**2).all()
+    assert (added / (high**2 - SIGMA**2)).mean().item() == pytest.approx(1, abs=0.1)
+
+
 def test_clean_images_have_no_consistency_term(make_method, draw, batch_of):
     x, _ = draw(16)
     method = make_method(Exact(0.8), "consistency.weight=1", is_consistent=True)
@@ -123,6 +151,16 @@ def test_clean_images_have_no_consistency_term(make_method, draw, batch_of):
 def test_consistency_is_on_at_the_end_of_the_budget(make_method, weight, steps):
     plan = make_method(None, f"consistency.weight={weight}").rounds(100)
     assert [r.steps for r in plan] == steps
+
+
+def test_the_residual_is_in_the_loss_of_its_own_round_only(make_method, draw, batch_of):
+    method = make_method(Exact(0.8), "consistency.weight=1")
+    _, y = draw(16)
+    parts = []
+    for number, part in enumerate(method.rounds(100)):
+        method.begin_round(number, part, method._session)
+        parts.append(set(method.loss(batch_of(y), generator_for(0, "l"), "denoiser").parts))
+    assert parts == [set(), {"tweedie", "consistency"}]
 
 
 # -- the authors' options --------------------------------------------------------------------------

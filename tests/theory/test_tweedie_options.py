@@ -83,6 +83,21 @@ def test_the_denoiser_sees_the_augmented_image_at_an_unchanged_level(
     torch.testing.assert_close(sigma, torch.full((32,), 0.50005))
 
 
+def test_the_weight_of_ambient_o_is_divided_by_the_squared_coefficient(make_denoising, monkeypatch):
+    import cleanprior.methods.ambient_tweedie as module
+
+    monkeypatch.setattr(module, "draw_sigma_above", lambda low, g: low * 2)
+    y = white(8)
+    batch = Batch(y, {}, torch.full((8,), 0.5), torch.arange(8))
+    totals = []
+    for weight in ("edm", "ambient_o"):
+        method = make_denoising("ambient_tweedie", Recorded(), f"weight={weight}")
+        method._is_consistent = False
+        totals.append(method.loss(batch, generator_for(0, "l"), "denoiser").total)
+    # alpha = 1 - 1 / 2^2
+    torch.testing.assert_close(totals[1], totals[0] / 0.75**2)
+
+
 # -- Ambient-o -------------------------------------------------------------------------------------
 
 
