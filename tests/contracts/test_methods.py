@@ -119,3 +119,20 @@ def test_every_method_gets_the_same_bytes_and_an_equal_budget(
         if method.networks():
             planned = sum(r.steps * r.turns.count(method.budgeted) for r in method.rounds(1500))
             assert planned == 1500
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("sure_score", {"probe": "rademacher", "divergence": "jvp", "detach": True}),
+        ("sure_score", {"reduction": "mean", "lambda_schedule": "ramp", "levels": "continuous"}),
+        ("gsure", {"w": "coverage", "div_weight": "unbiased", "probe": "rademacher"}),
+        ("ambient_tweedie", {"sigma_draw": "truncate", "weight": "edm", "augment": "none"}),
+        ("ambient", {"preconditioning": "split", "gate": "none", "resample_further": True}),
+        ("em", {"handoff": "float", "lambda_schedule": [], "reuse": False, "stop": "none"}),
+        ("ambient_gan", {"loss_function": "hinge", "scale": "none", "critic_sees_params": True}),
+    ],
+)
+def test_what_the_authors_do_is_an_option_and_no_default(name, ours):
+    config = compose([f"method={name}"])["method"]
+    assert {key: config[key] for key in ours} == ours

@@ -105,6 +105,19 @@ def test_the_official_weight_of_the_divergence_is_biased():
     assert abs(bias(operator, torch.eye(3), 0.7, 100_000, div_weight="official")) > 10
 
 
+def test_the_official_weight_of_the_divergence_is_its_formula():
+    """2 (1 - alpha-bar) Lambda d/dx_VP, with alpha-bar = 1 / (1 + sigma^2)."""
+    operator, sigma = Scaled([0.6, 0.9, 1.2], 0.4, 0.3), 0.7
+    _, y, params = simulate(operator, 20, COVARIANCE)
+    weight = torch.tensor([1.5, 0.7, 2.0]).reshape(1, 1, 3)
+    gsure = gsure_of(operator, y, params, weight, div_weight="official")
+    diagonal = torch.tensor([0.5, 0.2, 0.9])
+    level = torch.full((20,), sigma)
+    _, found = gsure(linear(diagonal.diag()), level, generator_for(0, "l"))
+    kept = (gsure.spectrum.kept * weight).flatten(1) @ diagonal
+    torch.testing.assert_close(found, 2e-4 * sigma**2 / (1 + sigma**2) ** 0.5 * kept)
+
+
 @pytest.mark.parametrize("sigma", [0.5, 0.7, 3.0])
 def test_the_input_has_noise_sigma_on_kept_and_missing_coordinates(sigma):
     operator = Scaled([0.6, 0.9, 1.2], 0.4, 0.3)
@@ -340,7 +353,8 @@ def test_the_official_schedule_is_not_weighted(
 ):
     operator = make_operator("inpainting", (1, 8, 8), "sigma=0.1")
     data = Measurements.draw(digits_data.train[:8], operator, 0, "train")
-    trained = method(f"schedule={schedule}")
+    keys = ["probe=gaussian", "div_weight=official"] if schedule == "official" else []
+    trained = method(f"schedule={schedule}", *keys)
     trained.setup(problem_of(operator, tiny_backbone), torch.device("cpu"))
     trained.begin_round(0, None, Rooms(data))
     asked = []
@@ -348,6 +362,9 @@ def test_the_official_schedule_is_not_weighted(
 
     def spy(self, denoise, sigma, generator):
         asked.append((sigma, inner(self, denoise, sigma, generator)))
+        is_official = (self.probe, self.div_weight) == ("gaussian", "official")
+        assert is_official == (schedule == "official")
+        assert torch.equal(self.weight, trained.weight())
         return asked[-1][1]
 
     monkeypatch.setattr(GSURE, "__call__", spy)

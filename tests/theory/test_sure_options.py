@@ -1,8 +1,10 @@
 """SURE-Score's options: the authors' noise levels, and the method as third parties ran it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from cleanprior.methods.sure_score import SIGMA_MIN, official_levels
+from cleanprior.methods.sure_score import SIGMA_MIN, draw_probe, official_levels
 from torch import nn
 
 from cleanprior.capabilities import required
@@ -35,6 +37,59 @@ def session_of(data):
 def begin(method, data):
     plan = method.rounds(20)
     method.begin_round(0, plan[0], session_of(data))
+
+
+class Square(Denoiser):
+    """f(y) = y^2 / 2: a finite difference of it is off by half a step."""
+
+    def __init__(self):
+        super().__init__(nn.Identity(), 0.5)
+        self.anchor = nn.Parameter(torch.ones(1))
+
+    def forward(self, x, sigma, condition=None):
+        return self.anchor * x**2 / 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "probe", "epsilon"),
+    [
+        ([], "rademacher", 0.0),
+        (["probe=gaussian"], "gaussian", 0.0),
+        (["divergence=finite", "epsilon=0.4"], "rademacher", 0.4),
+    ],
+)
+def test_probe_and_step_of_the_divergence_are_those_of_the_configuration(
+    make_denoising, draw, batch_of, keys, probe, epsilon
+):
+    method = make_denoising("sure_score", Square(), *keys)
+    method._weight = 1.0
+    _, y = draw(50)
+    parts = method.loss(batch_of(y), generator_for(0, "l"), "denoiser").parts
+    b = draw_probe(probe, y, generator_for(0, "l"))
+    # b ((y + e b)^2 - y^2) / 2e
+    torch.testing.assert_close(parts["divergence"], (y * b**2 + epsilon * b**3 / 2).mean())
+
+
+def test_a_stage_weighs_the_score_term_with_its_own_lambda(make_denoising, draw, batch_of):
+    method = make_denoising("sure_score", Square(), "stages=4", "lambda_max=2")
+    _, y = draw(20)
+    session = session_of(Measurements(y, {}, torch.full((20,), 0.5)))
+    plan = method.rounds(8)
+    for number, weight in enumerate([0.5, 1.5, 2.0, 2.0]):
+        method.begin_round(number, plan[number], session)
+        loss = method.loss(batch_of(y), generator_for(0, "l"), "denoiser")
+        expected = loss.parts["risk"] + weight * loss.parts["score"]
+        torch.testing.assert_close(loss.total.detach(), expected)
+
+
+@pytest.mark.parametrize(("divergence", "dtype"), [("jvp", torch.bfloat16), ("finite", None)])
+def test_a_finite_difference_is_taken_in_full_precision(
+    make_operator, make_problem, divergence, dtype
+):
+    method = build(compose(["method=sure_score", f"method.divergence={divergence}"])["method"])
+    problem = make_problem(make_operator("denoising", (1, 8, 8), "sigma=0.5"))
+    method.setup(replace(problem, autocast=torch.bfloat16), torch.device("cpu"))
+    assert method.denoiser.autocast is dtype
 
 
 def test_official_levels_are_geometric_and_lowered_by_the_noise():
