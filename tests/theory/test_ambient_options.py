@@ -48,6 +48,13 @@ def test_gates_double_the_convolutions_and_are_saved(ambient_on_digits, tmp_path
     assert torch.equal(Prior.load(tmp_path / "prior")(x, 0.5), prior(x, 0.5))
 
 
+@pytest.mark.parametrize("kind", ["split", "ambient_official"])
+def test_the_denoiser_has_the_preconditioning_of_the_configuration(ambient_on_digits, kind):
+    method = ambient_on_digits(preconditioning=kind)[0]
+    assert method.denoiser.preconditioning == kind
+    assert method.denoiser.condition_channels == 1
+
+
 def test_a_network_without_convolutions_cannot_be_gated():
     with pytest.raises(ValueError, match="gate=single: Linear has no 2-D convolution to gate"):
         gate_convolutions(nn.Linear(2, 2), "single")
@@ -104,6 +111,42 @@ def test_the_automatic_weight_is_one_over_that_share_up_to_its_cap(
     loss = lower.loss(batch, generator_for(0, "l"), "denoiser")
     ratio = losses[0].parts["erased"] / loss.parts["erased"]
     assert ratio.item() == pytest.approx(method.weight_of_hidden / 4)
+
+
+# -- the further corruption ------------------------------------------------------------------------
+
+
+def test_fixed_further_masks_erase_the_share_delta_and_differ_between_images(ambient_on_digits):
+    method, _, _, batch = ambient_on_digits(p=0.1, delta=0.3, resample_further="false")
+    seen, kept = batch.params["mask"], method._further(batch, generator_for(0, "a"))["mask"]
+    erased = (seen - kept).flatten(1)
+    assert (kept <= seen).all()
+    # About 900 seen pixels: four standard errors.
+    assert (erased.sum() / seen.sum()).item() == pytest.approx(0.3, abs=0.065)
+    together = seen[0] * seen[1] == 1
+    assert not torch.equal(kept[0][together], kept[1][together])
+
+
+def test_samples_go_through_further_corruption_of_the_same_delta(ambient_on_digits, monkeypatch):
+    method, operator, _, _ = ambient_on_digits(delta=0.3)
+    asked, further = [], operator.further
+    monkeypatch.setattr(
+        operator, "further", lambda p, delta, g: asked.append(delta) or further(p, delta, g)
+    )
+    sample_of(method)
+    assert asked == [0.3]
+
+
+def test_one_step_restoration_asks_at_its_own_level(ambient_on_digits):
+    method, _, _, batch = ambient_on_digits(one_step_sigma=0.07)
+    model, asked = Loud(), []
+    model.register_forward_pre_hook(lambda m, inputs: asked.append(inputs))
+    (way,) = method.ways({"denoiser": model})
+    way.restore(batch, [])
+    ((u, level, condition),) = asked
+    assert torch.equal(u, batch.y)
+    torch.testing.assert_close(level, torch.full((16,), 0.07))
+    assert torch.equal(condition, batch.params["mask"])
 
 
 # -- the joint flip --------------------------------------------------------------------------------
