@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cleanprior.methods import em as em_module
 from cleanprior.methods.em_start import exact_draws
 from cleanprior.methods.em_steps import best_scale, misfit
 
@@ -14,7 +15,7 @@ from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.diffusion.posterior import DPS, MMPS
 from cleanprior.operators import Denoising, RandomInpainting
 from cleanprior.progress import Progress
-from cleanprior.training import Problem, Session
+from cleanprior.training import Problem, Round, Session
 from cleanprior.training.checkpoint import Store
 
 SHAPE = (1, 1, 1)
@@ -116,6 +117,122 @@ def test_the_scale_is_the_same_for_two_searches_with_one_seed() -> None:
     method._choose_scale(prior, 1, other)
     assert other.log["scales"] == [found[0]]
     assert other.costs["evaluations"] == 3 * 200 * 40
+
+
+def test_a_search_compares_scales_on_one_noise_and_begins_at_the_last_scale(monkeypatch) -> None:
+    operator, data, prior = gaussian_toy(0.0)
+    method = guided_em([0.5, 1.0, 2.0], cap=True)
+    attach(method, operator)
+    seen, call = [], DPS.__call__
+
+    def spy(self, *arguments):
+        seen.append((self.scale, [g.initial_seed() for g in arguments[-1]]))
+        return call(self, *arguments)
+
+    monkeypatch.setattr(DPS, "__call__", spy)
+    session = make_session(data)
+    session.log["scales"] = [0.8]
+    method.chunk = len(data)
+    method._choose_scale(prior, 2, session)
+    assert [scale for scale, _ in seen] == pytest.approx([0.4, 0.8, 1.6])
+    assert seen[0][1] == seen[1][1] == seen[2][1]
+    assert session.costs["backwards"] == session.costs["evaluations"] == 3 * 200 * 40
+
+
+def resumed_rounds(seed: int = 0, **changes):
+    """Return the sets of two resumed rounds on four pixels' Gaussian, and their session."""
+    torch.manual_seed(seed)
+    operator, data, prior = gaussian_toy(0.3)
+    method = make_em()
+    method.posterior = MMPS(6, 0.02, 10.0, 7.0, 1.0, 2, 0.0, float("inf"), 0.0)
+    for key, value in ({"pool": 0.1} | changes).items():
+        setattr(method, key, value)
+    attach(method, operator)
+    session = make_session(data)
+    session.averaged = {"denoiser": prior}
+    plan = [Round(f"round {k}", 1, begin="averaged") for k in (1, 2)]
+    return [method.begin_round(k, plan[k - 1], session) for k in (1, 2)], session
+
+
+def test_the_noise_of_an_e_step_belongs_to_its_image_and_round() -> None:
+    operator, data, prior = gaussian_toy(0.3)
+    method = make_em()
+    method.posterior = MMPS(6, 0.02, 10.0, 7.0, 1.0, 2, 1e-6, float("inf"), 0.0)
+    attach(method, operator)
+
+    def draws(chunk, number=1, index=range(12), seed=0):
+        torch.manual_seed(seed)
+        method.chunk = chunk
+        index = torch.tensor(list(index))
+        return method._draws(prior, method.posterior, index, number, make_session(data))
+
+    together = draws(12)
+    torch.testing.assert_close(draws(5, seed=1), together, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(draws(12, index=range(6, 12)), together[6:], rtol=1e-3, atol=1e-4)
+    assert ((draws(12, number=2) - together).flatten(1).abs().amax(1) > 1e-2).all()
+
+
+def test_a_round_draws_its_own_pool_and_stays_in_range_and_is_counted() -> None:
+    (first, second), session = resumed_rounds()
+    again = resumed_rounds(seed=1)[0][0]
+    assert torch.equal(first.index, again.index)
+    assert torch.equal(first.images, again.images)
+    assert len(first) == len(second) == 40
+    assert not torch.equal(first.index, second.index)
+    assert first.images.abs().max() == 1, "a Gaussian leaves [-1, 1], a restoration does not"
+    # Six steps, with two iterations and the last pull-back each.
+    assert session.costs == {"evaluations": 2 * 40 * 6, "backwards": 2 * 40 * 6 * 3}
+
+
+def test_one_method_in_two_runs_keeps_nothing_of_the_first() -> None:
+    operator, data, prior = gaussian_toy(0.3)
+    method = make_em("method.reuse=true", "method.pool=0.1")
+    method.posterior = MMPS(3, 0.02, 10.0, 7.0, 1.0, 1, 0.0, float("inf"), 0.0)
+    attach(method, operator)
+    plan = Round("round", 1, begin="averaged")
+    for _ in range(2):
+        session = make_session(data)
+        session.averaged = {"denoiser": prior}
+        sizes = [len(method.begin_round(k, plan, session)) for k in (1, 2)]
+        assert sizes[0] == 40
+        assert 40 < sizes[1] <= 80
+        assert len(session.log["drift"]) == 1
+
+
+def test_chunks_of_the_gaussian_start_have_noise_of_their_own() -> None:
+    operator, data = measured_noise(0.5, 8)
+    same = Measurements(torch.zeros_like(data.y), data.params, data.sigma_y)
+    torch.manual_seed(0)
+    x = exact_draws(scalar_prior(1.0), operator, make_session(same), torch.arange(8), 0.0, 4)
+    assert (x[:4] - x[4:]).abs().min() > 1e-4
+    torch.manual_seed(1)
+    again = exact_draws(scalar_prior(1.0), operator, make_session(same), torch.arange(8), 0.0, 4)
+    assert torch.equal(again, x)
+
+
+@pytest.mark.parametrize(("kind", "iterations"), [("dense", 7), ("low_rank", 3)])
+def test_each_gaussian_start_has_its_own_number_of_iterations(
+    monkeypatch, kind: str, iterations: int
+) -> None:
+    keys = ["gaussian_iterations=7", "low_rank_iterations=3", f"gaussian={kind}"]
+    method = make_em(*[f"method.{k}" for k in keys])
+    operator, data, prior = gaussian_toy(0.3)
+    attach(method, operator)
+    asked = []
+    monkeypatch.setattr(em_module, "fit_start", lambda *a: asked.append((a[0], a[4])) or prior)
+    method._gaussian_draws(torch.arange(4), make_session(data))
+    assert asked == [(kind, iterations)]
+
+
+def test_the_clean_start_trains_on_the_clean_images() -> None:
+    operator, data, _ = gaussian_toy(0.0)
+    method = make_em(name="em")
+    attach(method, operator)
+    session = make_session(data)
+    session.clean = torch.rand(5, 1, 2, 4, generator=torch.Generator().manual_seed(3))
+    images = method.begin_round(0, Round("round 0", 1), session)
+    assert torch.equal(images.images, session.clean)
+    assert torch.equal(images.batch(torch.arange(5)).images, session.clean)
 
 
 def test_with_noise_the_chosen_residual_is_the_expected_one() -> None:

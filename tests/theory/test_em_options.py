@@ -1,5 +1,7 @@
 """EM's options: hand-over, fixed scales, reuse, stop rules, what is logged, solvers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cleanprior.methods.em_steps import (
@@ -65,8 +67,11 @@ def test_a_picture_file_stretches_and_rounds_each_image() -> None:
 
 
 @pytest.mark.parametrize("handoff", ["float", "minmax_png"])
-def test_the_m_step_is_given_what_the_handoff_says(train, handoff: str) -> None:
-    *_, sets = train(make_em("em_mmps", f"method.handoff={handoff}"), steps=6)
+def test_the_m_step_is_given_what_the_handoff_says(train, monkeypatch, handoff: str) -> None:
+    monkeypatch.setattr("cleanprior.methods.em_steps.PLATEAU", 1e9)
+    keys = [f"method.handoff={handoff}", "method.stop=residual", "method.patience=1"]
+    _, report, sets = train(make_em("em_mmps", *keys), steps=6)
+    assert report.log["skipped"] == [2], "the hand-over of a round without E-step is tested too"
     for s in sets:
         levels = (s.images + 1) * 127.5
         is_picture = bool((levels - levels.round()).abs().max() < 1e-3)
@@ -123,6 +128,25 @@ def test_the_rules_that_stop() -> None:
     assert not has_stopped("residual", 2, [], [1.0, 0.5, 0.501])
     assert has_stopped("residual", 2, [], [5.0, 0.5, 0.501, 0.499])
     assert not has_stopped("residual", 2, [], [0.5, 0.5, 0.5, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "logged"),
+    [
+        # Round k has k - 1 scales behind it; fits begin with the Gaussian start, or one later.
+        ("em", 3, {"scales": [2.0, 2.0, 1.0]}),
+        ("em", 3, {"residual": [0.5, 0.5, 0.1]}),
+        ("em_mmps", 2, {"residual": [0.5, 0.5, 0.1]}),
+    ],
+)
+def test_a_round_that_is_resumed_decides_from_the_rounds_before_it(name, number, logged) -> None:
+    (key,) = logged
+    rule = {"scales": "scale", "residual": "residual"}[key]
+    scales = "[1.0]" if rule == "scale" else "[]"
+    method = make_em(name, "method.patience=1", f"method.stop={rule}", f"method.scales={scales}")
+    for seen in (logged[key][:2], logged[key]):
+        assert method._has_stopped(number, SimpleNamespace(log={key: seen}))
+    assert not method._has_stopped(number + 1, SimpleNamespace(log=logged))
 
 
 @pytest.mark.parametrize("name", ["em", "em_mmps"])
@@ -219,6 +243,9 @@ def test_the_fit_and_the_drift_are_those_of_their_definitions(make_operator) -> 
     mean, ratio = fit_of(operator, data, index, x[index], 0.0, 7)
     assert mean == pytest.approx(expected, rel=1e-5)
     assert ratio == pytest.approx(expected / 0.09, rel=1e-5)
+    filled = Measurements(data.y + 7 * (1 - data.params["mask"]), data.params, data.sigma_y)
+    hidden = fit_of(operator, filled, index, x[index], 0.0, 7)[0]
+    assert hidden == pytest.approx(expected, rel=1e-5), "what was not measured does not count"
     silent = Measurements(data.y, data.params, 0 * data.sigma_y)
     assert fit_of(operator, silent, index, x[index], 0.0, 7)[1] is None
     floor = fit_of(operator, silent, index, x[index], 0.1, 7)[1]
