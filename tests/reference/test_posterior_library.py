@@ -140,6 +140,55 @@ def test_a_draw_depends_on_its_measurement_and_generator_only(
     assert data._digest() == data.hash, "the measurements are as they were"
 
 
+@each
+def test_evaluations_and_backward_passes_are_those_counted_and_follow_the_steps(
+    gaussian, make_operator, choice
+):
+    operator, data = measured(make_operator, n=1)
+    counts, levels = {"forward": 0, "backward": 0}, []
+
+    def denoise(x, sigma):
+        counts["forward"] += 1
+        levels.append(float(sigma.min()))
+        denoised = gaussian(x, sigma)
+        if denoised.requires_grad:
+            denoised.register_hook(lambda g: counts.__setitem__("backward", counts["backward"] + 1))
+        return denoised
+
+    found = []
+    for steps in (5, 9):
+        counts.update(forward=0, backward=0)
+        draw = chosen(choice, steps)(
+            denoise, data.y, data.params, data.sigma_y, operator, image_generators(4, range(1))
+        )
+        assert counts == {"forward": draw.evaluations, "backward": draw.backwards}
+        found.append(draw.evaluations)
+    # One evaluation a level, or two where the guidance asks for its own.
+    assert found[1] - found[0] in (4, 8)
+    assert min(levels) >= 0.0199
+    assert choice == "DiffPIR" or min(levels) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("choice", ["DDRM", "DiffPIR", "mmps", "pigdm"])
+def test_an_image_has_its_own_noise_level(gaussian, make_operator, choice):
+    operator, data = measured(make_operator, n=2)
+    y, mask = data.y[[0, 0]], data.params["mask"][[0, 0]]
+
+    def draw(numbers, *levels):
+        return chosen(choice)(
+            gaussian,
+            y[numbers],
+            {"mask": mask[numbers]},
+            torch.tensor(levels),
+            operator,
+            image_generators(4, numbers),
+        ).x
+
+    together = draw([0, 1], 0.05, 0.5)
+    torch.testing.assert_close(together[1:], draw([1], 0.5), rtol=1e-4, atol=1e-5)
+    assert (together[1:] - draw([1], 0.05)).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("choice", ["DPS", "DiffPIR", "dps", "mmps", "pigdm"])
 @pytest.mark.parametrize("name", ["compressed_sensing", "downsampling"])
 def test_operators_without_decomposition_keep_their_own_parameters(make_operator, choice, name):

@@ -223,6 +223,24 @@ def test_an_unknown_guidance_is_refused():
         dps(guidance="nrm")
 
 
+@pytest.mark.parametrize("scale", [0.1, 100.0])
+def test_a_capped_step_ends_where_the_residual_is_the_noise(gaussian, operator, scale):
+    data = several(gaussian, operator, 8)
+    x = torch.randn((8, *SHAPE), generator=generator_for(0, "t"))
+    level = torch.linspace(0.05, 0.6, 8)
+    problem = LinearProblem(operator, data.y, data.params, level)
+    sampler = DPS(20, 0.02, 20.0, 7.0, 1.0, scale, True, "norm")
+    denoised, gradient = sampler.gradient(gaussian, x, 0.7, problem)
+    _, correction = sampler.guide(gaussian, x, 0.7, problem)
+    entries = data.params["mask"].flatten(1).sum(1)
+    residual = ((data.y - denoised) * data.params["mask"]).flatten(1).norm(dim=1)
+    step = (residual - entries.sqrt() * level).clamp(0, scale)
+    assert (step == 0).any() and (step > 0).any()
+    torch.testing.assert_close(correction, -step.reshape(-1, 1, 1, 1) * gradient)
+    free = DPS(20, 0.02, 20.0, 7.0, 1.0, scale, False, "norm")
+    torch.testing.assert_close(free.guide(gaussian, x, 0.7, problem)[1], -scale * gradient)
+
+
 def test_dps_reaches_the_noise_level_of_the_measurement(gaussian, operator):
     """The residual is within a factor 2 of sigma_y^2 at a scale that suits 100 steps."""
     y, params, sigma_y = one_measurement(2000)
