@@ -72,6 +72,7 @@ class PosteriorSampler(ABC):
         """
 
 
+@dataclass(eq=False)
 class LevelSampler(PosteriorSampler):
     """Walks from white noise down decreasing noise levels, one denoiser evaluation a level.
 
@@ -82,8 +83,14 @@ class LevelSampler(PosteriorSampler):
         rho: Exponent of the level spacing (EDM, Eq. 5).
     """
 
-    def __init__(self, steps: int, sigma_min: float, sigma_max: float, rho: float) -> None:
-        self.levels = karras_levels(steps, sigma_min, sigma_max, rho).tolist()
+    steps: int
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+    def __post_init__(self) -> None:
+        """Check the numbers and lay out the levels."""
+        self.levels = karras_levels(self.steps, self.sigma_min, self.sigma_max, self.rho).tolist()
 
     def start(
         self, problem: LinearProblem, generator: Generator | Sequence[Generator]
@@ -126,6 +133,7 @@ class LevelSampler(PosteriorSampler):
         return Draw(x, steps, steps * self.backwards_per_step)
 
 
+@dataclass(eq=False)
 class GuidedSampler(LevelSampler):
     """Replaces the denoised image by a posterior mean; DDPM or DDIM steps.
 
@@ -137,12 +145,11 @@ class GuidedSampler(LevelSampler):
         ValueError: ``eta`` outside [0, 1].
     """
 
-    def __init__(
-        self, steps: int, sigma_min: float, sigma_max: float, rho: float, eta: float
-    ) -> None:
-        super().__init__(steps, sigma_min, sigma_max, rho)
-        check_share("eta", eta, "0 (deterministic) to 1 (ancestral)")
-        self.eta = eta
+    eta: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("eta", self.eta, "0 (deterministic) to 1 (ancestral)")
 
     @abstractmethod
     def guide(
@@ -175,6 +182,24 @@ def check_share(name: str, value: float, allowed: str) -> None:
     """Raise a :class:`ValueError` unless ``value`` lies in [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value}; allowed: {allowed}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise a :class:`ValueError` unless ``value`` is above 0."""
+    if not value > 0:
+        raise ValueError(f"{name}={value}; allowed: above 0")
+
+
+def check_iterations(value: int) -> None:
+    """Raise a :class:`ValueError` unless a solver may take at least one iteration."""
+    if value < 1:
+        raise ValueError(f"iterations={value}; allowed: at least 1")
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise a :class:`ValueError` unless ``value`` is one of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
 
 
 def level_of(x: Tensor, sigma: float) -> Float[Tensor, " b"]:

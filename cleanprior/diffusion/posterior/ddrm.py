@@ -1,6 +1,7 @@
 """DDRM: denoising in the singular basis, each coordinate by its own noise level."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from ..spectral import Spectrum
 from .base import LevelSampler, LinearProblem, check_share, level_of
 
 
+@dataclass(eq=False)
 class DDRM(LevelSampler):
     r"""Denoising diffusion restoration, for operators with a singular value decomposition.
 
@@ -45,20 +47,13 @@ class DDRM(LevelSampler):
         Denoising Diffusion Restoration Models (Kawar et al., 2022), Eqs. 7-8, arXiv:2201.11793
     """
 
-    def __init__(
-        self,
-        steps: int,
-        sigma_min: float,
-        sigma_max: float,
-        rho: float,
-        eta: float,
-        eta_b: float,
-    ) -> None:
-        super().__init__(steps, sigma_min, sigma_max, rho)
-        check_share("eta", eta, "0 to 1 (all noise fresh)")
-        check_share("eta_b", eta_b, "0 to 1 (y alone)")
-        self.eta = eta
-        self.eta_b = eta_b
+    eta: float
+    eta_b: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("eta", self.eta, "0 to 1 (all noise fresh)")
+        check_share("eta_b", self.eta_b, "0 to 1 (y alone)")
 
     @property
     def backwards_per_step(self) -> int:  # noqa: D102

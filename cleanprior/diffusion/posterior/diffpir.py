@@ -1,6 +1,7 @@
 """DiffPIR: a proximal step on the measurements between denoising steps."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,10 +10,18 @@ from torch import Generator, Tensor
 from ...operators.base import likelihood_sigma
 from ...seeding import randn_like
 from ..denoiser import Denoise
-from .base import LevelSampler, LinearProblem, check_share, level_of
+from .base import (
+    LevelSampler,
+    LinearProblem,
+    check_iterations,
+    check_positive,
+    check_share,
+    level_of,
+)
 from .solve import ridge_solution
 
 
+@dataclass(eq=False)
 class DiffPIR(LevelSampler):
     r"""Plug-and-play restoration: the denoised image is pulled towards the measurements.
 
@@ -41,29 +50,17 @@ class DiffPIR(LevelSampler):
         Algorithm 1, arXiv:2305.08995
     """
 
-    def __init__(
-        self,
-        steps: int,
-        sigma_min: float,
-        sigma_max: float,
-        rho: float,
-        guidance_weight: float,
-        zeta: float,
-        sigma_floor: float,
-        iterations: int,
-        tolerance: float,
-    ) -> None:
-        super().__init__(steps, sigma_min, sigma_max, rho)
-        if not guidance_weight > 0:
-            raise ValueError(f"guidance_weight={guidance_weight}; allowed: above 0")
-        check_share("zeta", zeta, "0 (deterministic) to 1 (all noise fresh)")
-        if iterations < 1:
-            raise ValueError(f"iterations={iterations}; allowed: at least 1")
-        self.guidance_weight = guidance_weight
-        self.zeta = zeta
-        self.sigma_floor = sigma_floor
-        self.iterations = iterations
-        self.tolerance = tolerance
+    guidance_weight: float
+    zeta: float
+    sigma_floor: float
+    iterations: int
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("guidance_weight", self.guidance_weight)
+        check_share("zeta", self.zeta, "0 (deterministic) to 1 (all noise fresh)")
+        check_iterations(self.iterations)
 
     @property
     def backwards_per_step(self) -> int:  # noqa: D102

@@ -1,12 +1,15 @@
 """DPS: guidance by the gradient of the residual."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..denoiser import Denoise, per_image
-from .base import GuidedSampler, LinearProblem, norms, with_graph
+from .base import GuidedSampler, LinearProblem, check_choice, norms, with_graph
 
 
+@dataclass(eq=False)
 class DPS(GuidedSampler):
     r"""Diffusion posterior sampling: subtract the gradient of each image's residual norm.
 
@@ -27,23 +30,13 @@ class DPS(GuidedSampler):
         Algorithm 1, arXiv:2209.14687
     """
 
-    def __init__(
-        self,
-        steps: int,
-        sigma_min: float,
-        sigma_max: float,
-        rho: float,
-        eta: float,
-        scale: float,
-        cap: bool,
-        guidance: str,
-    ) -> None:
-        super().__init__(steps, sigma_min, sigma_max, rho, eta)
-        if guidance not in ("norm", "squared", "batch"):
-            raise ValueError(f"guidance={guidance!r}; allowed: norm, squared, batch")
-        self.scale = scale
-        self.cap = cap
-        self.guidance = guidance
+    scale: float
+    cap: bool
+    guidance: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("guidance", self.guidance, ("norm", "squared", "batch"))
 
     @property
     def backwards_per_step(self) -> int:  # noqa: D102

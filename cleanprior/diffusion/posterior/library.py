@@ -17,7 +17,7 @@ from ...errors import unknown
 from ...operators.base import Operator, Params
 from ...seeding import scoped_rng
 from ..denoiser import Denoise
-from .base import Draw, PosteriorSampler
+from .base import Draw, PosteriorSampler, check_positive
 
 SAMPLERS = ("DDRM", "DPS", "DiffPIR", "PosteriorDiffusion")
 FIDELITIES = ("DPSDataFidelity", "MomentMatchingDataFidelity", "PiGDMDataFidelity")
@@ -75,8 +75,7 @@ class DeepinvSampler(PosteriorSampler):
             )
         if steps < 2:
             raise ValueError(f"steps={steps}; allowed: at least 2")
-        if not sigma_min > 0:
-            raise ValueError(f"sigma_min={sigma_min}; allowed: above 0")
+        check_positive("sigma_min", sigma_min)
         self.sampler = sampler
         self.data_fidelity = data_fidelity
         self.steps = steps

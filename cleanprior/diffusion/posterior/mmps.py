@@ -1,15 +1,18 @@
 """MMPS: guidance by Tweedie's covariance."""
 
+from dataclasses import dataclass
+
 import torch
 from azula.linalg.solve import gmres
 from torch import Tensor
 
 from ...operators.base import likelihood_sigma
 from ..denoiser import Denoise
-from .base import GuidedSampler, LinearProblem, with_graph
+from .base import GuidedSampler, LinearProblem, check_choice, check_iterations, with_graph
 from .solve import conjugate_gradient
 
 
+@dataclass(eq=False)
 class MMPS(GuidedSampler):
     r"""Moment-matching posterior sampling: a Gaussian p(x|x_t) with Tweedie's covariance.
 
@@ -36,29 +39,16 @@ class MMPS(GuidedSampler):
         2024), section 4, arXiv:2405.13712
     """
 
-    def __init__(
-        self,
-        steps: int,
-        sigma_min: float,
-        sigma_max: float,
-        rho: float,
-        eta: float,
-        iterations: int,
-        tolerance: float,
-        growth: float,
-        sigma_floor: float,
-        solver: str = "cg",
-    ) -> None:
-        super().__init__(steps, sigma_min, sigma_max, rho, eta)
-        if solver not in ("cg", "gmres"):
-            raise ValueError(f"solver={solver!r}; allowed: cg, gmres")
-        if iterations < 1:
-            raise ValueError(f"iterations={iterations}; allowed: at least 1")
-        self.iterations = iterations
-        self.tolerance = tolerance
-        self.growth = growth
-        self.sigma_floor = sigma_floor
-        self.solver = solver
+    iterations: int
+    tolerance: float
+    growth: float
+    sigma_floor: float
+    solver: str = "cg"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("solver", self.solver, ("cg", "gmres"))
+        check_iterations(self.iterations)
 
     @property
     def backwards_per_step(self) -> int:  # noqa: D102

@@ -1,13 +1,16 @@
 """PiGDM: guidance by an isotropic covariance of p(x|x_t)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..denoiser import Denoise
-from .base import GuidedSampler, LinearProblem, with_graph
+from .base import GuidedSampler, LinearProblem, check_iterations, check_positive, with_graph
 from .solve import ridge_solution
 
 
+@dataclass(eq=False)
 class PiGDM(GuidedSampler):
     r"""Pseudo-inverse guided diffusion: p(x|x_t) is a Gaussian of covariance :math:`r^2 I`.
 
@@ -35,25 +38,14 @@ class PiGDM(GuidedSampler):
         Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., ICLR 2023), Eq. 7
     """
 
-    def __init__(
-        self,
-        steps: int,
-        sigma_min: float,
-        sigma_max: float,
-        rho: float,
-        eta: float,
-        sigma_data: float,
-        iterations: int,
-        tolerance: float,
-    ) -> None:
-        super().__init__(steps, sigma_min, sigma_max, rho, eta)
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data={sigma_data}; allowed: above 0")
-        if iterations < 1:
-            raise ValueError(f"iterations={iterations}; allowed: at least 1")
-        self.sigma_data = sigma_data
-        self.iterations = iterations
-        self.tolerance = tolerance
+    sigma_data: float
+    iterations: int
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("sigma_data", self.sigma_data)
+        check_iterations(self.iterations)
 
     @property
     def backwards_per_step(self) -> int:  # noqa: D102
