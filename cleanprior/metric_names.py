@@ -1,5 +1,7 @@
 """What each metric of a record is, by its key. No torch."""
 
+from collections.abc import Iterable
+
 METRICS = {
     "psnr": "dB, images clipped to [-1, 1], peak-to-peak 2, mean over images; higher is better",
     "psnr_minmax": "dB after a contrast stretch of each image, as EMDiffusion prints; that paper's "
@@ -43,6 +45,16 @@ PER_FEATURES = (
 def is_metric(key: str) -> bool:
     """Whether a key names a metric."""
     return key in METRICS or key.startswith(tuple(f"{name}_" for name in PER_FEATURES))
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Return those keys that name a metric, as :data:`METRICS` orders them, then by features."""
+    names = list(METRICS)
+    places = {}
+    for key in filter(is_metric, keys):
+        own = [name for name in names if key == name or key.startswith(f"{name}_")]
+        places[key] = (names.index(max(own, key=len)), key)
+    return sorted(places, key=places.__getitem__)
 
 
 def describe(key: str) -> str:

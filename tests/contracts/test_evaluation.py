@@ -8,7 +8,7 @@ import torch
 from cleanprior.config import build, compose
 from cleanprior.data import CleanData, Measurements
 from cleanprior.errors import UserError
-from cleanprior.metric_names import METRICS, describe, is_metric
+from cleanprior.metric_names import METRICS, describe, in_order, is_metric
 from cleanprior.operators.base import take
 from cleanprior.progress import Progress
 from cleanprior.seeding import scoped_rng
@@ -90,6 +90,12 @@ def test_unknown_metrics_have_no_description():
     assert is_metric("inception_score_classifier")
     assert "efficientnet" in describe("kid_std_efficientnet")
     assert describe("kid_std_efficientnet").startswith(METRICS["kid_std"])
+
+
+def test_metrics_stand_in_one_order_whatever_was_measured_first() -> None:
+    keys = ["kid_std", "method", "fd_pixels", "spread_ratio", "kid", "psnr", "fd", "kid_dinov2"]
+    ordered = ["psnr", "fd", "fd_pixels", "kid", "kid_dinov2", "kid_std", "spread_ratio"]
+    assert in_order(keys) == in_order(reversed(keys)) == ordered
 
 
 def test_another_evaluation_is_the_same_and_another_seed_is_not(evaluate):
