@@ -1,9 +1,15 @@
-"""The command ``cleanprior bench``. Light to import."""
+"""The commands ``cleanprior bench`` and ``cleanprior report``. Light to import."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+REQUEST = "request.json"
 
 
 def _split(value: str | None) -> list[str] | None:
@@ -36,22 +42,62 @@ def bench(
     ] = None,
 ) -> None:
     """Train methods on identical measurements and say which is better, at what cost."""
-    from . import described
-    from .plan import check_forced, make_plan
-
-    chosen = described.bench(bench) if table is None else described.table(table, scale)
-    plan = make_plan(
-        chosen, _split(methods), _split(operator), data, seeds, overrides or [], references
-    )
+    request = {
+        "bench": bench,
+        "table": table,
+        "scale": scale,
+        "methods": _split(methods),
+        "operators": _split(operator),
+        "data": data,
+        "seeds": seeds,
+        "overrides": overrides or [],
+        "with_references": references,
+    }
+    plan = _plan(request)
     forced = _split(force) or []
+    from .plan import check_forced
+
     check_forced(plan, forced)
     from rich.console import Console
 
+    from cleanprior.files import write_text
     from cleanprior.progress import Progress
 
     from .report import report
     from .runner import run
 
     run(plan, out, forced, Progress(Console(stderr=True)))
+    write_text(out / "tables" / plan.key / REQUEST, json.dumps(request, indent=1))
     if not report(plan, out):
+        raise typer.Exit(1)
+
+
+def _plan(request: dict[str, Any]) -> "Plan":
+    from . import described
+    from .plan import make_plan
+
+    given = dict(request)
+    bench, table, scale = (given.pop(k) for k in ("bench", "table", "scale"))
+    chosen = described.bench(bench) if table is None else described.table(table, scale)
+    return make_plan(chosen, **given)
+
+
+def report_again(
+    folder: Annotated[Path, typer.Argument(help="Folder of a benchmark's tables, with its page.")],
+) -> None:
+    """Write the tables and the page of a benchmark again; nothing is trained."""
+    from cleanprior.errors import UserError
+
+    try:
+        request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        known = sorted(str(p.parent) for p in Path("runs/tables").glob(f"*/{REQUEST}"))
+        there = f"; there are: {', '.join(known)}" if known else ""
+        raise UserError(
+            f"'{folder}' holds no {REQUEST}: give the folder that `cleanprior bench` printed as "
+            f"that of its page{there}"
+        ) from error
+    from .report import report
+
+    if not report(_plan(request), folder.resolve().parent.parent):
         raise typer.Exit(1)

@@ -197,14 +197,23 @@ def restore(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(help="methods, operators or datasets")] = "methods",
+    what: Annotated[
+        str, typer.Argument(help="methods, operators, datasets, benches, tables, backbones")
+    ] = "methods",
 ) -> None:
     """List what is installed, and which method may be trained on which operator."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    kinds = {"methods": "method", "operators": "operator", "datasets": "data"}
+    kinds = {
+        "methods": "method",
+        "operators": "operator",
+        "datasets": "data",
+        "benches": "bench",
+        "tables": "table",
+        "backbones": "backbone",
+    }
     if what not in kinds:
         raise unknown("list", what, kinds)
     console = Console()
@@ -212,11 +221,11 @@ def list_(
         console = Console(width=200)
     table = Table(box=box.SIMPLE_HEAD, title=None)
     operators = {name: registry.read("operator", name) for name in registry.options("operator")}
-    if what == "datasets":
-        table.add_column("data set")
+    if what not in ("methods", "operators"):
+        table.add_column("data set" if what == "datasets" else kinds[what])
         table.add_column("about")
-        for name in registry.options("data"):
-            table.add_row(name, registry.read("data", name).get("about", ""))
+        for name in registry.options(kinds[what]):
+            table.add_row(name, registry.read(kinds[what], name).get("about", ""))
         console.print(table)
         return
     if what == "operators":

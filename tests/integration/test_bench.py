@@ -67,10 +67,13 @@ def test_every_output_is_written(finished: Path) -> None:
         "quality_cost.png",
         "curves.png",
         "report.html",
+        "request.json",
     }
     tex = (table_folder(finished) / "table.tex").read_text()
     assert "\\toprule" in tex
     assert "| ambient" in (table_folder(finished) / "table.md").read_text()
+    page = (table_folder(finished) / "report.html").read_text()
+    assert page.count('role="tab"') == 1 and "data:image/png;base64," in page
 
 
 def test_a_second_run_trains_nothing_and_a_new_method_only_itself(finished: Path) -> None:
@@ -78,13 +81,29 @@ def test_a_second_run_trains_nothing_and_a_new_method_only_itself(finished: Path
     assert again.returncode == 0
     assert "[1/" not in again.stderr
     frame = pd.read_csv(table_folder(finished) / "table.csv")
-    more = bench(finished, "--methods", "ambient,em_mmps", *TINY, "--no-references")
+    more = bench(finished, "--methods", "ambient,masked_loss", *TINY, "--no-references")
     assert more.returncode == 0, more.stderr
-    assert "[1/1] em_mmps" in more.stderr
+    assert "[1/1] masked_loss" in more.stderr
     wider = pd.read_csv(table_folder(finished) / "table.csv")
     same = frame[frame["method"] == "ambient"].reset_index(drop=True)
     now = wider[wider["method"] == "ambient"].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, now, check_dtype=False)
+
+
+def test_the_report_is_written_again_from_records_alone(finished: Path) -> None:
+    folder = table_folder(finished)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".csv", ".html")}
+    (folder / "table.csv").unlink()
+    command = [str(Path(sys.executable).with_name("cleanprior")), "report"]
+    again = subprocess.run(
+        [*command, str(folder)], cwd=finished, capture_output=True, text=True, env=ENV, timeout=120
+    )
+    assert again.returncode == 0, again.stderr
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    lost = subprocess.run(
+        [*command, "runs/tables"], cwd=finished, capture_output=True, text=True, env=ENV, timeout=60
+    )
+    assert lost.returncode == 2 and f"there are: runs/tables/{folder.name}" in lost.stderr
 
 
 def test_another_posterior_sampler_trains_nothing_again(finished: Path) -> None:
