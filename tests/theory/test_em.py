@@ -184,19 +184,20 @@ def test_a_round_draws_its_own_pool_and_stays_in_range_and_is_counted() -> None:
     assert session.costs == {"evaluations": 2 * 40 * 6, "backwards": 2 * 40 * 6 * 3}
 
 
-def test_one_method_in_two_runs_keeps_nothing_of_the_first() -> None:
+def test_one_method_in_two_runs_keeps_nothing_of_the_first(tmp_path) -> None:
     operator, data, prior = gaussian_toy(0.3)
     method = make_em("method.reuse=true", "method.pool=0.1")
     method.posterior = MMPS(3, 0.02, 10.0, 7.0, 1.0, 1, 0.0, float("inf"), 0.0)
     attach(method, operator)
     plan = Round("round", 1, begin="averaged")
-    for _ in range(2):
-        session = make_session(data)
+    for run in ("a", "b"):
+        session = make_session(data, store=tmp_path / run)
         session.averaged = {"denoiser": prior}
         sizes = [len(method.begin_round(k, plan, session)) for k in (1, 2)]
         assert sizes[0] == 40
         assert 40 < sizes[1] <= 80
         assert len(session.log["drift"]) == 1
+        assert len(list((tmp_path / run).rglob("kept/*"))) == 2
 
 
 def test_chunks_of_the_gaussian_start_have_noise_of_their_own() -> None:
@@ -249,6 +250,15 @@ def test_with_noise_the_chosen_residual_is_the_expected_one() -> None:
     x = sampler(prior, batch.y, batch.params, batch.sigma_y, operator, generators).x
     squared = ((batch.y - operator.A(x, batch.params)) * batch.params["mask"]).square().sum()
     assert squared.item() == pytest.approx(sigma**2 * batch.params["mask"].sum().item(), rel=0.1)
+
+
+def test_a_residual_of_the_size_of_the_noise_fits_best() -> None:
+    """And one of 0, which reproduces the noise, misses it by m sigma^2."""
+    operator, data, _ = gaussian_toy(0.3)
+    batch = data.batch(torch.arange(400))
+    assert misfit(operator, batch, batch.y + 0.3) == pytest.approx(0, abs=1e-5)
+    expected = 0.09 * batch.params["mask"].flatten(1).sum(1).mean().item()
+    assert misfit(operator, batch, batch.y) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_candidate_that_is_not_finite_is_never_chosen() -> None:

@@ -124,6 +124,8 @@ def test_the_rules_that_stop() -> None:
     assert not has_stopped("scale", 2, [4, 2, 1.5, 1], [])
     assert not has_stopped("scale", 2, [4, 2, 3, 1], [])
     assert has_stopped("scale", 2, [4, 2, 2, 3], [])
+    assert has_stopped("scale", 2, [2, 2, 3], []), "patience rounds after the first are enough"
+    assert not has_stopped("scale", 2, [2, 2], [])
     assert not has_stopped("residual", 2, [], [1.0, 1.0])
     assert not has_stopped("residual", 2, [], [1.0, 0.5, 0.501])
     assert has_stopped("residual", 2, [], [5.0, 0.5, 0.501, 0.499])
@@ -180,7 +182,8 @@ def test_the_union_prefers_new_restorations() -> None:
 def test_reused_restorations_are_those_of_the_last_round(train) -> None:
     keys = ["method.resume_rounds=3", "method.pool=0.5"]
     *_, sets = train(make_em("em_mmps", "method.reuse=true", *keys))
-    *_, alone = train(make_em("em_mmps", *keys))
+    # A stop rule keeps restorations too; they are not trained on.
+    *_, alone = train(make_em("em_mmps", "method.stop=residual", "method.patience=9", *keys))
     assert [len(s) for s in sets] == [40] * 4, "the Gaussian start restored everything"
     assert [len(s) for s in alone] == [40, 20, 20, 20]
     for k in range(1, 4):
