@@ -38,6 +38,8 @@ def run(plan: Plan, out: Path, forced: Collection[str], progress: Progress) -> N
         Cell(config, out)
     retrained: set[Path] = set()  # problems that differ in evaluation alone share a training
     for number, (row, config) in enumerate(todo):
+        if row not in forced and is_finished(read_record(out, config)):
+            continue  # by another process, since this one began
         progress.say(
             f"[{number + 1}/{len(todo)}] {row} on {config['operator']['name']}, "
             f"{config['data']['name']}, seed {config['seed']}"
