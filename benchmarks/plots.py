@@ -8,7 +8,15 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from cleanprior.files import write_bytes
 from cleanprior.records import Record, is_finished
@@ -47,25 +55,15 @@ def _seconds(value: float, _: Any = None) -> str:
 
 
 def _place(labels: list[tuple[float, float, str]], axes: Axes) -> None:
-    """Write names beside points; a name that would cover another one is moved up or down."""
+    """Write numbers beside points; one that would cover another is moved up."""
     taken: list[tuple[float, float]] = []
-    to_pixels = axes.transData.transform
-    right = axes.transAxes.transform((1, 1))[0]
     for x, y, text in sorted(labels, key=lambda item: item[1]):
-        px, py = to_pixels((x, y))
-        is_left = px + 7 * len(text) * 100 / 72 > right
+        px, py = axes.transData.transform((x, y))
         shift = 0.0
-        while any(abs(px - tx) < 110 and abs(py + shift - ty) < 13 for tx, ty in taken):
+        while any(abs(px - tx) < 14 and abs(py + shift - ty) < 12 for tx, ty in taken):
             shift += 4
         taken.append((px, py + shift))
-        axes.annotate(
-            text,
-            (x, y),
-            (-7 if is_left else 7, -3 + shift * 0.72),
-            textcoords="offset points",
-            ha="right" if is_left else "left",
-            fontsize=8,
-        )
+        axes.annotate(text, (x, y), (6, -3 + shift * 0.72), textcoords="offset points", fontsize=8)
 
 
 def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
@@ -79,27 +77,35 @@ def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
     shown = [(k, label) for k, label in QUALITIES if k in done and done[k].notna().any()]
     if not shown:
         return None
-    figure = Figure(figsize=(5.4 * len(shown), 4.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(4.4 * len(shown) + 2.6, 4.4), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=9, ha="left", x=0.01)
-    for number, (key, label) in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), number + 1)
+    lines = done.to_dict("records")
+    handles = [_handle(line, number + 1, summary) for number, line in enumerate(lines)]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+    for place, (key, label) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), place + 1)
         axes.set_xscale("log")
+        if key == "fd" and (done[key].max() > 8 * done[key].min()):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         names: list[tuple[float, float, str]] = []
-        colours = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(summary["method"].unique())}
-        for line in done[done[key].notna()].to_dict("records"):
+        for number, (line, handle) in enumerate(zip(lines, handles, strict=True)):
             x, y, spread = line["train_seconds"], line[key], line[f"{key}_std"]
+            if math.isnan(y):
+                continue
             if not math.isnan(spread):
-                axes.errorbar(x, y, yerr=spread, color=colours[line["method"]], capsize=2, lw=1)
+                axes.errorbar(x, y, yerr=spread, color=handle.get_color(), capsize=2, lw=1)
             axes.plot(
                 x,
                 y,
-                "s" if line["is_own"] else "o",
-                color=colours[line["method"]],
+                handle.get_marker(),
+                color=handle.get_color(),
                 markersize=6,
-                mfc="white" if line["is_own"] else colours[line["method"]],
+                mfc=handle.get_markerfacecolor(),
             )
-            way = line["way"].split(";")[0]
-            names.append((x, y, f"{line['method']}: {way}" if line["is_own"] else line["method"]))
+            names.append((x, y, str(number + 1)))
         axes.set_xlabel("seconds of training, E-steps included")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(FixedLocator(TICKS))
@@ -108,11 +114,25 @@ def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         low, high = axes.get_xlim()
-        axes.set_xlim(low / 1.15, high * 1.6)
-        if key == "fd" and (done[key].max() > 8 * done[key].min()):
-            axes.set_yscale("log")
+        axes.set_xlim(low / 1.15, high * 1.15)
         _place(names, axes)
     return figure
+
+
+def _handle(line: dict[Any, Any], number: int, summary: pd.DataFrame) -> Line2D:
+    """Return what stands for a row: a disc, or an open square for a method's own way."""
+    methods = list(summary["method"].unique())
+    colour = COLOURS[methods.index(line["method"]) % len(COLOURS)]
+    way = str(line["way"]).removeprefix("none; ").split(";")[0]
+    return Line2D(
+        [],
+        [],
+        linestyle="none",
+        marker="s" if line["is_own"] else "o",
+        color=colour,
+        mfc="white" if line["is_own"] else colour,
+        label=f"{number}  {line['method']}" + (f": {way}" if line["is_own"] else ""),
+    )
 
 
 def _numbers(log: dict[str, Any]) -> dict[str, list[float]]:

@@ -109,7 +109,8 @@ def _overviews(
     summaries = {s.tab: s.summary for s in sheets}
     plotted = _sweep(plan, sheets, folder)
     lines = [
-        "bold: significantly best of its track on that problem; details in the problem's own table",
+        "bold: significantly best on that problem of its track (clean images handed out); details "
+        "in the problem's own table",
         "-: not trained there, or no such number; the reason stands in the problem's own table",
     ]
     for key, heading in OVERVIEWS.items():
