@@ -9,7 +9,7 @@ import pandas as pd
 
 from cleanprior import registry
 from cleanprior.files import write_bytes, write_text
-from cleanprior.metric_names import is_metric
+from cleanprior.metric_names import in_order
 from cleanprior.records import Record, is_finished
 
 from .plan import Problem
@@ -35,12 +35,18 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("sample_seconds", "sample s", ".1f", "drawing the samples"),
     ("nfe", "NFE", "", "forward (+ backward) passes of the denoiser for one restored image"),
     ("memory_mb", "peak MB", ".0f", "peak memory of the process (of the GPU where there is one)"),
+    (
+        "energy_kj",
+        "energy kJ",
+        ".1f",
+        "of training, as CPU and GPU counters report it, whatever else ran on them",
+    ),
     ("parameters", "params", "", "of all networks trained"),
 )
 #: Headings of columns that hold words.
 TEXTS = ("method", "restores by", "status", "problem", "published row", "our row")
 #: Columns that stand only where some row has a value.
-OPTIONAL = ("lpips",)
+OPTIONAL = ("lpips", "energy_kj")
 # The same for every seed of a row.
 FIRST = (
     "warning",
@@ -62,6 +68,7 @@ NUMBERS = (
     "restore_seconds",
     "sample_seconds",
     "memory_mb",
+    "energy_kj",
 )
 
 
@@ -90,6 +97,7 @@ def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
                 "data": record["data"],
                 "train_seconds": sum(training["seconds"].values()),
                 "memory_mb": memory["gpu"] or memory["cpu"],
+                "energy_kj": _energy(training),
                 "parameters": sum(record["parameters"].values()),
                 "images_seen": training["images"],
                 "estep_evaluations": training["costs"].get("evaluations", 0),
@@ -114,7 +122,7 @@ def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
 
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one line for each method and way: mean, spread and number of seeds."""
-    further = [c for c in frame.columns if is_metric(c) and c not in NUMBERS]
+    further = [c for c in in_order(frame.columns) if c not in NUMBERS]
     frame = frame.reindex(columns=[*frame.columns, *(c for c in NUMBERS if c not in frame)])
     lines = []
     for keys, group in frame.groupby(["method", "way"], sort=False):
@@ -184,6 +192,11 @@ def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
         shown["status"] = (f"{word}, see below" if colon else word) + warned
         lines.append(shown)
     return pd.DataFrame(lines)
+
+
+def _energy(training: dict[str, Any]) -> float | None:
+    told = [joules for joules in training.get("energy_j", {}).values() if joules is not None]
+    return sum(told) / 1000 if told else None
 
 
 def _evaluations(line: dict[str, Any]) -> str:

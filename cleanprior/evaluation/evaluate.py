@@ -1,6 +1,5 @@
 """One protocol for every cell: restore held-out measurements, draw samples, compare."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ..costs import clock
 from ..data.datasets import CleanData
 from ..data.measured import MeasuredData
 from ..data.measurements import Batch, Measurements
@@ -168,7 +168,7 @@ class Protocol:
             if prior is None:
                 break
             row = Row(f"{name}, one sample", is_own=False)
-            start = time.perf_counter()
+            start = clock()
             with progress.task(f"restore · {name}", n) as task:
                 draw = prior.restore(
                     batch.y,
@@ -180,10 +180,10 @@ class Protocol:
                     self.chunk,
                     task.advance,
                 )
-            row.seconds["restoration"] = time.perf_counter() - start
+            row.seconds["restoration"] = clock() - start
             row.evaluations, row.backwards = draw.evaluations, draw.backwards
             row.add(judge(draw.x))
-            start = time.perf_counter()
+            start = clock()
 
             def draw_again(more: Batch, posterior: PosteriorSampler = posterior) -> Tensor:
                 assert prior is not None
@@ -191,14 +191,14 @@ class Protocol:
                 return prior.restore(*given, operator, posterior, again, self.chunk).x
 
             row.add(calibration(draw.x, draw_again))
-            row.seconds["calibration"] = time.perf_counter() - start
+            row.seconds["calibration"] = clock() - start
             pictures[f"restored.{row.way}"] = draw.x
             if not rows:
-                start = time.perf_counter()
+                start = clock()
                 with progress.task("sample", count) as task:
                     drawn = prior.sample(count, sampler, self.seed, self.chunk)
                     task.advance(count)
-                row.seconds["sampling"] = time.perf_counter() - start
+                row.seconds["sampling"] = clock() - start
                 found = judge_samples(drawn)
                 row.add(found)
                 pictures = found.pictures | pictures
@@ -210,27 +210,27 @@ class Protocol:
             if way.restore is None:
                 row.missing["restoration"] = way.reason or f"{way.name} does not restore"
             else:
-                start = time.perf_counter()
+                start = clock()
                 restored, row.evaluations = way.restore(
                     batch, image_generators(self.seed, range(n))
                 )
-                row.seconds["restoration"] = time.perf_counter() - start
+                row.seconds["restoration"] = clock() - start
                 row.add(judge(restored))
-                start = time.perf_counter()
+                start = clock()
                 restore = way.restore
 
                 def draw_way(more: Batch, restore: Restore = restore) -> Tensor:
                     return restore(more, image_generators(again, range(len(more))))[0]
 
                 row.add(calibration(restored, draw_way))
-                row.seconds["calibration"] = time.perf_counter() - start
+                row.seconds["calibration"] = clock() - start
                 pictures[f"restored.{row.way}"] = restored
             if way.sample is None:
                 row.missing["generation"] = way.reason or f"{way.name} does not sample p(x)"
             else:
-                start = time.perf_counter()
+                start = clock()
                 drawn = way.sample(count, generator_for(self.seed, "own-samples"))
-                row.seconds["sampling"] = time.perf_counter() - start
+                row.seconds["sampling"] = clock() - start
                 found = judge_samples(drawn)
                 row.add(found)
                 pictures = found.pictures | pictures

@@ -1,7 +1,6 @@
 """The one training loop: budget, optimiser, averages, precision, checkpoints, progress."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..costs import PeakMemory
+from ..costs import Energy, PeakMemory, clock
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import autocast_dtype
 from ..progress import Progress
@@ -33,6 +32,8 @@ class TrainingReport:
         steps: Optimiser steps of each network.
         images: Images seen by the budgeted network.
         memory_mb: Peak memory of the process (``cpu``) and of the GPU (``gpu``), None if unknown.
+        energy_j: Joules of the same phases, by ``cpu`` and ``gpu``, of whole packages and cards,
+            whatever else ran on them; None without a counter.
         costs: Further counts: network evaluations in E-steps, ...
         history: One entry per logging interval: round, step, losses.
         log: What the method wants recorded (chosen scales, floors, ...).
@@ -43,6 +44,7 @@ class TrainingReport:
     steps: dict[str, int] = field(default_factory=dict)
     images: int = 0
     memory_mb: dict[str, float | None] = field(default_factory=dict)
+    energy_j: dict[str, float | None] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float | str]] = field(default_factory=list)
     log: dict[str, Any] = field(default_factory=dict)
@@ -179,7 +181,7 @@ class _Run:
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
         kept = folder / "snapshots" if folder and trainer.accelerator.is_main_process else None
         self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps)
-        self.memory = PeakMemory()
+        self.memory, self.energy = PeakMemory(), Energy()
         self.averages = Averages(self.networks, trainer.ema)
         self.optimisers = self._new_optimisers()
         self.session = Session(
@@ -263,11 +265,12 @@ class _Run:
         if number == 0 and not saved:
             self._save(number, 0)
         costs, log = dict(self.session.costs), dict(self.session.log)
-        start = time.perf_counter()
+        start = clock()
         training_set = self.method.begin_round(number, plan, self.session)
         self.trainer.accelerator.wait_for_everyone()
         if first == 0:
-            self.report.add_seconds("E-step", time.perf_counter() - start)
+            self.report.add_seconds("E-step", clock() - start)
+        self._note_energy(is_counted=first == 0)
         self._begin(number, plan)
         if first > 0:
             # Resumed inside the round: the E-step's results came from the store and were counted
@@ -296,7 +299,7 @@ class _Run:
 
     def _steps(self, number: int, plan: Round, first: int, training_set: TrainingSet) -> None:
         t = self.trainer
-        told = saved_at = time.perf_counter()
+        told = saved_at = clock()
         phase = f"train · {plan.name}"
         with self.session.progress.task(phase, plan.steps) as task:
             task.done = first
@@ -310,14 +313,16 @@ class _Run:
                     batch = training_set.batch(index).to(t.device)
                     self._turn(turn, batch, self._rate(number, step), keys)
                 self.snapshots.keep(self.report.steps[self.method.budgeted], self.averages.modules)
-                now = time.perf_counter()
+                now = clock()
                 self.report.add_seconds("training", now - told)
                 told = now
                 task.advance(note=self._note(plan, step))
                 if now - saved_at > t.checkpoint_seconds and step + 1 < plan.steps:
+                    self._note_energy()
                     self._save(number, step + 1)
-                    told = saved_at = time.perf_counter()
+                    told = saved_at = clock()
         self._note_memory()
+        self._note_energy()
         # Before the store is cleared: from here on an interrupted run begins with the next round.
         self._save(number + 1, 0)
 
@@ -326,6 +331,13 @@ class _Run:
         for kind, now in self.memory.read().items():
             before = self.report.memory_mb.get(kind)
             self.report.memory_mb[kind] = max(now, before) if now and before else now or before
+
+    def _note_energy(self, is_counted: bool = True) -> None:
+        for kind, joules in self.energy.spent().items():
+            before = self.report.energy_j.get(kind)
+            if joules is not None and is_counted:
+                joules += before or 0.0
+            self.report.energy_j[kind] = joules if is_counted and joules is not None else before
 
     def _rank(self) -> tuple[int, int]:
         return self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
@@ -373,4 +385,5 @@ class _Run:
         if step % self.trainer.log_every == 0 or step + 1 == plan.steps:
             entry: dict[str, float | str] = {"round": plan.name, "step": step, **self._last}
             self.report.history.append(entry)
+            self._note_energy()
         return f"loss {self._last['loss']:.3f}"
