@@ -15,7 +15,6 @@ from matplotlib.ticker import (
     LogLocator,
     MaxNLocator,
     NullLocator,
-    ScalarFormatter,
 )
 
 from cleanprior.files import write_bytes
@@ -86,10 +85,7 @@ def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
         axes = figure.add_subplot(1, len(shown), place + 1)
         axes.set_xscale("log")
         if key == "fd" and (done[key].max() > 8 * done[key].min()):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
+            _plain_log(axes)
         names: list[tuple[float, float, str]] = []
         for number, (line, handle) in enumerate(zip(lines, handles, strict=True)):
             x, y, spread = line["train_seconds"], line[key], line[f"{key}_std"]
@@ -135,6 +131,14 @@ def _handle(line: dict[Any, Any], number: int, summary: pd.DataFrame) -> Line2D:
     )
 
 
+def _plain_log(axes: Axes) -> None:
+    """Make the y axis logarithmic, with ticks that read 20, 50, 100."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def _numbers(log: dict[str, Any]) -> dict[str, list[float]]:
     """Return the entries of a method's log that have one number a round."""
     found = {}
@@ -162,6 +166,7 @@ def curves(records: dict[str, list[Record]], title: str) -> Figure | None:
     figure = Figure(figsize=(4.6 * columns + 1.2, 3.2 * rows), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=9, ha="left", x=0.01)
     colours = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(runs)}
+    dashes = {m: "-" if i < len(COLOURS) else "--" for i, m in enumerate(runs)}
     axes = figure.add_subplot(rows, columns, 1)
     for method, record in runs.items():
         losses = [(p["step"], p["loss"]) for p in record["training"]["history"]]
@@ -172,12 +177,10 @@ def curves(records: dict[str, list[Record]], title: str) -> Figure | None:
             steps.append(offset + step)
             last = step
         values = [v if v > 0 else math.nan for _, v in losses]
-        axes.plot(steps, values, label=method, color=colours[method], lw=1.2)
-    axes.set_yscale("log")
-    for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis_format(ScalarFormatter())
+        axes.plot(steps, values, dashes[method], label=method, color=colours[method], lw=1.2)
+    _plain_log(axes)
     axes.set_xlabel("step")
-    axes.set_title("training loss (each method's own; scales differ)", fontsize=8, loc="left")
+    axes.set_title("training loss, each method's own; above 0", fontsize=8, loc="left")
     for number, key in enumerate(keys):
         panel = figure.add_subplot(rows, columns, number + 2)
         for method, logged in rounds.items():
@@ -239,10 +242,7 @@ def sweep(
         axes.set_xlabel(key)
         axes.set_ylabel(label)
         if quality == "fd":
-            axes.set_yscale("log")
-            for axis_format in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                axis_format(ScalarFormatter())
-            axes.tick_params(axis="y", which="minor", labelsize=7)
+            _plain_log(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
