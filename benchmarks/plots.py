@@ -96,7 +96,7 @@ def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
             axes.plot(
                 x,
                 y,
-                handle.get_marker(),
+                marker=handle.get_marker(),
                 color=handle.get_color(),
                 markersize=6,
                 mfc=handle.get_markerfacecolor(),
