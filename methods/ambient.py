@@ -49,6 +49,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor, nn
 
+from cleanprior.checks import check_choice
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.diffusion.gating import GATES
@@ -62,7 +63,6 @@ from cleanprior.training import Loss, Method, Problem, Way
 
 from .further import flip_together, hidden_share
 from .guidance import NORMS, Guidance
-from .sure_score import one_of
 
 #: Eigenvalues below this are zeros with rounding.
 ZERO = 1e-6
@@ -142,7 +142,7 @@ class Ambient(Method):
                 "scored and the method learns nothing about them)"
             )
         for key, allowed in CHOICES.items():
-            one_of(key, getattr(self, key), allowed)
+            check_choice(key, getattr(self, key), allowed)
         weight = self.hidden_weight
         if not (weight == "auto" if isinstance(weight, str) else weight > 0):
             raise ValueError(f"hidden_weight={weight}; allowed: auto, or a number above 0")

@@ -54,6 +54,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from cleanprior.checks import check_positive
 from cleanprior.data import Batch, Measurements, TrainingSet
 from cleanprior.operators.base import Params
 from cleanprior.prior import Prior
@@ -144,8 +145,7 @@ class AmbientGAN(Method):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"{key}={getattr(self, key)}; allowed: 0 (none) or above")
         for key in ("generator_lr", "critic_lr"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key}={getattr(self, key)}; allowed: above 0")
+            check_positive(key, getattr(self, key))
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}; allowed: [0, 1)")

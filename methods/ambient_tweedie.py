@@ -47,6 +47,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.diffusion.samplers import Heun
@@ -56,7 +57,7 @@ from cleanprior.training import Loss, Method, Problem, Round, Session, Way
 
 from .augmentation import AUGMENTATIONS, augment
 from .consistency import Consistency
-from .sure_score import OneStep, needs_in_mode, one_of
+from .sure_score import OneStep, needs_in_mode
 
 #: Draws begin this far above sigma_y, relatively: at sigma_y itself alpha is 0.
 MARGIN = 1e-3
@@ -136,14 +137,13 @@ class AmbientTweedie(Method):
     sampler: Heun
 
     def __post_init__(self) -> None:
-        one_of("sigma_draw", self.sigma_draw, ("truncate", "clamp"))
-        one_of("weight", self.weight, ("edm", "ambient_o"))
-        one_of("augment", self.augment, AUGMENTATIONS)
-        one_of("operator_mode", self.operator_mode, ("refuse", "ambient_o"))
+        check_choice("sigma_draw", self.sigma_draw, ("truncate", "clamp"))
+        check_choice("weight", self.weight, ("edm", "ambient_o"))
+        check_choice("augment", self.augment, AUGMENTATIONS)
+        check_choice("operator_mode", self.operator_mode, ("refuse", "ambient_o"))
         if not 0 <= self.augment_probability <= 1:
             raise ValueError(f"augment_probability={self.augment_probability}; allowed: [0, 1]")
-        if not self.sigma_min > 0:
-            raise ValueError(f"sigma_min={self.sigma_min}; allowed: above 0")
+        check_positive("sigma_min", self.sigma_min)
         if (self.sigma_draw, self.weight) == ("clamp", "ambient_o"):
             raise ValueError(
                 "sigma_draw=clamp draws sigma_y itself, where weight=ambient_o divides by 0; set "

@@ -26,10 +26,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from cleanprior.checks import check_choice, check_positive
 from cleanprior.diffusion.denoiser import Denoise, draw_sigma, edm_weight, per_image
 from cleanprior.seeding import randn_like
-
-from .sure_score import one_of
 
 
 def reverse_process(
@@ -97,9 +96,9 @@ class Consistency:
     sigma_min: float
 
     def __post_init__(self) -> None:
-        one_of("consistency.estimator", self.estimator, ("product", "mean"))
-        one_of("consistency.pairing", self.pairing, ("independent", "shared"))
-        one_of("consistency.weighting", self.weighting, ("none", "edm"))
+        check_choice("consistency.estimator", self.estimator, ("product", "mean"))
+        check_choice("consistency.pairing", self.pairing, ("independent", "shared"))
+        check_choice("consistency.weighting", self.weighting, ("none", "edm"))
         if self.weight < 0:
             raise ValueError(f"consistency.weight={self.weight}; allowed: 0 (off) or above")
         for key in ("finetune", "share"):
@@ -114,8 +113,7 @@ class Consistency:
             raise ValueError(f"consistency.steps={self.steps}; allowed: 1 or more")
         if not self.start > 1:
             raise ValueError(f"consistency.start={self.start}; allowed: above 1 (times sigma_y)")
-        if not self.sigma_min > 0:
-            raise ValueError(f"consistency.sigma_min={self.sigma_min}; allowed: above 0")
+        check_positive("consistency.sigma_min", self.sigma_min)
 
     def levels(
         self, sigma_y: Float[Tensor, " b"], generator: Generator

@@ -32,12 +32,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from cleanprior.checks import check_choice
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
 from cleanprior.prior import Prior
 from cleanprior.training import Loss, Method, Problem, Round, Session, Way
 
-from .sure_score import PROBES, OneStep, denoise_and_divergence, draw_probe, one_of, stein_risk
+from .sure_score import PROBES, OneStep, denoise_and_divergence, draw_probe, stein_risk
 
 
 @dataclass(kw_only=True)
@@ -60,7 +61,7 @@ class DenoiseThenTrain(Method):
     chunk: int
 
     def __post_init__(self) -> None:
-        one_of("probe", self.probe, PROBES)
+        check_choice("probe", self.probe, PROBES)
         if not 0 < self.restorer_share < 1:
             raise ValueError(
                 f"restorer_share={self.restorer_share}; allowed: above 0 and below 1 (the rest of "

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from cleanprior.checks import check_choice
 from cleanprior.diffusion.denoiser import Denoise, per_image
 from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.diffusion.low_rank import LowRankGaussian
@@ -63,8 +64,7 @@ class NoiseLevels(nn.Module):
 
     def __init__(self, kind: str, low: float, high: float) -> None:
         super().__init__()
-        if kind not in LEVELS:
-            raise ValueError(f"levels={kind!r}; allowed: {', '.join(LEVELS)}")
+        check_choice("levels", kind, LEVELS)
         if not 0 < low < high:
             raise ValueError(f"noise levels from {low} to {high}; needed: 0 < low < high")
         self.kind, self.low, self.high = kind, low, high

@@ -29,6 +29,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -58,6 +59,7 @@ TOLERANCE = 1e-3
 Source = Generator | Sequence[Generator]
 
 
+@dataclass(eq=False)
 class Start(ABC):
     """The Gaussian stage of one run.
 
@@ -73,22 +75,18 @@ class Start(ABC):
         quadratic: The Gaussian prior's negative log-density up to a constant, likewise.
     """
 
-    ends: Ends
-    quadratic: Callable[[Tensor], Tensor]
+    operator: Operator
+    device: torch.device
+    sigma_floor: float
+    sigma_min: float
+    sigma_max: float
+    ends: Ends = field(init=False)
+    quadratic: Callable[[Tensor], Tensor] = field(init=False)
 
-    def __init__(
-        self,
-        operator: Operator,
-        device: torch.device,
-        sigma_floor: float,
-        sigma_min: float,
-        sigma_max: float,
-    ) -> None:
-        self.device, self.sigma_floor = device, sigma_floor
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+    def __post_init__(self) -> None:
         # Closed forms need the physics on the CPU, the likelihood needs it on the device.
-        self.cpu_operator: Operator = copy.deepcopy(operator).to("cpu")
-        self.operator: Operator = copy.deepcopy(operator).to(device)
+        self.cpu_operator: Operator = copy.deepcopy(self.operator).to("cpu")
+        self.operator = copy.deepcopy(self.operator).to(self.device)
         self.is_ready = False
 
     @abstractmethod
@@ -183,6 +181,7 @@ def feature_channels(operator: Operator) -> int:
     return 3 * operator.image_shape[0] + operator.description_channels + 1
 
 
+@dataclass(eq=False)
 class ConvStart(Start):
     """A covariance of low rank: exact draws of the posterior by conjugate gradient, at any size.
 
@@ -191,19 +190,8 @@ class ConvStart(Start):
         others: See :class:`Start`.
     """
 
-    _cache: ConvBase | None = None
-
-    def __init__(
-        self,
-        operator: Operator,
-        device: torch.device,
-        sigma_floor: float,
-        sigma_min: float,
-        sigma_max: float,
-        rank: int,
-    ) -> None:
-        super().__init__(operator, device, sigma_floor, sigma_min, sigma_max)
-        self.rank = rank
+    rank: int
+    _cache: ConvBase | None = field(default=None, init=False)
 
     def fit(self, session: Session, iterations: int) -> dict[str, Tensor]:  # noqa: D102
         with session.progress.task("Gaussian fit", iterations) as task:

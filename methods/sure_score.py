@@ -52,6 +52,7 @@ from torch import Generator, Tensor, nn
 from torch.autograd import forward_ad
 
 from cleanprior.capabilities import required
+from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.prior import Prior
@@ -67,16 +68,6 @@ LEVELS = ("continuous", "official")
 COMPARED = 1024
 #: Least noise level at which a denoiser is asked, EDM's own; only clean images are below it.
 SIGMA_MIN = 0.002
-
-
-def one_of(key: str, value: str, allowed: Sequence[str]) -> None:
-    """Refuse a value that is not among the allowed ones.
-
-    Raises:
-        ValueError: ``value`` is not allowed.
-    """
-    if value not in allowed:
-        raise ValueError(f"{key}={value!r}; allowed: {', '.join(allowed)}")
 
 
 def needs_in_mode(needs: Sequence[str], operator_mode: str) -> Sequence[str]:
@@ -207,15 +198,14 @@ class SureScore(Method):
     _levels: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        one_of("probe", self.probe, PROBES)
-        one_of("divergence", self.divergence, DIVERGENCES)
-        one_of("reduction", self.reduction, REDUCTIONS)
-        one_of("lambda_schedule", self.lambda_schedule, SCHEDULES)
-        one_of("levels", self.levels, LEVELS)
-        one_of("operator_mode", self.operator_mode, ("refuse", "ignore"))
+        check_choice("probe", self.probe, PROBES)
+        check_choice("divergence", self.divergence, DIVERGENCES)
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        check_choice("lambda_schedule", self.lambda_schedule, SCHEDULES)
+        check_choice("levels", self.levels, LEVELS)
+        check_choice("operator_mode", self.operator_mode, ("refuse", "ignore"))
         for key in ("epsilon", "lambda_max", "assumed_sigma"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"{key}={getattr(self, key)}; allowed: above 0")
+            check_positive(key, getattr(self, key))
         if self.stages < 1:
             raise ValueError(f"stages={self.stages}; allowed: 1 or more")
         if self.level_count < 2:

@@ -106,7 +106,7 @@ def image_zip(
                 limit,
                 labels,
             )
-    except (BadZipFile, NotImplementedError) as error:
+    except (BadZipFile, NotImplementedError) as error:  # the latter: an unknown compression
         raise UserError(f"'{root}' is damaged or not a readable zip archive: {error}") from error
 
 

@@ -9,6 +9,7 @@ from azula.nn.unet import UNet as AzulaUNet
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from .gating import gate_convolutions
 
 
@@ -102,8 +103,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             matrices in it: GPUs that say so, CPUs with AMX.
         device: The device.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"precision={precision!r}; allowed: auto, fp32, bf16")
+    check_choice("precision", precision, ("auto", "fp32", "bf16"))
     if precision == "fp32":
         return None
     if precision == "bf16":

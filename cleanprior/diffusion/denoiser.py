@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from ..checks import check_choice
+
 PRECONDITIONINGS = ("edm", "split", "ambient_official")
 
 
@@ -61,9 +63,7 @@ class Denoiser(nn.Module):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if preconditioning not in PRECONDITIONINGS:
-            allowed = ", ".join(PRECONDITIONINGS)
-            raise ValueError(f"preconditioning={preconditioning!r}; allowed: {allowed}")
+        check_choice("preconditioning", preconditioning, PRECONDITIONINGS)
         self.backbone = backbone
         self.sigma_data = sigma_data
         self.condition_channels = condition_channels

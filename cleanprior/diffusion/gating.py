@@ -17,6 +17,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice
+
 GATES = ("none", "single", "official_double")
 
 
@@ -54,8 +56,7 @@ def gate_convolutions(network: nn.Module, gate: str) -> nn.Module:
     Raises:
         ValueError: ``gate`` is not allowed, or there is no convolution to gate.
     """
-    if gate not in GATES:
-        raise ValueError(f"gate={gate!r}; allowed: {', '.join(GATES)}")
+    check_choice("gate", gate, GATES)
     if gate == "none":
         return network
     found = [

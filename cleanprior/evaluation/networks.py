@@ -11,6 +11,7 @@ resizes by itself, once.
 import hashlib
 import re
 import sys
+from abc import ABC, abstractmethod
 from contextlib import redirect_stdout
 from functools import lru_cache
 from pathlib import Path
@@ -90,7 +91,7 @@ def to_bytes(x: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n 3 h w"]:
     return ((to_rgb(x) + 1) * 127.5).round().to(torch.uint8)
 
 
-class Network:
+class Network(ABC):
     """A frozen network that maps 8-bit RGB images to features.
 
     Attributes:
@@ -104,9 +105,9 @@ class Network:
     is_slow = True
     network: Any
 
+    @abstractmethod
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return features and class scores (or None) of 8-bit images."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _both(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

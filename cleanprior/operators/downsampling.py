@@ -7,6 +7,7 @@ from deepinv.physics import Downsampling as DownsamplingPhysics
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import check_choice
 from .base import ImageShape, Operator, Params
 
 #: deepinv's ``gaussian`` is left out: A A^T is then singular in float32.
@@ -41,8 +42,7 @@ class Downsampling(Operator):
             raise ValueError(
                 f"factor={factor} does not divide images of {height}x{width}; allowed: {allowed}"
             )
-        if filter not in FILTERS:
-            raise ValueError(f"filter={filter!r}; allowed: {', '.join(FILTERS)}")
+        check_choice("filter", filter, FILTERS)
         physics = DownsamplingPhysics(
             img_size=tuple(image_shape), filter=filter, factor=factor, padding="circular"
         )

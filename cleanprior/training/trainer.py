@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_positive
 from ..costs import Energy, PeakMemory, clock
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import autocast_dtype
@@ -100,14 +101,12 @@ class Trainer:
     ) -> None:
         if batch < 1 or budget < batch:
             raise ValueError(f"budget={budget}, batch={batch}; needed: 1 <= batch <= budget")
-        if not lr > 0:
-            raise ValueError(f"lr={lr}; allowed: above 0")
+        check_positive("lr", lr)
         if not 0 <= ema < 1:
             raise ValueError(f"ema={ema}; allowed: [0, 1)")
         if not 0 < final_lr <= 1:
             raise ValueError(f"final_lr={final_lr}; allowed: (0, 1]")
-        if device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device={device!r}; allowed: auto, cpu, cuda")
+        check_choice("device", device, ("auto", "cpu", "cuda"))
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, and torch finds no CUDA device; use device=cpu")
         if snapshots < 0:

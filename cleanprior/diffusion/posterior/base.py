@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from ...checks import check_share
 from ...operators.base import Operator, Params
 from ...seeding import randn_like
 from ..denoiser import Denoise
@@ -176,30 +177,6 @@ class GuidedSampler(LevelSampler):
         mean, correction = self.guide(denoise, x, sigma, problem)
         x = ancestral_step(x, mean, sigma, lower, self.eta, generator)
         return x if correction is None else x + correction
-
-
-def check_share(name: str, value: float, allowed: str) -> None:
-    """Raise a :class:`ValueError` unless ``value`` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value}; allowed: {allowed}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise a :class:`ValueError` unless ``value`` is above 0."""
-    if not value > 0:
-        raise ValueError(f"{name}={value}; allowed: above 0")
-
-
-def check_iterations(value: int) -> None:
-    """Raise a :class:`ValueError` unless a solver may take at least one iteration."""
-    if value < 1:
-        raise ValueError(f"iterations={value}; allowed: at least 1")
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    """Raise a :class:`ValueError` unless ``value`` is one of the allowed words."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
 
 
 def level_of(x: Tensor, sigma: float) -> Float[Tensor, " b"]:

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from ...checks import check_share
 from ...seeding import randn_like
 from ..denoiser import Denoise
 from ..spectral import Spectrum
-from .base import LevelSampler, LinearProblem, check_share, level_of
+from .base import LevelSampler, LinearProblem, level_of
 
 
 @dataclass(eq=False)

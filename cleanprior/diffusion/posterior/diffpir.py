@@ -7,15 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from ...checks import check_iterations, check_positive, check_share
 from ...operators.base import likelihood_sigma
 from ...seeding import randn_like
 from ..denoiser import Denoise
 from .base import (
     LevelSampler,
     LinearProblem,
-    check_iterations,
-    check_positive,
-    check_share,
     level_of,
 )
 from .solve import ridge_solution

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...checks import check_choice
 from ..denoiser import Denoise, per_image
-from .base import GuidedSampler, LinearProblem, check_choice, norms, with_graph
+from .base import GuidedSampler, LinearProblem, norms, with_graph
 
 
 @dataclass(eq=False)

@@ -13,11 +13,12 @@ from deepinv.physics import DecomposablePhysics, GaussianNoise, LinearPhysics
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from ...checks import check_positive
 from ...errors import unknown
 from ...operators.base import Operator, Params
 from ...seeding import scoped_rng
 from ..denoiser import Denoise
-from .base import Draw, PosteriorSampler, check_positive
+from .base import Draw, PosteriorSampler
 
 SAMPLERS = ("DDRM", "DPS", "DiffPIR", "PosteriorDiffusion")
 FIDELITIES = ("DPSDataFidelity", "MomentMatchingDataFidelity", "PiGDMDataFidelity")

@@ -6,9 +6,10 @@ import torch
 from azula.linalg.solve import gmres
 from torch import Tensor
 
+from ...checks import check_choice, check_iterations
 from ...operators.base import likelihood_sigma
 from ..denoiser import Denoise
-from .base import GuidedSampler, LinearProblem, check_choice, check_iterations, with_graph
+from .base import GuidedSampler, LinearProblem, with_graph
 from .solve import conjugate_gradient
 
 

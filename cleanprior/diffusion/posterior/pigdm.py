@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...checks import check_iterations, check_positive
 from ..denoiser import Denoise
-from .base import GuidedSampler, LinearProblem, check_iterations, check_positive, with_graph
+from .base import GuidedSampler, LinearProblem, with_graph
 from .solve import ridge_solution
 
 
