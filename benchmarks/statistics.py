@@ -16,6 +16,7 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -53,6 +54,15 @@ class Difference:
     p: float
 
 
+@lru_cache(maxsize=1)  # every two rows of a benchmark are resampled alike
+def _resampled(seeds: int, images: int, resamples: int, seed: int) -> tuple[Array, Array]:
+    """Return the weight of each seed and of each image in each bootstrap sample."""
+    generator = np.random.default_rng(seed)
+    rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
+    columns = generator.multinomial(images, np.full(images, 1 / images), resamples) / images
+    return rows, columns
+
+
 def bootstrap(difference: Array, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
     """Compare two rows by the pigeonhole bootstrap of their paired differences.
 
@@ -65,11 +75,8 @@ def bootstrap(difference: Array, resamples: int = RESAMPLES, seed: int = 0) -> D
         Mean, percentile interval and two-sided p-value. With few seeds the interval is too short by
         about a factor sqrt((S - 1) / S) in its between-seed part, S the number of seeds.
     """
-    seeds, images = difference.shape
-    generator = np.random.default_rng(seed)
-    rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    columns = generator.multinomial(images, np.full(images, 1 / images), resamples) / images
-    means = ((rows @ difference) * columns).sum(1)
+    rows, columns = _resampled(*difference.shape, resamples, seed)
+    means = (rows * (columns @ difference.T)).sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     tail = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (1 + float(tail)) / (1 + resamples))
