@@ -1,9 +1,7 @@
-"""The one loop: reproducible, resumable bit for bit, and blind to clean images."""
+"""The one loop: reproducible, under one budget, the same for each process and network."""
 
-import gc
 import subprocess
 import sys
-import types
 from collections import Counter
 from dataclasses import dataclass
 
@@ -14,103 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
+from trained import (
+    BATCH,
+    METHODS,
+    SHAPE,
+    STEPS,
+    assert_same,
+    differs,
+    fit,
+    make_trainer,
+    over_learners,
+    weights,
+)
 
-from cleanprior import registry
-from cleanprior.config import build, compose
-from cleanprior.data import Measurements
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
-from cleanprior.errors import UserError
-from cleanprior.training import Loss, Method, Round, Trainer
+from cleanprior.training import Loss, Method, Round
 from cleanprior.training.batches import batch_index
-from cleanprior.training.checkpoint import Store, read_tensors, write_tensors
-
-SHAPE = (1, 8, 8)
-IMAGES = 48
-BATCH = 8
-STEPS = 20
-# Small E-steps and flows; methods that are not named here run as their YAML has them.
-CHEAP = {
-    "em": ["method.posterior.steps=3", "method.scale_images=6", "method.scales=[0.5,1.0]"],
-    "em_mmps": ["method.posterior.steps=3", "method.gaussian_iterations=1"],
-    "flowdiff": [
-        "method.couplings=2",
-        "method.hidden=8",
-        "method.context=8",
-        "method.gaussian_iterations=1",
-        "method.final_draws=1",
-    ],
-}
-METHODS = sorted(registry.methods())
-LEARNERS = [m for m in METHODS if m != "observations"]
-over_learners = pytest.mark.parametrize("name", LEARNERS)
-
-
-def make_trainer(steps=STEPS, batch=BATCH, **changes):
-    values = {
-        "budget": steps * batch,
-        "batch": batch,
-        "lr": 2e-3,
-        "weight_decay": 0.0,
-        "warmup": 2,
-        "final_lr": 0.05,
-        "ema": 0.9,
-        "clip": 1.0,
-        "precision": "fp32",
-        "device": "cpu",
-        "sigma_data": 0.5,
-        "checkpoint_seconds": 1e9,
-        "log_every": 1,
-    }
-    return Trainer(**(values | changes))
-
-
-@pytest.fixture
-def setting(make_operator, make_problem, digits_data):
-    """Everything that training one method needs, on the first problem that it supports."""
-
-    def make(name, seed=0, x=None):
-        config = compose([f"method={name}", *CHEAP.get(name, [])])
-        for operator_name, sigma in (
-            ("inpainting", "0"),
-            ("inpainting", "0.1"),
-            ("denoising", "0.3"),
-        ):
-            method = build(config["method"])
-            operator = make_operator(operator_name, SHAPE, f"sigma={sigma}")
-            problem = make_problem(operator, seed)
-            if method.supports(problem) is None:
-                break
-        else:
-            pytest.fail(f"{name} supports none of the problems that are tried")
-        x = digits_data.train[:IMAGES].clone() if x is None else x
-        data = Measurements.draw(x, operator, 0, "train")
-        entitled = {"all": len(x)}.get(method.clean_images, method.clean_images)
-        clean = x[: min(entitled, 10)].clone() if entitled else None
-        return method, problem, data, clean
-
-    return make
-
-
-def fit(setting, seed=0, folder=None, trainer=None):
-    method, problem, data, clean = setting
-    return (trainer or make_trainer()).fit(method, problem, data, seed, folder, clean)
-
-
-def weights(networks):
-    return {f"{n}.{k}": v.clone() for n, m in networks.items() for k, v in m.state_dict().items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.equal(a[key], b[key]), key
-
-
-def differs(a, b):
-    return any(not torch.equal(a[k], b[k]) for k in a)
-
-
-# -- seeds -----------------------------------------------------------------------------------------
 
 
 @over_learners
@@ -184,223 +101,6 @@ def test_a_method_without_networks_meets_its_measurements_when_resumed_too(setti
         assert (networks, report.status) == ({}, "done")
         (way,) = built[0].ways(networks)
         assert way.sample(3, torch.Generator().manual_seed(0)).shape == (3, *SHAPE)
-
-
-# -- interruptions ---------------------------------------------------------------------------------
-
-
-class Interrupted(Exception):
-    pass
-
-
-def run_with_interruptions(make, folder, arm):
-    """Start again after every interruption, each time with new objects, as a new process would."""
-    for attempt in range(200):
-        built = make()
-        arm(built[0], attempt)
-        try:
-            networks, report = fit(built, 0, folder, make_trainer(checkpoint_seconds=0))
-        except Interrupted:
-            continue
-        return networks, report, attempt
-    pytest.fail("the run never ended")
-
-
-@over_learners
-def test_resumed_is_uninterrupted_bit_for_bit(setting, tmp_path, name):
-    def arm(method, attempt):
-        calls, loss = Counter(), method.loss
-
-        def interrupted(*arguments):
-            calls["loss"] += 1
-            if calls["loss"] == 7:
-                raise Interrupted
-            return loss(*arguments)
-
-        method.loss = interrupted
-
-    expected, report = fit(setting(name))
-    networks, resumed, attempts = run_with_interruptions(lambda: setting(name), tmp_path, arm)
-    assert attempts >= 3
-    assert_same(weights(networks), weights(expected))
-    assert (resumed.steps, resumed.images) == (report.steps, report.images)
-    assert resumed.costs == report.costs
-    assert resumed.log == report.log
-    assert [h["loss"] for h in resumed.history] == [h["loss"] for h in report.history]
-
-
-@pytest.mark.parametrize("name", ["em", "em_mmps"])
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_resumed_at_the_end_of_a_round_is_uninterrupted(
-    setting, tmp_path, monkeypatch, name, moment
-):
-    """A stop around the moment in which a round's E-step results are removed."""
-    expected, report = fit(setting(name))
-    clear, calls = Store.clear, Counter()
-
-    def interrupted(store):
-        calls["clear"] += 1
-        if moment == "after":
-            clear(store)
-        if calls["clear"] % 2:
-            raise Interrupted
-        clear(store)
-
-    monkeypatch.setattr(Store, "clear", interrupted)
-    networks, resumed, attempts = run_with_interruptions(
-        lambda: setting(name), tmp_path, lambda *_: None
-    )
-    assert attempts >= 1
-    assert_same(weights(networks), weights(expected))
-    assert resumed.costs == report.costs
-
-
-def test_an_e_step_result_is_computed_once(tmp_path):
-    store, calls = Store(tmp_path), []
-
-    def compute():
-        calls.append(1)
-        return {"x": torch.arange(3.0)}, {"evaluations": 5.0}
-
-    for _ in range(2):
-        tensors, costs = store.once("a", compute)
-        assert tensors["x"].tolist() == [0, 1, 2]
-        assert costs == {"evaluations": 5.0}
-    assert len(calls) == 1
-    store.clear()
-    store.once("a", compute)
-    assert len(calls) == 2
-
-
-def test_a_finished_run_is_not_trained_again(setting, tmp_path):
-    expected, _ = fit(setting("naive"), folder=tmp_path)
-    built = setting("naive")
-    built[0].loss = lambda *_: pytest.fail("trained again")
-    again, report = fit(built, folder=tmp_path)
-    assert_same(weights(again), weights(expected))
-    assert report.steps == {"denoiser": STEPS}
-
-
-def test_a_damaged_checkpoint_is_named(setting, tmp_path):
-    fit(setting("naive"), folder=tmp_path)
-    file = tmp_path / "checkpoint.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"checkpoint\.safetensors' is damaged; remove it to start"):
-        fit(setting("naive"), folder=tmp_path)
-
-
-def test_a_refused_write_leaves_the_earlier_file(tmp_path, monkeypatch):
-    path = tmp_path / "t.safetensors"
-    write_tensors(path, {"x": torch.ones(2)}, {"step": 1})
-
-    def refuse(*_, **__):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("cleanprior.training.checkpoint.save_file", refuse)
-    with pytest.raises(UserError, match="No space left on device; earlier results are intact"):
-        write_tensors(path, {"x": torch.zeros(2)}, {"step": 2})
-    tensors, meta = read_tensors(path)
-    assert tensors["x"].tolist() == [1, 1]
-    assert meta == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
-
-
-# -- clean images ----------------------------------------------------------------------------------
-
-OPAQUE = (
-    type,
-    types.ModuleType,
-    types.FrameType,
-    types.CodeType,
-    str,
-    bytes,
-    int,
-    float,
-    type(None),
-)
-
-
-def tensors_reachable(*roots):
-    """Yield every tensor that attributes, containers and closures of the roots lead to."""
-    seen, queue = set(), list(roots)
-    while queue:
-        node = queue.pop()
-        if id(node) in seen or isinstance(node, OPAQUE):
-            continue
-        seen.add(id(node))
-        if isinstance(node, torch.Tensor):
-            yield node
-            if node._base is not None:
-                queue.append(node._base)
-        elif isinstance(node, types.FunctionType):
-            queue.extend(gc.get_referents(*(node.__closure__ or ())))
-            queue.extend(node.__defaults__ or ())
-        else:
-            queue.extend(gc.get_referents(node))
-
-
-def holds_a_clean_image(tensor, clean_rows, size):
-    """Whether a whole clean image stands anywhere in a tensor's memory, also outside its view."""
-    if tensor.dtype not in (torch.float32, torch.float64):
-        return False
-    whole = torch.tensor([], dtype=tensor.dtype).set_(tensor.detach().cpu().untyped_storage())
-    if len(whole) % size:
-        return False
-    return any(row.tobytes() in clean_rows for row in whole.reshape(-1, size).float().numpy())
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_clean_images_cannot_be_reached_unless_entitled(setting, digits_data, name):
-    built = setting(name)
-    method, problem, data, clean = built
-    x = digits_data.train[:IMAGES]
-    sessions, begin = [], method.begin_round
-
-    def begin_round(number, round, session):
-        training_set = begin(number, round, session)
-        sessions.extend([session, training_set])
-        return training_set
-
-    method.begin_round = begin_round
-    networks, report = fit(built)
-    rows = {row.tobytes() for row in x.flatten(1).numpy()}
-    found = list(tensors_reachable(method, sessions, problem, data, networks, report))
-    assert any(t is data.y for t in found), "the walk reaches the measurements"
-    holders = [t.shape for t in found if holds_a_clean_image(t, rows, 64)]
-    if clean is None:
-        assert not holders
-    else:
-        assert holders, "the walk finds the clean images where a method is entitled to them"
-        assert len(sessions[0].clean) == len(clean)
-
-
-def test_the_walk_finds_a_hidden_clean_image(digits_data):
-    x = digits_data.train[:4].clone()
-    rows = {row.tobytes() for row in x.flatten(1).numpy()}
-    hidden = {"deep": [lambda: x[1:2]], "view": x[2, 0, 0, :3]}
-    for part in ("deep", "view"):
-        assert any(holds_a_clean_image(t, rows, 64) for t in tensors_reachable(hidden[part]))
-
-
-@pytest.mark.parametrize("name", LEARNERS)
-def test_canary_weights_do_not_change_when_clean_images_become_nan(setting, digits_data, name):
-    built = setting(name)
-    if built[3] is not None:
-        pytest.skip(f"{name} is entitled to clean images")
-    expected, _ = fit(built)
-    x = digits_data.train[:IMAGES].clone()
-    spoiled = setting(name, x=x)
-    x.fill_(float("nan"))
-    networks, report = fit(spoiled)
-    assert report.status == "done"
-    assert_same(weights(networks), weights(expected))
-
-
-def test_the_canary_would_sing(setting, digits_data):
-    """The oracle, which does read clean images, diverges when they are NaN."""
-    method, problem, data, clean = setting("oracle")
-    _, report = fit((method, problem, data, torch.full_like(clean, float("nan"))))
-    assert report.status == "diverged"
 
 
 # -- the budget ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pair import SHAPE, SIGMA, C
 from torch import Tensor, nn
 
 from cleanprior.config import build, compose
@@ -15,17 +16,13 @@ from cleanprior.seeding import generator_for
 from cleanprior.training import Method, Session
 from cleanprior.training.checkpoint import Store
 
-SIGMA = 0.5
-SHAPE = (1, 1, 2)
-COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.8]])
-
 
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., tuple[Tensor, Tensor]]:
     """``draw(n)``: n clean images and their noisy copies."""
 
     def make(n: int, seed: int = 0, sigma: float = SIGMA) -> tuple[Tensor, Tensor]:
-        root = torch.linalg.cholesky(COVARIANCE.double()).float()
+        root = torch.linalg.cholesky(C).float()
         x = torch.randn((n, 2), generator=generator_for(seed, "x")) @ root.T
         noise = torch.randn((n, 2), generator=generator_for(seed, "noise"))
         x = x.reshape(n, *SHAPE)
@@ -83,5 +80,15 @@ def ambient_on_digits(ambient_on, digits_data) -> Callable[..., tuple]:
         x = digits_data.train[:16]
         batch = Measurements.draw(x, operator, 0, "train").batch(torch.arange(16))
         return method, operator, x, batch
+
+    return make
+
+
+@pytest.fixture
+def make_tweedie(make_denoising):
+    def make(denoiser, *overrides, is_consistent=False):
+        method = make_denoising("ambient_tweedie", denoiser, *overrides)
+        method._is_consistent = is_consistent
+        return method
 
     return make

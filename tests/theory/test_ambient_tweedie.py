@@ -6,6 +6,7 @@ import cleanprior.methods.ambient_tweedie as tweedie_module
 import pytest
 import torch
 from cleanprior.methods.ambient_tweedie import draw_sigma_above, tweedie_loss
+from pair import SHAPE, SIGMA, C, Exact, Linear, wiener
 from torch import nn
 
 from cleanprior.diffusion.denoiser import Denoiser, edm_weight, per_image
@@ -13,63 +14,17 @@ from cleanprior.diffusion.samplers import Heun
 from cleanprior.errors import UserError
 from cleanprior.seeding import generator_for
 
-SIGMA = 0.5
-SHAPE = (1, 1, 2)
-C = torch.tensor([[1.0, 0.6], [0.6, 0.8]]).double()
-EYE = torch.eye(2, dtype=torch.float64)
-
-
-def wiener(sigma):
-    return C @ torch.linalg.inv(C + sigma**2 * EYE)
-
-
-class Linear(Denoiser):
-    """One matrix, whatever the noise level."""
-
-    def __init__(self):
-        super().__init__(nn.Identity(), 0.5)
-        self.matrix = nn.Parameter(torch.zeros(2, 2))
-
-    def forward(self, x, sigma, condition=None):
-        return (x.flatten(1) @ self.matrix.T).reshape(x.shape)
-
-
-class Exact(Denoiser):
-    """The conditional mean of the Gaussian, scaled by ``factor``."""
-
-    def __init__(self, factor=1.0):
-        super().__init__(nn.Identity(), 0.5)
-        self.anchor = nn.Parameter(torch.ones(1))
-        self.factor = factor
-        self.values, self.vectors = torch.linalg.eigh(C)
-
-    def forward(self, x, sigma, condition=None):
-        z = x.flatten(1).double() @ self.vectors
-        z = z * self.values / (self.values + sigma.double()[:, None] ** 2)
-        return (self.factor * z @ self.vectors.T).reshape(x.shape).to(x.dtype) * self.anchor
-
-
-@pytest.fixture
-def make_method(make_denoising):
-    def make(denoiser, *overrides, is_consistent=False):
-        method = make_denoising("ambient_tweedie", denoiser, *overrides)
-        method._is_consistent = is_consistent
-        return method
-
-    return make
-
-
 # -- above the noise of the data -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("factor", [1.1, 1.6, 4.0])
 @pytest.mark.parametrize("weight", ["edm", "ambient_o"])
 def test_the_minimiser_is_the_conditional_mean(
-    make_method, draw, batch_of, monkeypatch, factor, weight
+    make_tweedie, draw, batch_of, monkeypatch, factor, weight
 ):
     level = factor * SIGMA
     model = Linear()
-    method = make_method(model, f"weight={weight}")
+    method = make_tweedie(model, f"weight={weight}")
     monkeypatch.setattr(
         tweedie_module, "draw_sigma_above", lambda low, g: torch.full_like(low, level)
     )
@@ -118,9 +73,9 @@ def test_the_variance_of_the_regression_target(draw):
 
 
 def test_without_noise_it_is_the_edm_loss(
-    make_method, batch_of, digits_data, make_operator, make_problem
+    make_tweedie, batch_of, digits_data, make_operator, make_problem
 ):
-    method = make_method(None)
+    method = make_tweedie(None)
     method.setup(
         make_problem(make_operator("denoising", (1, 8, 8), "sigma=0")), torch.device("cpu")
     )
@@ -161,12 +116,12 @@ def test_a_large_level_keeps_its_digits(draw):
     torch.testing.assert_close(found, (exact**2).flatten(1).mean(1), rtol=1e-5, atol=0)
 
 
-def test_no_draw_is_at_or_below_the_noise_and_clamping_puts_many_there(make_method):
+def test_no_draw_is_at_or_below_the_noise_and_clamping_puts_many_there(make_tweedie):
     n, low = 200_000, 0.2
     sigma = draw_sigma_above(torch.full((n,), low), generator_for(0, "s"))
     assert (sigma > low).all()
     assert sigma.isfinite().all()
-    method = make_method(None, "sigma_draw=clamp")
+    method = make_tweedie(None, "sigma_draw=clamp")
     clamped = method._draw_sigma(torch.full((n,), low), generator_for(0, "s"))
     assert abs((clamped == low).float().mean() - 0.366) < 0.005
     # The law above the cut is the same: shares beyond 0.4, given beyond 0.2.
@@ -176,9 +131,9 @@ def test_no_draw_is_at_or_below_the_noise_and_clamping_puts_many_there(make_meth
 
 
 def test_the_truncated_sampler_stops_at_the_noise_with_the_denoised_mean(
-    make_method, draw, batch_of, make_operator, make_problem
+    make_tweedie, draw, batch_of, make_operator, make_problem
 ):
-    method = make_method(Exact())
+    method = make_tweedie(Exact())
     method.problem = make_problem(make_operator("denoising", SHAPE, f"sigma={SIGMA}"))
     method.sampler = Heun(128, 0.002, 80.0, 7.0)
     (way,) = method.ways({"denoiser": method.denoiser})
@@ -196,8 +151,8 @@ def test_the_truncated_sampler_stops_at_the_noise_with_the_denoised_mean(
 # -- refusals --------------------------------------------------------------------------------------
 
 
-def test_it_refuses_other_operators(make_method, make_operator, make_problem):
-    method = make_method(None)
+def test_it_refuses_other_operators(make_tweedie, make_operator, make_problem):
+    method = make_tweedie(None)
     for name in ("inpainting", "blur"):
         reason = method.supports(make_problem(make_operator(name, (1, 8, 8), "sigma=0.1")))
         assert re.search(f"{name} is not the identity", reason)
@@ -224,6 +179,6 @@ def test_it_refuses_other_operators(make_method, make_operator, make_problem):
         (["consistency.sigma_min=0"], r"sigma_min=0(\.0)?; allowed: above 0"),
     ],
 )
-def test_a_value_outside_its_range_is_refused(make_method, overrides, message):
+def test_a_value_outside_its_range_is_refused(make_tweedie, overrides, message):
     with pytest.raises(UserError, match=message):
-        make_method(None, *overrides)
+        make_tweedie(None, *overrides)

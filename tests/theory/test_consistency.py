@@ -3,54 +3,19 @@
 import pytest
 import torch
 from cleanprior.methods.consistency import reverse_process
-from torch import nn
+from pair import EYE, SIGMA, C, Exact, wiener
 
-from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.seeding import generator_for
 
-SIGMA = 0.5
-SHAPE = (1, 1, 2)
-C = torch.tensor([[1.0, 0.6], [0.6, 0.8]]).double()
-EYE = torch.eye(2, dtype=torch.float64)
-
-
-def wiener(sigma):
-    return C @ torch.linalg.inv(C + sigma**2 * EYE)
-
-
-class Exact(Denoiser):
-    """The conditional mean of the Gaussian, scaled by ``factor``."""
-
-    def __init__(self, factor=1.0):
-        super().__init__(nn.Identity(), 0.5)
-        self.anchor = nn.Parameter(torch.ones(1))
-        self.factor = factor
-        self.values, self.vectors = torch.linalg.eigh(C)
-
-    def forward(self, x, sigma, condition=None):
-        z = x.flatten(1).double() @ self.vectors
-        z = z * self.values / (self.values + sigma.double()[:, None] ** 2)
-        return (self.factor * z @ self.vectors.T).reshape(x.shape).to(x.dtype) * self.anchor
-
 
 @pytest.fixture
-def make_method(make_denoising):
-    def make(denoiser, *overrides, is_consistent=False):
-        method = make_denoising("ambient_tweedie", denoiser, *overrides)
-        method._is_consistent = is_consistent
-        return method
-
-    return make
-
-
-@pytest.fixture
-def residuals(make_method, draw):
+def residuals(make_tweedie, draw):
     """Estimates of the residual over draws of x at one pair of levels."""
 
     def estimate(model, n=40_000, **changes):
         settings = {"steps": 48, "children": 4} | changes
         overrides = [f"consistency.{k}={v}" for k, v in settings.items()]
-        consistency = make_method(model, *overrides).consistency
+        consistency = make_tweedie(model, *overrides).consistency
         _, y = draw(n)
         high, low = torch.full((n,), SIGMA), torch.full((n,), 0.2)
         with torch.no_grad():
@@ -88,8 +53,8 @@ def test_the_reverse_process_reaches_the_law_of_the_lower_level(draw):
     assert (found - expected).norm() / expected.norm() < 0.03
 
 
-def test_the_levels_of_consistency_begin_above_the_noise_and_go_below(make_method):
-    consistency = make_method(None).consistency
+def test_the_levels_of_consistency_begin_above_the_noise_and_go_below(make_tweedie):
+    consistency = make_tweedie(None).consistency
     level = torch.full((10_000,), SIGMA)
     high, low = consistency.levels(level, generator_for(0, "c"))
     assert (high >= SIGMA).all() and (high <= SIGMA * consistency.start * 1.0001).all()
@@ -97,12 +62,12 @@ def test_the_levels_of_consistency_begin_above_the_noise_and_go_below(make_metho
     assert (low < SIGMA).float().mean() > 0.8
 
 
-def test_consistency_reaches_the_loss_with_its_weight_and_its_cost(make_method, draw, batch_of):
+def test_consistency_reaches_the_loss_with_its_weight_and_its_cost(make_tweedie, draw, batch_of):
     model = Exact(0.8)
     _, y = draw(16)
     keys = ["consistency.share=0.5", "consistency.children=2", "consistency.steps=3"]
-    plain = make_method(model).loss(batch_of(y), generator_for(0, "l"), "denoiser")
-    method = make_method(model, "consistency.weight=2", *keys, is_consistent=True)
+    plain = make_tweedie(model).loss(batch_of(y), generator_for(0, "l"), "denoiser")
+    method = make_tweedie(model, "consistency.weight=2", *keys, is_consistent=True)
     loss = method.loss(batch_of(y), generator_for(0, "l"), "denoiser")
     torch.testing.assert_close(loss.parts["tweedie"], plain.total.detach())
     torch.testing.assert_close(
@@ -112,12 +77,12 @@ def test_consistency_reaches_the_loss_with_its_weight_and_its_cost(make_method, 
     assert torch.autograd.grad(loss.total, model.anchor)[0].isfinite().all()
 
 
-def test_the_residual_pulls_on_the_weights_in_proportion_to_its_own(make_method, draw, batch_of):
+def test_the_residual_pulls_on_the_weights_in_proportion_to_its_own(make_tweedie, draw, batch_of):
     model = Exact(0.8)
     _, y = draw(16)
     slopes = []
     for weight in (0, 1, 3):
-        method = make_method(model, f"consistency.weight={weight}", is_consistent=True)
+        method = make_tweedie(model, f"consistency.weight={weight}", is_consistent=True)
         loss = method.loss(batch_of(y), generator_for(0, "l"), "denoiser")
         slopes.append(torch.autograd.grad(loss.total, model.anchor)[0].item())
     plain, once, thrice = slopes
@@ -125,13 +90,13 @@ def test_the_residual_pulls_on_the_weights_in_proportion_to_its_own(make_method,
     assert thrice - plain == pytest.approx(3 * (once - plain), rel=1e-4)
 
 
-def test_the_reverse_process_begins_at_its_level(make_method, draw, batch_of):
+def test_the_reverse_process_begins_at_its_level(make_tweedie, draw, batch_of):
     """Its images are y with the noise that is missing from sigma_y to s."""
     model, asked = Exact(), []
     model.register_forward_pre_hook(lambda m, inputs: asked.append(inputs[:2]))
     keys = ["share=1", "children=2", "steps=1", "start=4"]
     keys = [f"consistency.{k}" for k in ("weight=1", *keys)]
-    method = make_method(model, *keys, is_consistent=True)
+    method = make_tweedie(model, *keys, is_consistent=True)
     _, y = draw(1000)
     method.loss(batch_of(y), generator_for(0, "l"), "denoiser")
     x, high = asked[1]
@@ -140,21 +105,21 @@ def test_the_reverse_process_begins_at_its_level(make_method, draw, batch_of):
     assert (added / (high**2 - SIGMA**2)).mean().item() == pytest.approx(1, abs=0.1)
 
 
-def test_clean_images_have_no_consistency_term(make_method, draw, batch_of):
+def test_clean_images_have_no_consistency_term(make_tweedie, draw, batch_of):
     x, _ = draw(16)
-    method = make_method(Exact(0.8), "consistency.weight=1", is_consistent=True)
+    method = make_tweedie(Exact(0.8), "consistency.weight=1", is_consistent=True)
     parts = method.loss(batch_of(x, 0.0), generator_for(0, "l"), "denoiser").parts
     assert parts["consistency"] == 0
 
 
 @pytest.mark.parametrize(("weight", "steps"), [("0", [100]), ("1", [80, 20])])
-def test_consistency_is_on_at_the_end_of_the_budget(make_method, weight, steps):
-    plan = make_method(None, f"consistency.weight={weight}").rounds(100)
+def test_consistency_is_on_at_the_end_of_the_budget(make_tweedie, weight, steps):
+    plan = make_tweedie(None, f"consistency.weight={weight}").rounds(100)
     assert [r.steps for r in plan] == steps
 
 
-def test_the_residual_is_in_the_loss_of_its_own_round_only(make_method, draw, batch_of):
-    method = make_method(Exact(0.8), "consistency.weight=1")
+def test_the_residual_is_in_the_loss_of_its_own_round_only(make_tweedie, draw, batch_of):
+    method = make_tweedie(Exact(0.8), "consistency.weight=1")
     _, y = draw(16)
     parts = []
     for number, part in enumerate(method.rounds(100)):
@@ -166,8 +131,8 @@ def test_the_residual_is_in_the_loss_of_its_own_round_only(make_method, draw, ba
 # -- the authors' options --------------------------------------------------------------------------
 
 
-def test_shared_levels_are_one_draw_and_act_from_the_noise_downwards(make_method, draw):
-    consistency = make_method(None, "consistency.pairing=shared").consistency
+def test_shared_levels_are_one_draw_and_act_from_the_noise_downwards(make_tweedie, draw):
+    consistency = make_tweedie(None, "consistency.pairing=shared").consistency
     n = 20_000
     high, low = consistency.levels(torch.full((n,), SIGMA), generator_for(0, "c"))
     below = low < SIGMA
@@ -184,11 +149,11 @@ def test_shared_levels_are_one_draw_and_act_from_the_noise_downwards(make_method
 
 
 @pytest.mark.parametrize("gradient", ["true", "false"])
-def test_the_gradient_goes_through_the_reverse_process_on_demand(make_method, draw, gradient):
+def test_the_gradient_goes_through_the_reverse_process_on_demand(make_tweedie, draw, gradient):
     """Against a central difference, which moves the children along with the weights."""
     model = Exact(0.8)
     keys = [f"consistency.gradient={gradient}", "consistency.estimator=mean"]
-    consistency = make_method(model, *keys).consistency
+    consistency = make_tweedie(model, *keys).consistency
     _, y = draw(64)
     high, low = torch.full((64,), SIGMA), torch.full((64,), 0.2)
 
@@ -204,11 +169,11 @@ def test_the_gradient_goes_through_the_reverse_process_on_demand(make_method, dr
     assert is_total == (gradient == "true")
 
 
-def test_the_residual_may_have_edms_weight_at_its_upper_level(make_method, draw, batch_of):
+def test_the_residual_may_have_edms_weight_at_its_upper_level(make_tweedie, draw, batch_of):
     parts = []
     for weighting in ("none", "edm"):
         keys = [f"consistency.weighting={weighting}", "consistency.start=1.000001"]
-        method = make_method(Exact(0.8), "consistency.weight=1", *keys, is_consistent=True)
+        method = make_tweedie(Exact(0.8), "consistency.weight=1", *keys, is_consistent=True)
         _, y = draw(16)
         parts.append(method.loss(batch_of(y), generator_for(0, "l"), "denoiser").parts)
     weight = (SIGMA**2 + 0.25) / (SIGMA * 0.5) ** 2

@@ -9,40 +9,20 @@ from cleanprior.methods.flow_conv import (
     count_levels,
 )
 from cleanprior.methods.flow_start import ConvStart, feature_channels
+from flows import CPU, begin, make_measurements
 
 from cleanprior.config import build, compose
-from cleanprior.data import Measurements
 from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.diffusion.low_rank import LowRankGaussian
 from cleanprior.operators.base import likelihood_sigma
 from cleanprior.prior import image_generators
-from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for, scoped_rng
-from cleanprior.training import Round, Session
-from cleanprior.training.averages import Averages
-from cleanprior.training.checkpoint import Store
-
-CPU = torch.device("cpu")
 
 
 def make_method(*overrides):
     small = ["conv_couplings=2", "conv_hidden=8", "conv_context=8", "rank=4"]
     keys = ["flow=conv", "gaussian_iterations=2", *small, *overrides]
     return build(compose(["method=flowdiff", *(f"method.{k}" for k in keys)])["method"])
-
-
-def make_measurements(operator, n, seed=0):
-    """Measurements of smooth random images; no clean image is kept."""
-    x = torch.randn((n, *operator.image_shape), generator=generator_for(seed, "x"))
-    return Measurements.draw((0.4 * x).cumsum(3).tanh(), operator, seed, "train")
-
-
-def begin(method, problem, measurements, name="joint"):
-    method.setup(problem, CPU)
-    averaged = Averages(method.networks(), 0.9).modules
-    session = Session(measurements, None, averaged, CPU, Store(None), Progress(), problem.seed)
-    method.begin_round(0, Round(name, 1), session)
-    return session
 
 
 def make_flow(shape, features=3, couplings=4, hidden=8, context=8, rank=3):
@@ -161,7 +141,7 @@ def test_untrained_draws_follow_the_gaussian_posterior(make_operator, name):
     shape, draws = (1, 4, 4), 20_000
     prior = low_rank(shape)
     operator = make_operator(name, shape)
-    batch = make_measurements(operator, 1).batch(torch.zeros(draws, dtype=torch.long))
+    batch = make_measurements(operator, 1, scale=0.4).batch(torch.zeros(draws, dtype=torch.long))
     flow = make_flow(shape, feature_channels(operator))
     flow.set_gaussian(prior.mean, prior.factor, torch.tensor(prior.isotropic))
     start = ConvStart(operator, CPU, 0.1, 0.05, 4.0, 3)
@@ -184,7 +164,7 @@ def test_untrained_draws_follow_the_gaussian_posterior(make_operator, name):
 def test_the_scale_is_exact_for_a_diagonal_prior_and_a_mask(make_operator):
     shape = (1, 4, 4)
     operator = make_operator("inpainting", shape)
-    batch = make_measurements(operator, 3).batch(torch.arange(3))
+    batch = make_measurements(operator, 3, scale=0.4).batch(torch.arange(3))
     flow = make_flow(shape, feature_channels(operator))
     flow.set_gaussian(torch.zeros(16), torch.zeros(16, 3), torch.tensor(0.3))
     base = ConvStart(operator, CPU, 0.1, 0.05, 4.0, 3).base(flow, batch, is_training=False)
@@ -196,7 +176,7 @@ def test_the_scale_is_exact_for_a_diagonal_prior_and_a_mask(make_operator):
 def test_the_mask_alone_changes_the_output(make_operator, part):
     shape = (1, 8, 8)
     operator = make_operator("inpainting", shape)
-    batch = make_measurements(operator, 3).batch(torch.arange(3))
+    batch = make_measurements(operator, 3, scale=0.4).batch(torch.arange(3))
     flow = make_flow(shape, feature_channels(operator))
     disturb(getattr(flow, part))
     base = ConvStart(operator, CPU, 0.1, 0.05, 4.0, 3).base(flow, batch, is_training=False)
@@ -279,9 +259,9 @@ def test_flow_learns_the_posterior_from_the_prior():
 def test_losses_route_gradients_and_ways_restore(make_operator, make_problem, name, shape):
     operator = make_operator(name, shape)
     method = make_method()
-    data = make_measurements(operator, 12)
+    data = make_measurements(operator, 12, scale=0.4)
     assert method.supports(make_problem(operator)) is None
-    session = begin(method, make_problem(operator), data)
+    session = begin(method, make_problem(operator), data, "joint")
     batch = data.batch(torch.arange(6))
     loss = method.loss(batch, generator_for(0, "a"), "flow")
     loss.total.backward()
@@ -303,8 +283,8 @@ def test_losses_route_gradients_and_ways_restore(make_operator, make_problem, na
 def test_colour_images_of_64_pixels_train(make_operator, make_problem):
     operator = make_operator("inpainting", (3, 64, 64))
     method = make_method("flow=auto", "gaussian_iterations=1")
-    data = make_measurements(operator, 4)
-    begin(method, make_problem(operator), data)
+    data = make_measurements(operator, 4, scale=0.4)
+    begin(method, make_problem(operator), data, "joint")
     optimiser = torch.optim.Adam(method.network.parameters(), 1e-3)
     before = [p.detach().clone() for p in method.network.parameters()]
     loss = method.loss(data.batch(torch.arange(2)), generator_for(0, "a"), "flow")

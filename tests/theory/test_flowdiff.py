@@ -1,4 +1,4 @@
-"""FlowDiff: the dense flow, and joint training against closed forms."""
+"""FlowDiff: joint training against closed forms, and the method in a session."""
 
 import math
 
@@ -6,165 +6,16 @@ import pytest
 import torch
 from cleanprior.methods.flow import (
     Base,
-    ConditionalAffine,
-    ConditionalCoupling,
     PosteriorFlow,
     feature_count,
-    gaussian_base,
-    splits,
 )
 from cleanprior.methods.flow_bound import Quadratic, diffusion_term, stratified_sigma
+from flows import CPU, OPERATORS, begin, make_flowdiff, make_measurements, randomise
 from torch import nn
 
 from cleanprior.config import build, compose
-from cleanprior.data import Batch, Measurements
-from cleanprior.operators.base import likelihood_sigma
-from cleanprior.progress import Progress
+from cleanprior.data import Batch
 from cleanprior.seeding import generator_for, scoped_rng
-from cleanprior.training import Round, Session
-from cleanprior.training.averages import Averages
-from cleanprior.training.checkpoint import Store
-
-CPU = torch.device("cpu")
-OPERATORS = ["inpainting", "denoising", "blur"]
-
-
-def make_method(*overrides):
-    dense = ["method.hidden=16", "method.couplings=4", "method.context=8"]
-    conv = ["method.conv_couplings=2", "method.conv_hidden=8", "method.conv_context=8"]
-    return build(compose(["method=flowdiff", *dense, *conv, *overrides])["method"])
-
-
-def make_measurements(operator, n, seed=0):
-    """Measurements of smooth random images; no clean image is kept."""
-    x = torch.randn((n, *operator.image_shape), generator=generator_for(seed, "x"))
-    return Measurements.draw((0.6 * x).cumsum(3).tanh(), operator, seed, "train")
-
-
-def begin(method, problem, measurements, name="pre-train"):
-    method.setup(problem, CPU)
-    averaged = Averages(method.networks(), 0.9).modules
-    session = Session(measurements, None, averaged, CPU, Store(None), Progress(), problem.seed)
-    method.begin_round(0, Round(name, 1), session)
-    return session
-
-
-def randomise(module, seed=0, scale=0.3):
-    """Give every weight, the zero last layers included, a random value."""
-    generator = generator_for(seed, "weights")
-    for p in module.parameters():
-        p.data = scale * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-
-
-# -- the flow --------------------------------------------------------------------------------------
-
-
-def jacobian_log_det(function, z):
-    jacobian = torch.func.jacrev(function)(z)
-    return torch.linalg.slogdet(jacobian)[1]
-
-
-@pytest.mark.parametrize("kind", ["checkerboard", "random", "affine"])
-def test_layers_invert_and_know_their_determinant(kind):
-    if kind == "affine":
-        layer = ConditionalAffine(6, 3, 8, 2.0)
-    else:
-        kept = splits((1, 2, 3), 4)[0 if kind == "checkerboard" else 2]
-        layer = ConditionalCoupling(kept, 3, 8, 1.5)
-    layer = layer.double()
-    randomise(layer)
-    z, c = torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    out, log_det = layer(z, c)
-    back, inverse_log_det = layer.inverse(out, c)
-    assert (back - z).abs().max() < 1e-10
-    torch.testing.assert_close(inverse_log_det, -log_det)
-    for i in range(5):
-        own = jacobian_log_det(lambda v, i=i: layer(v[None], c[i : i + 1])[0][0], z[i])
-        torch.testing.assert_close(log_det[i], own, rtol=1e-5, atol=1e-9)
-
-
-def test_a_coupling_changes_something_and_keeps_something():
-    with pytest.raises(ValueError, match="keep some entries"):
-        ConditionalCoupling(torch.ones(4, dtype=torch.bool), 2, 4, 1.0)
-
-
-def small_case(make_operator, gaussian, name="inpainting", n=5):
-    operator = make_operator(name, gaussian.image_shape, *(["kernel_size=1"] * (name == "blur")))
-    data = make_measurements(operator, n)
-    batch = data.batch(torch.arange(n))
-    flow = PosteriorFlow(gaussian.image_shape, feature_count(operator), 4, 16, 8)
-    flow.set_gaussian(gaussian.mean, gaussian.covariance)
-    return operator, batch, flow, gaussian_base(gaussian, batch, operator, 0.1)
-
-
-def test_whole_flow_inverts_and_knows_its_determinant(make_operator, gaussian):
-    _, batch, flow, base = small_case(make_operator, gaussian)
-    flow = flow.double()
-    randomise(flow)
-    base = base.to(torch.float64)
-    u = torch.randn(len(batch), 6, dtype=torch.float64, generator=generator_for(0, "u"))
-    x, log_det = flow(u, base)
-    back, inverse_log_det = flow.inverse(x, base)
-    assert (back - u).abs().max() < 1e-5
-    torch.testing.assert_close(inverse_log_det, -log_det)
-    for i in range(len(batch)):
-        one = base.take(torch.tensor([i]))
-        own = jacobian_log_det(lambda v, one=one: flow(v[None], one)[0].flatten(), u[i])
-        # The base's own log-determinant was rounded to float32.
-        torch.testing.assert_close(log_det[i], own, rtol=1e-5, atol=1e-5)
-
-
-def test_flow_inverts_in_single_precision(make_operator, gaussian):
-    _, batch, flow, base = small_case(make_operator, gaussian)
-    randomise(flow)
-    u = torch.randn(len(batch), 6, generator=generator_for(0, "u"))
-    assert (flow.inverse(flow(u, base)[0], base)[0] - u).abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_untrained_flow_is_the_exact_gaussian_posterior(make_operator, gaussian, name):
-    operator, batch, flow, base = small_case(make_operator, gaussian, name)
-    level = likelihood_sigma(batch.sigma_y, 0.1)
-    mean, covariance = gaussian.posterior(batch.y, batch.params, level, operator)
-    torch.testing.assert_close(base.mean.double(), mean, atol=1e-5, rtol=1e-4)
-    root = base.root.double()
-    torch.testing.assert_close(
-        (root @ root.mT).expand_as(covariance), covariance, atol=1e-5, rtol=0
-    )
-    torch.testing.assert_close(root, root.mT)
-    log_det = 0.5 * torch.linalg.slogdet(covariance)[1]
-    torch.testing.assert_close(base.log_det.double(), log_det, atol=1e-4, rtol=1e-4)
-
-    draws = 40_000
-    one = base.take(torch.zeros(draws, dtype=torch.long))
-    with torch.no_grad():
-        x, _ = flow(torch.randn(draws, 6, generator=generator_for(0, "u")), one)
-    x = x.flatten(1).double()
-    deviation = covariance[0].diagonal().sqrt()
-    assert ((x.mean(0) - mean[0]).abs() / deviation).max() < 4.5 / draws**0.5
-    error = (torch.cov(x.T) - covariance[0]).norm() / covariance[0].norm()
-    assert error < 0.03
-
-
-def test_every_pixel_is_changed_by_some_coupling():
-    for shape in [(1, 8, 8), (3, 4, 5)]:
-        chosen = splits(shape, 8)
-        assert len(chosen) == 8
-        assert (~torch.stack(chosen)).any(0).all()
-        assert all(torch.equal(a, b) for a, b in zip(chosen, splits(shape, 8), strict=True))
-
-
-def test_the_mask_alone_changes_the_output(make_operator, gaussian):
-    _, batch, flow, base = small_case(make_operator, gaussian)
-    randomise(flow)
-    features = base.features.clone()
-    mask = features[:, 18:24]
-    assert torch.equal(mask, batch.params["mask"].flatten(1))
-    features[:, 18:24] = 1 - mask
-    other = Base(base.mean, base.root, base.log_det, features)
-    u = torch.randn(len(batch), 6, generator=generator_for(0, "u"))
-    assert (flow(u, base)[0] - flow(u, other)[0]).abs().amax((1, 2, 3)).min() > 1e-3
-
 
 # -- learning against closed forms -----------------------------------------------------------------
 
@@ -285,7 +136,7 @@ def test_joint_training_finds_the_variance_of_a_one_pixel_world():
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4)])
 def test_losses_route_gradients_and_ways_restore(make_operator, make_problem, name, shape):
     operator = make_operator(name, shape)
-    method = make_method()
+    method = make_flowdiff()
     problem = make_problem(operator)
     assert method.supports(problem) is None
     data = make_measurements(operator, 24)
@@ -318,7 +169,7 @@ def test_losses_route_gradients_and_ways_restore(make_operator, make_problem, na
 def test_the_prior_term_reaches_the_flow_through_the_denoiser(make_operator, make_problem):
     """Without the denoiser's Jacobian the gradient would be another one."""
     operator = make_operator("denoising", (1, 4, 4))
-    method = make_method()
+    method = make_flowdiff()
     data = make_measurements(operator, 16)
     session = begin(method, make_problem(operator), data, "joint")
     randomise(session.averaged["denoiser"], scale=0.2)
@@ -342,7 +193,7 @@ def test_observed_pixels_are_pasted_only_without_noise(
     make_operator, make_problem, sigma, is_exact
 ):
     operator = make_operator("inpainting", (1, 4, 4), f"sigma={sigma}")
-    method = make_method()
+    method = make_flowdiff()
     data = make_measurements(operator, 16)
     begin(method, make_problem(operator), data)
     batch = data.batch(torch.arange(16))
@@ -354,7 +205,7 @@ def test_observed_pixels_are_pasted_only_without_noise(
 
 def test_measurements_are_never_altered(make_operator, make_problem):
     operator = make_operator("inpainting", (1, 4, 4))
-    method = make_method()
+    method = make_flowdiff()
     data = make_measurements(operator, 16)
     before = data.hash
     begin(method, make_problem(operator), data, "final")
@@ -365,23 +216,23 @@ def test_measurements_are_never_altered(make_operator, make_problem):
 
 def test_noise_free_measurements_without_a_floor_are_refused(make_operator, make_problem):
     problem = make_problem(make_operator("inpainting", (1, 4, 4)))
-    assert "sigma_y is 0" in make_method("method.sigma_floor=0").supports(problem)
-    assert make_method().warning(problem) == "floor"
+    assert "sigma_y is 0" in make_flowdiff("method.sigma_floor=0").supports(problem)
+    assert make_flowdiff().warning(problem) == "floor"
 
 
 def test_images_that_a_dense_gaussian_cannot_hold_need_the_convolutional_flow(
     make_operator, make_problem
 ):
     problem = make_problem(make_operator("denoising", (3, 32, 32)))
-    reason = make_method("method.flow=dense").supports(problem)
+    reason = make_flowdiff("method.flow=dense").supports(problem)
     assert "at most 1024 numbers; these have 3072: use flow=conv" in reason
-    assert make_method().supports(problem) is None
+    assert make_flowdiff().supports(problem) is None
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 60, 1500])
 @pytest.mark.parametrize("each", [1, 2, 4])
 def test_denoiser_steps_add_up_to_the_budget(steps, each):
-    rounds = make_method(f"method.denoiser_steps={each}").rounds(steps)
+    rounds = make_flowdiff(f"method.denoiser_steps={each}").rounds(steps)
     assert sum(r.steps * r.turns.count("denoiser") for r in rounds) == steps
 
 
@@ -401,7 +252,7 @@ def test_denoiser_steps_add_up_to_the_budget(steps, each):
 )
 def test_values_outside_their_range_are_refused(override, message):
     with pytest.raises(Exception, match=message):
-        make_method(f"method.{override}")
+        make_flowdiff(f"method.{override}")
 
 
 class Interrupted(Exception):
@@ -419,7 +270,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_operator, make_problem, 
 
     def fit(folder, stop_at=None):
         trainer = build({**config, "checkpoint_seconds": 0.0, "precision": "fp32", "device": "cpu"})
-        method, calls = make_method("method.ramp=0.2", *keys), []
+        method, calls = make_flowdiff("method.ramp=0.2", *keys), []
         if stop_at is not None:
             inner = method.loss
 

@@ -2,44 +2,18 @@
 
 import pytest
 import torch
-from torch import nn
+from pair import SIGMA, C, Exact, Linear, wiener
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
-from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
-from cleanprior.diffusion.gaussian import GaussianPrior
+from cleanprior.diffusion.denoiser import denoising_loss
 from cleanprior.errors import UserError
 from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for
 from cleanprior.training import Session, Trainer
 from cleanprior.training.checkpoint import Store
 
-SIGMA = 0.5
-C = torch.tensor([[1.0, 0.6], [0.6, 0.8]]).double()
-EYE = torch.eye(2, dtype=torch.float64)
-WIENER = C @ torch.linalg.inv(C + SIGMA**2 * EYE)
-
-
-class Exact(Denoiser):
-    """E[x | x_sigma] of the Gaussian."""
-
-    def __init__(self):
-        super().__init__(nn.Identity(), 0.5)
-        self.prior = GaussianPrior(torch.zeros(2).double(), C, (1, 1, 2))
-
-    def forward(self, x, sigma, condition=None):
-        return self.prior(x, sigma)
-
-
-class Linear(Denoiser):
-    """One matrix."""
-
-    def __init__(self):
-        super().__init__(nn.Identity(), 0.5)
-        self.matrix = nn.Parameter(torch.zeros(2, 2))
-
-    def forward(self, x, sigma, condition=None):
-        return (x.flatten(1) @ self.matrix.T).reshape(x.shape)
+WIENER = wiener(SIGMA)
 
 
 def session_of(data, averaged=None):
