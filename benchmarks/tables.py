@@ -12,6 +12,7 @@ from cleanprior.files import write_bytes, write_text
 from cleanprior.metric_names import in_order
 from cleanprior.records import Record, is_finished
 
+from .latex import to_latex
 from .plan import Problem
 from .statistics import SEEDS_FOR_T
 
@@ -372,23 +373,8 @@ def write(
     bullets = "\n".join(f"- {line}" for line in [*lines, *legend])
     write_text(folder / "table.md", f"## {title}\n\n{text}\n\n{bullets}\n")
     write_text(folder / "table.csv", summary.to_csv(index=False))
-    tex = shown.replace({" ± ": " $\\pm$ "}, regex=True)
-    tex = tex.map(_tex)
-    tex = tex.mask(bold.to_numpy(), "\\textbf{" + tex + "}")
-    tex.columns = [_tex(c) for c in shown.columns]
-    body = tex.to_latex(
-        index=False, escape=False, column_format="ll" + "r" * (len(shown.columns) - 3) + "l"
-    )
-    comments = "\n".join(f"% {line}" for line in [title, *lines, *legend])
-    write_text(folder / "table.tex", f"{comments}\n% needs \\usepackage{{booktabs}}\n{body}")
+    write_text(folder / "table.tex", to_latex(shown, bold, [title, *lines, *legend]))
     write_bytes(folder / "records.parquet", frame.to_parquet(index=False))
     write_text(folder / "comparisons.csv", comparisons.to_csv(index=False))
     names = ("table.md", "table.csv", "table.tex", "records.parquet", "comparisons.csv")
     return [folder / n for n in names]
-
-
-def _tex(value: Any) -> str:
-    text = str(value)
-    for mark in "&%#_":
-        text = text.replace(mark, f"\\{mark}")
-    return text.replace("|y-Ax|", "$|y-Ax|$").replace("†", "$\\dagger$").replace("A^+ y", "$A^+ y$")

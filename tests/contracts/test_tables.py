@@ -1,9 +1,14 @@
 """Papers' tables: each composes at every scale, and each published number it names exists."""
 
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from cleanprior.benchmarks import described, plots, published, tables
+from cleanprior.benchmarks.latex import to_latex
 from cleanprior.benchmarks.plan import make_plan, refusal
 
 from cleanprior import registry
@@ -128,3 +133,42 @@ def test_a_sweep_needs_two_values() -> None:
     assert plots.sweep([(0.2, summary)], "operator.p", (), "title") is None
     figure = plots.sweep([(0.2, summary), (0.4, summary)], "operator.p", ("naive",), "title")
     assert figure is not None and len(figure.axes) == 2
+
+
+SHOWN = pd.DataFrame(
+    {
+        "method": ["em_mmps", "flow: own way", "gsure", "oracle †"],
+        "restores by": ["mmps, one sample", "none; mean of 8 & 50%", "-", "mmps, one sample"],
+        "|y-Ax|": ["0.10 ± 0.01", "0.12", "-", "0.09"],
+        "FD": ["45.0", "-", "-", "38.0"],
+        "peak MB": ["900", "901", "-", "902"],
+        "status": ["done [floor]", "done", "skipped, see below", "done"],
+    }
+)
+
+
+def tex() -> str:
+    bold = SHOWN.map(lambda text: text == "45.0")
+    return to_latex(SHOWN, bold, ["100 % of x_0", "gsure: skipped: needs noise"])
+
+
+def test_latex_has_rows_that_were_trained_with_their_marks() -> None:
+    rows = [line.split(" & ") for line in tex().splitlines() if line.endswith("\\\\")]
+    assert [[c.removesuffix(" \\\\") for c in row] for row in rows] == [
+        ["method", "$|y-Ax|$", "FD"],
+        ["em\\_mmps [floor]", "0.10 $\\pm$ 0.01", "\\textbf{45.0}"],
+        ["flow: mean of 8 \\& 50\\%", "0.12", "-"],
+        ["oracle $\\dagger$", "0.09", "38.0"],
+    ]
+    assert tex().startswith("% 100 % of x_0\n% gsure: skipped: needs noise\n")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex at hand")
+def test_latex_compiles_with_booktabs_alone(tmp_path: Path) -> None:
+    (tmp_path / "table.tex").write_text(tex())
+    page = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{table.tex}"
+    (tmp_path / "page.tex").write_text(page + "\\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 0, made.stdout[-800:]
+    assert "Overfull" not in made.stdout
