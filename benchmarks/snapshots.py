@@ -17,6 +17,9 @@ def snapshots(
     features: Annotated[
         str, typer.Option(help="Of the proximal distance; pixels need no clean image.")
     ] = "pixels",
+    to: Annotated[
+        Path | None, typer.Option(help="Write the prior that the measurements choose to a folder.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of all runs.")] = Path("runs"),
 ) -> None:
     """Compare the snapshots of a trained cell by their samples, without clean images."""
@@ -28,12 +31,15 @@ def snapshots(
 
     config = compose(overrides or [])
     from cleanprior.run import Cell
-    from cleanprior.selection import score_snapshots
+    from cleanprior.selection import save_chosen, score_snapshots
 
     folder = cell_folder(out, config)
     with Progress(Console(stderr=True)).live() as progress:
-        scores = score_snapshots(Cell(config, out), folder, n, progress, features)
+        cell = Cell(config, out)
+        scores = score_snapshots(cell, folder, n, progress, features)
     write(scores, folder)
+    if to is not None:
+        save_chosen(cell, folder, scores, to)
     for score in scores.scores:
         known = "-" if score.distance is None else f"{score.distance:.1f}"
         mark = "  <- chosen by measurements" if score == scores.chosen else ""
@@ -42,6 +48,8 @@ def snapshots(
         f"floor {scores.floor:.3f}, zeros {scores.ceiling:.3f}; proximal FD on {scores.features}"
     )
     typer.echo(f"files: {folder / 'snapshots.csv'}, {folder / 'snapshots.png'}")
+    if to is not None:
+        typer.echo(f"prior of step {scores.chosen.step}: {to}")
 
 
 def write(scores: "Scores", folder: Path) -> None:

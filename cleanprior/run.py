@@ -118,6 +118,12 @@ class Cell:
         generator = generator_for(self.config["data_seed"], "clean-images")
         return torch.randperm(n, generator=generator)[:wanted]
 
+    def about(self) -> Record:
+        """Return what a record and a prior say of their origin."""
+        config = self.config
+        names = {kind: config[kind]["name"] for kind in ("method", "operator", "data")}
+        return {"cell": identity(config), **names, "seed": config["seed"]}
+
     def refusal(self) -> str | None:
         """Return why the method cannot be trained on the problem, or None."""
         reason = capabilities.entitlement(self.config["method"], self.config["data"])
@@ -180,8 +186,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         return record
     prior = cell.method.prior(averaged)
     if prior is not None:
-        prior.about = {k: record[k] for k in ("method", "operator", "data", "seed", "cell")}
-        prior.about |= {"measurements_sha256": measured.hash, "config": config}
+        prior.about = cell.about() | {"measurements_sha256": measured.hash, "config": config}
         prior.save(folder / "prior")
     with progress.live():
         rows, pictures, notes = cell.protocol.evaluate(
@@ -238,11 +243,7 @@ def _head(cell: Cell) -> Record:
         except PackageNotFoundError:
             libraries[name] = "absent"
     return {
-        "cell": identity(config),
-        "method": config["method"]["name"],
-        "operator": config["operator"]["name"],
-        "data": config["data"]["name"],
-        "seed": config["seed"],
+        **cell.about(),
         "data_seed": config["data_seed"],
         "config": config,
         "clean_images": len(index),

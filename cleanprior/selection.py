@@ -1,5 +1,6 @@
 """Choosing among the snapshots of a run, by measurements alone; what clean images would say."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from .errors import UserError
 from .evaluation.features import choose
 from .evaluation.metrics import frechet_distance
 from .evaluation.proximal import Proximal
+from .prior import Prior
 from .progress import Progress
 from .run import Cell
 from .training.snapshots import load_snapshot, snapshot_files
@@ -51,6 +53,36 @@ class Scores:
         return min(self.scores, key=lambda s: s.proximal)
 
 
+def _priors(cell: Cell, files: list[Path]) -> Iterator[tuple[int, Prior]]:
+    """Yield the step and the prior of each snapshot; they share one network."""
+    method = cell.method
+    method.setup(cell.problem, cell.trainer.device)
+    networks = {k: v.eval().requires_grad_(False) for k, v in method.networks().items()}
+    for path in files:
+        step = load_snapshot(path, networks)
+        prior = method.prior(networks)
+        if prior is None:
+            raise UserError(f"{method.name} learns no denoiser to sample from")
+        yield step, prior
+
+
+def save_chosen(cell: Cell, folder: Path, scores: Scores, to: Path) -> None:
+    """Write the prior of the snapshot that the measurements chose.
+
+    Raises:
+        UserError: The disk refuses the write.
+    """
+    priors = _priors(cell, snapshot_files(folder))
+    prior = next(prior for step, prior in priors if step == scores.chosen.step)
+    prior.about = cell.about() | {
+        "measurements_sha256": cell.measurements("train").hash,
+        "config": cell.config,
+        "step": scores.chosen.step,
+        "chosen_by": f"proximal FD on {scores.features}",
+    }
+    prior.save(to)
+
+
 def score_snapshots(
     cell: Cell, folder: Path, n: int, progress: Progress, features: str = "pixels"
 ) -> Scores:
@@ -72,11 +104,9 @@ def score_snapshots(
         raise UserError(
             f"'{folder}' holds no snapshots; train with training.snapshots=8 (and --force)"
         )
-    protocol, method = cell.protocol, cell.method
+    protocol = cell.protocol
     measured = cell.measurements("train")
     data = cell.data if isinstance(cell.data, CleanData) else None
-    method.setup(cell.problem, cell.trainer.device)
-    networks = {k: v.eval().requires_grad_(False) for k, v in method.networks().items()}
     cache = cell.out / "features"
     chosen = choose(features, data, cache)
     proximal = Proximal(chosen, cell.operator, measured, protocol.seed, data is not None)
@@ -84,11 +114,7 @@ def score_snapshots(
     clean = None if data is None or reference is None else reference(data.train)
     found = []
     with progress.task("snapshots", len(files)) as task:
-        for path in files:
-            step = load_snapshot(path, networks)
-            prior = method.prior(networks)
-            if prior is None:
-                raise UserError(f"{method.name} learns no denoiser to sample from")
+        for step, prior in _priors(cell, files):
             x = prior.sample(n, cell.sampler, protocol.seed, protocol.chunk)
             distance = None
             if reference is not None and clean is not None:

@@ -143,12 +143,34 @@ def test_the_command_writes_a_table_and_a_picture(trained, monkeypatch):
     overrides, config, out = trained
     app = typer.Typer()
     app.command()(registry.installed(registry.COMMANDS)["snapshots"].load())
-    result = CliRunner().invoke(app, [*overrides, "-n", "40", "--out", str(out)])
+    result = CliRunner().invoke(
+        app, [*overrides, "-n", "40", "--out", str(out), "--to", str(out / "best")]
+    )
     assert result.exit_code == 0, result.output
     assert result.output.count("chosen by measurements") == 1
+    assert (out / "best" / "prior.yaml").exists()
     folder = Path(cell_folder(out, config))
     assert len((folder / "snapshots.csv").read_text().splitlines()) == 5
     assert (folder / "snapshots.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_snapshot_that_the_measurements_choose_becomes_a_prior(trained, tmp_path):
+    from cleanprior.prior import Prior
+    from cleanprior.run import Cell
+    from cleanprior.selection import Score, Scores, save_chosen
+
+    _, config, out = trained
+    cell, folder = Cell(config, out), cell_folder(out, config)
+    steps = zip((25, 50, 75, 100), (3.0, 1.0, 2.0, 4.0), strict=True)
+    scores = Scores([Score(step, value, None) for step, value in steps], 0.5, 9.0, "pixels")
+    save_chosen(cell, folder, scores, tmp_path / "best")
+    saved = Prior.load(tmp_path / "best")
+    assert saved.about["step"] == 50 and saved.about["chosen_by"] == "proximal FD on pixels"
+    assert saved.about["method"] == "oracle" and saved.about["cell"] == identity(config)
+    networks = dict(cell.method.networks())
+    assert load_snapshot(snapshot_files(folder)[1], networks) == 50
+    expected = cell.method.prior(networks).denoiser.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in saved.denoiser.state_dict().items())
 
 
 def test_a_cell_without_snapshots_says_how_to_get_them(tmp_path):
