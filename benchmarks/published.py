@@ -4,6 +4,7 @@ Published numbers are data (``published/*.yaml``), each with its source and how 
 trusted. They stand in a table of their own and never in a measured column.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,15 +17,18 @@ from cleanprior.errors import UserError, unknown
 from cleanprior.records import Record, is_finished
 
 from .plan import Problem
+from .tables import number
 
-#: Published metric, our metrics in order of likeness, format, headings. FD is never called FID: it
-#: has other features and fewer samples.
+#: Published metric, ours, format, headings. FD is never called FID: it has other features and fewer
+#: samples.
 METRICS = (
-    ("psnr", ("psnr_minmax", "psnr"), ".2f", "PSNR published", "PSNR ours"),
-    ("lpips", ("lpips",), ".3f", "LPIPS published", "LPIPS ours"),
-    ("fid", ("fd",), ".1f", "FID published", "FD ours"),
-    ("is", (), ".2f", "IS published", "IS ours"),
+    ("psnr", "psnr", ".2f", "PSNR published", "PSNR ours"),
+    ("lpips", "lpips", ".3f", "LPIPS published", "LPIPS ours"),
+    ("fid", "fd", ".1f", "FID published", "FD ours"),
+    ("is", None, ".2f", "IS published", "IS ours"),
 )
+#: What a group says whose PSNR was computed after a contrast stretch of each picture.
+STRETCHED = "psnr on min-max images"
 _INHERITED = ("id", "rows")
 
 
@@ -95,8 +99,27 @@ def _known(value: Any) -> str:
     return str(value)
 
 
-def differences(printed: Printed, record: Record) -> list[tuple[str, str, str]]:
-    """List what differs between a published setting and a record: (what, published, ours)."""
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which a published row and ours differ.
+
+    Attributes:
+        problem: Label of our problem.
+        row: The published row.
+        what: Data, operator, ...
+        theirs: As published.
+        ours: As measured.
+    """
+
+    problem: str
+    row: str
+    what: str
+    theirs: str
+    ours: str
+
+
+def differences(printed: Printed, record: Record) -> dict[str, tuple[str, str]]:
+    """Return what differs between a published setting and a record: (published, ours) by what."""
     theirs, config, notes = printed.setting, record["config"], record["evaluation"]
     channels, height, width = record["image_shape"]
     operator = {
@@ -105,34 +128,54 @@ def differences(printed: Printed, record: Record) -> list[tuple[str, str, str]]:
         if k not in ("_target_", "about", "capabilities", "name")
     }
     features = notes.get("features", "no features")
-    return [
-        (
-            "data",
+    return {
+        "data": (
             f"{_known(theirs.get('dataset'))} at {_known(theirs.get('resolution'))}",
             f"{record['data']}, {record['train_images']:,} training images, "
             f"{channels} x {height} x {width}",
         ),
-        (
-            "operator",
+        "operator": (
             _known({**theirs.get("operator", {}), "p_missing": _share(theirs)}),
             f"{config['operator']['name']}: {_known(operator)}",
         ),
-        ("noise", _known(theirs.get("noise")), f"sigma {operator.get('sigma', 0)} on [-1, 1]"),
-        ("clean images", _known(theirs.get("n_clean")), str(record["clean_images"])),
-        (
-            "budget",
+        "noise": (_known(theirs.get("noise")), f"sigma {operator.get('sigma', 0)} on [-1, 1]"),
+        "budget": (
             "not in the table",
-            f"{config['training']['budget']:,} images seen, "
-            f"{sum(record['parameters'].values()):,} parameters",
+            f"{config['training']['budget']:,} images seen by each denoiser, backbone "
+            f"{config['backbone']['name']}",
         ),
-        (
-            "evaluation",
+        "evaluation": (
             _known(theirs.get("protocol")),
             f"{notes.get('test_images')} test images, posterior {config['posterior']['name']}; FD "
             f"on {features}, {notes.get('samples')} samples against the "
             f"{notes.get('reference', '-')}",
         ),
-    ]
+    }
+
+
+def tell(found: Sequence[Difference]) -> list[str]:
+    """Return differences as lines, each said once with the problems and rows that it holds for."""
+    said: dict[tuple[str, str, str], list[Difference]] = {}
+    for d in found:
+        said.setdefault((d.what, d.theirs, d.ours), []).append(d)
+    order = list(dict.fromkeys(d.what for d in found))
+    lines = []
+    for (what, theirs, ours), group in sorted(said.items(), key=lambda kv: order.index(kv[0][0])):
+        where = _where(group, found)
+        lines.append(f"{what}{where}: published: {theirs}; ours: {ours}")
+    return lines
+
+
+def _where(group: Sequence[Difference], found: Sequence[Difference]) -> str:
+    """Return the problems and rows of a difference in words; empty where it holds everywhere."""
+    if {(d.problem, d.row) for d in group} == {(d.problem, d.row) for d in found}:
+        return ""
+    parts = []
+    for problem in dict.fromkeys(d.problem for d in group):
+        rows = list(dict.fromkeys(d.row for d in group if d.problem == problem))
+        everything = {d.row for d in found if d.problem == problem}
+        parts.append(problem if set(rows) == everything else f"{problem} ({', '.join(rows)})")
+    return f", {'; '.join(parts)}"
 
 
 def _share(setting: dict[str, Any]) -> Any:
@@ -146,8 +189,8 @@ def _ours(summary: pd.DataFrame, row: str, way: str) -> dict[str, Any] | None:
 
 def beside(
     problem: Problem, records: dict[str, list[Record]], summary: pd.DataFrame
-) -> tuple[pd.DataFrame, list[str]]:
-    """Return published rows with ours beside them, and what differs; empty where there is none.
+) -> tuple[pd.DataFrame, list[Difference], list[str]]:
+    """Return published rows with ours beside them, what differs, and remarks with their source.
 
     Arguments:
         problem: The problem; its ``beside`` says which published rows.
@@ -155,9 +198,10 @@ def beside(
         summary: From :func:`cleanprior.benchmarks.tables.summarise`.
     """
     if problem.beside is None:
-        return pd.DataFrame(), []
+        return pd.DataFrame(), [], []
     lines: list[dict[str, str]] = []
-    notes: list[str] = []
+    found: list[Difference] = []
+    remarks: list[str] = []
     for printed in select(problem.beside.group, problem.beside.where):
         row, way = problem.beside.rows.get(printed.method, ("", ""))
         ours = _ours(summary, row, way) if row else None
@@ -168,29 +212,35 @@ def beside(
             "our row": f"{row} ({ours['way']})" if ours and ours["way"] else row or "-",
             "clean images here": "-" if ours is None else _count(ours["clean_images"]),
         }
-        for name, likeness, form, theirs, here in METRICS:
-            number = printed.metrics.get(name)
-            line[theirs] = "-" if number is None else f"{number:{form}}"
-            key = next((k for k in likeness if ours and not pd.isna(ours.get(k))), None)
-            shown = "-" if key is None or ours is None else f"{ours[key]:{form}}"
-            is_other = key is not None and key not in likeness[:1]
-            line[here] = f"{shown} ({key})" if is_other else shown
+        is_stretched = printed.setting.get("metric_convention") == STRETCHED
+        for name, key, form, theirs, here in METRICS:
+            published = printed.metrics.get(name)
+            line[theirs] = "-" if published is None else f"{published:{form}}"
+            likest = "psnr_minmax" if key == "psnr" and is_stretched else key
+            line[here] = "-"
+            if ours is not None and likest is not None and likest in ours:
+                line[here] = number(ours, likest, form, " ± ")
         lines.append(line)
-        first = next((r for r in records.get(row, []) if is_finished(r)), None)
-        source = f"{problem.label}, published: {printed.source}"
-        if first is not None:
-            notes += [source] + [
-                f"{problem.label}, {printed.method} against {row}, {what}: published: {there}; "
-                f"ours: {here}"
-                for what, there, here in differences(printed, first)
-            ]
+        remarks.append(f"source: {printed.source}")
+        if is_stretched and "psnr" in printed.metrics:
+            remarks.append(
+                f"{printed.setting['paper']} has its PSNR after a contrast stretch of each picture "
+                "to its own minimum and maximum, and so has ours here (psnr_minmax in table.csv); "
+                "the problem's own table has PSNR without it"
+            )
         if printed.setting.get("notes"):
-            notes.append(f"{problem.label}, {printed.method}: {printed.setting['notes']}")
+            remarks.append(f"{problem.label}, {printed.method}: {printed.setting['notes']}")
+        first = next((r for r in records.get(row, []) if is_finished(r)), None)
+        if first is not None:
+            found += [
+                Difference(problem.label, printed.method, what, there, here)
+                for what, (there, here) in differences(printed, first).items()
+            ]
     table = pd.DataFrame(lines)
     for *_, theirs, here in METRICS:  # a metric that nothing published here has is no column
         if (table[theirs] == "-").all():
             table = table.drop(columns=[theirs, here])
-    return table, list(dict.fromkeys(notes))
+    return table, found, list(dict.fromkeys(remarks))
 
 
 def _count(value: Any) -> str:

@@ -79,11 +79,12 @@ def _published(plan: Plan, sheets: list[Sheet], folder: Path, console: Console) 
     ]
     if not found:
         return []
-    shown = pd.concat([frame for frame, _ in found], ignore_index=True)
+    shown = pd.concat([frame for frame, _, _ in found], ignore_index=True).fillna("-")
     lines = [
         "published numbers are quoted, never measured here; another setting gives other numbers, "
         "so compare orderings and ratios and not levels",
-        *dict.fromkeys(note for _, notes in found for note in notes),
+        *dict.fromkeys(remark for _, _, remarks in found for remark in remarks),
+        *published.tell([d for _, differences, _ in found for d in differences]),
     ]
     bold = shown.map(lambda _: False)
     title = f"Published numbers beside ours: {plan.about}"

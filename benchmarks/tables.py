@@ -150,7 +150,8 @@ def _count(value: Any) -> str:
     return f"{n / 1e6:.1f}M" if n >= 10**6 else f"{n / 1e3:.0f}k" if n >= 1000 else str(n)
 
 
-def _number(line: dict[str, Any], key: str, form: str, plus_minus: str) -> str:
+def number(line: dict[str, Any], key: str, form: str, plus_minus: str) -> str:
+    """Return a number of :func:`summarise` as text, with its spread over seeds if it has one."""
     value, spread = line[key], line[f"{key}_std"]
     if pd.isna(value):
         return DASH
@@ -180,7 +181,7 @@ def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
         shown = {"method": name, "restores by": line["way"] or DASH}
         for key, heading, form, _ in columns(summary):
             if key in NUMBERS:
-                shown[heading] = _number(line, key, form, " ± ")
+                shown[heading] = number(line, key, form, " ± ")
             elif key == "nfe":
                 shown[heading] = _evaluations(line)
             elif key == "clean_images":
@@ -255,7 +256,7 @@ def overview(
         head = {"method": f"{method}: own way" if is_own else method, "restores by": way}
         texts.append(
             head
-            | {k: _number(lines[k], key, form, " ± ") if k in lines else DASH for k in summaries}
+            | {k: number(lines[k], key, form, " ± ") if k in lines else DASH for k in summaries}
         )
         values = {k: lines[k][key] if k in lines else math.nan for k in summaries}
         numbers.append({"method": method, "way": way, "is_own": is_own, "status": "done"} | values)

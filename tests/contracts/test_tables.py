@@ -116,15 +116,57 @@ def test_published_and_measured_numbers_stand_in_columns_of_their_own() -> None:
     problem = make_plan(described.table("ambient_fig4", "cpu")).problems[2]
     records = {"ambient": [record("ambient", 114.5)]}
     summary = tables.summarise(tables.tidy(records))
-    shown, notes = published.beside(problem, records, summary)
+    shown, found, remarks = published.beside(problem, records, summary)
     (line,) = shown.to_dict("records")
     assert line["FID published"] == "28.9" and line["FD ours"] == "114.5"
     assert line["IS ours"] == "-" and "PSNR ours" not in line
-    text = "\n".join(notes)
-    for what in ("data", "operator", "noise", "clean images", "budget", "evaluation"):
-        assert f", {what}: published: " in text
-    assert "CIFAR-10 at 32" in text and "digits, 1,437 training images" in text
-    assert "2305.19256" in text
+    assert line["clean images there"] == "0" and line["clean images here"] == "0"
+    told = published.tell(found)
+    assert [text.split(":")[0] for text in told] == [
+        "data",
+        "operator",
+        "noise",
+        "budget",
+        "evaluation",
+    ]
+    assert any(r.startswith("source: ambient (2305.19256), Figure 4") for r in remarks)
+
+
+def test_psnr_of_stretched_pictures_stands_beside_its_like_alone() -> None:
+    sides = {}
+    for name in ("em_table1", "ambient_table1"):
+        given = described.table(name, "cpu")
+        (problem,) = make_plan(replace(given, cases=given.cases[:1])).problems
+        records = {m: [record("ambient", 1.0)] for m in ("ambient", "em", "oracle")}
+        for cells in records.values():
+            cells[0]["rows"][0]["metrics"] = {"psnr": 18.0, "psnr_minmax": 14.0}
+        summary = tables.summarise(tables.tidy(records))
+        shown, _, remarks = published.beside(problem, records, summary)
+        sides[name] = set(shown["PSNR ours"]) - {"-"}
+        assert any("contrast stretch" in r for r in remarks) == (name == "em_table1")
+    assert sides == {"em_table1": {"14.00"}, "ambient_table1": {"18.00"}}
+
+
+def test_a_difference_is_told_once_with_where_it_holds() -> None:
+    make = published.Difference
+    found = [
+        make("blur", "EM", "data", "CIFAR-10", "digits"),
+        make("blur", "SURE", "data", "CIFAR-10", "digits"),
+        make("noise", "EM", "data", "CIFAR-10", "digits"),
+        make("blur", "EM", "noise", "none", "0.02"),
+        make("blur", "SURE", "noise", "none", "0.02"),
+        make("noise", "EM", "noise", "0.2", "0.2"),
+        make("blur", "EM", "budget", "unknown", "10"),
+        make("blur", "SURE", "budget", "unknown", "20"),
+        make("noise", "EM", "budget", "unknown", "10"),
+    ]
+    assert published.tell(found) == [
+        "data: published: CIFAR-10; ours: digits",
+        "noise, blur: published: none; ours: 0.02",
+        "noise, noise: published: 0.2; ours: 0.2",
+        "budget, blur (EM); noise: published: unknown; ours: 10",
+        "budget, blur (SURE): published: unknown; ours: 20",
+    ]
 
 
 def test_a_sweep_needs_two_values() -> None:
