@@ -25,6 +25,12 @@ CAPTIONS = {
     "curves.png": "Training",
     "sweep.png": "Quality against the strength of the corruption",
 }
+#: Rows that can be hidden together.
+KINDS = {
+    "reference": "reference rows",
+    "own": "methods' own ways",
+    "unfinished": "skipped and failed",
+}
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ def write(path: Path, name: str, about: str, sheets: list[Sheet]) -> Path:
     views = []
     for sheet in sheets:
         pictures = [f for f in sheet.files if f.suffix == ".png"]
+        rows = _rows(sheet)
         views.append(
             {
                 "tab": sheet.tab,
@@ -144,7 +151,8 @@ def write(path: Path, name: str, about: str, sheets: list[Sheet]) -> Path:
                     }
                     for heading in sheet.shown.columns
                 ],
-                "rows": _rows(sheet),
+                "rows": rows,
+                "kinds": {kind for row in rows for kind in row["kinds"].split()},
                 "lines": sheet.lines,
                 "downloads": [
                     {"name": f.name, "uri": _uri(f)} for f in sheet.files if f not in pictures
@@ -155,5 +163,5 @@ def write(path: Path, name: str, about: str, sheets: list[Sheet]) -> Path:
                 "cells": _cells(sheet.records),
             }
         )
-    write_text(path, _template().render(name=name, about=about, sheets=views))
+    write_text(path, _template().render(name=name, about=about, sheets=views, kinds=KINDS))
     return path

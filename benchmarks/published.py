@@ -23,8 +23,8 @@ from .tables import number
 #: samples.
 METRICS = (
     ("psnr", "psnr", ".2f", "PSNR published", "PSNR ours"),
-    ("lpips", "lpips", ".3f", "LPIPS published", "LPIPS ours"),
     ("fid", "fd", ".1f", "FID published", "FD ours"),
+    ("lpips", "lpips", ".3f", "LPIPS published", "LPIPS ours"),
     ("is", None, ".2f", "IS published", "IS ours"),
 )
 #: What a group says whose PSNR was computed after a contrast stretch of each picture.
@@ -208,9 +208,7 @@ def beside(
         line = {
             "problem": problem.label,
             "published row": printed.method,
-            "clean images there": _known(printed.setting.get("n_clean")),
-            "our row": f"{row} ({ours['way']})" if ours and ours["way"] else row or "-",
-            "clean images here": "-" if ours is None else _count(ours["clean_images"]),
+            "our row": f"{row}: {ours['way']}" if ours and ours["is_own"] else row or "-",
         }
         is_stretched = printed.setting.get("metric_convention") == STRETCHED
         for name, key, form, theirs, here in METRICS:
@@ -220,6 +218,8 @@ def beside(
             line[here] = "-"
             if ours is not None and likest is not None and likest in ours:
                 line[here] = number(ours, likest, form, " ± ")
+        line["clean images there"] = _known(printed.setting.get("n_clean"))
+        line["clean images here"] = "-" if ours is None else _count(ours["clean_images"])
         lines.append(line)
         remarks.append(f"source: {printed.source}")
         if is_stretched and "psnr" in printed.metrics:
@@ -241,6 +241,11 @@ def beside(
         if (table[theirs] == "-").all():
             table = table.drop(columns=[theirs, here])
     return table, found, list(dict.fromkeys(remarks))
+
+
+def numbers(shown: pd.DataFrame) -> pd.DataFrame:
+    """Return the numbers behind a table of :func:`beside`, without spreads; NaN for words."""
+    return shown.apply(lambda column: pd.to_numeric(column.str.split().str[0], errors="coerce"))
 
 
 def _count(value: Any) -> str:

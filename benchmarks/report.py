@@ -95,7 +95,8 @@ def _published(plan: Plan, sheets: list[Sheet], folder: Path, console: Console) 
     write_text(folder / "published.csv", shown.to_csv(index=False))
     files = [folder / "published.md", folder / "published.csv"]
     console.print(f"what differs, line by line: {files[0]}", soft_wrap=True)
-    return [Sheet("published", title, shown, shown, bold, lines, files, {}, plan.references)]
+    numbers = published.numbers(shown)
+    return [Sheet("published", title, shown, numbers, bold, lines, files, {}, plan.references)]
 
 
 def _overviews(

@@ -147,6 +147,13 @@ def test_psnr_of_stretched_pictures_stands_beside_its_like_alone() -> None:
     assert sides == {"em_table1": {"14.00"}, "ambient_table1": {"18.00"}}
 
 
+def test_published_tables_are_sorted_by_their_numbers() -> None:
+    shown = pd.DataFrame({"our row": ["em", "-"], "PSNR ours": ["7.37 ± 0.01", "-"]})
+    found = published.numbers(shown)
+    assert found["PSNR ours"].iloc[0] == 7.37
+    assert found.isna().sum().tolist() == [2, 1]
+
+
 def test_a_difference_is_told_once_with_where_it_holds() -> None:
     make = published.Difference
     found = [
