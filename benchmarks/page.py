@@ -14,16 +14,20 @@ import jinja2
 import pandas as pd
 
 from cleanprior.files import write_text
+from cleanprior.metric_names import describe, in_order
 from cleanprior.records import Record, is_finished
 
-from .tables import COLUMNS, NUMBERS, TEXTS
+from .tables import COLUMNS, TEXTS, number
 
+#: Pictures in their order.
 CAPTIONS = {
-    "restorations.png": "Restorations of the first held-out measurements",
+    "sweep.png": "Quality against the strength of the corruption",
     "samples.png": "Generated samples",
+    "restorations.png": "Restorations of the first held-out measurements",
     "quality_cost.png": "Quality against cost",
     "curves.png": "Training",
-    "sweep.png": "Quality against the strength of the corruption",
+    "calibration.png": "Is the spread of posterior draws right?",
+    "memorised.png": "Samples nearest to a training image, that image below",
 }
 #: Rows that can be hidden together.
 KINDS = {
@@ -74,7 +78,14 @@ def _value(line: dict[str, Any], key: str | None) -> float | None:
     return float(value)
 
 
+def _further(summary: pd.DataFrame) -> list[str]:
+    """Return the metrics of a table that have no column of their own in it."""
+    left_out = {key for key, *_ in COLUMNS} | {f"{key}_std" for key in summary.columns}
+    return [k for k in in_order(summary.columns) if k not in left_out and summary[k].notna().any()]
+
+
 def _rows(sheet: Sheet) -> list[dict[str, Any]]:
+    further = _further(sheet.summary)
     keys: dict[str, str | None] = {heading: key for key, heading, _, _ in COLUMNS}
     keys |= dict.fromkeys(TEXTS)
     rows = []
@@ -93,12 +104,46 @@ def _rows(sheet: Sheet) -> list[dict[str, Any]]:
                 "text": text,
                 "is_text": heading in TEXTS,
                 "is_best": bool(bold[heading]),
+                "is_further": False,
                 "value": _value(line, keys.get(str(heading), str(heading))),
             }
             for heading, text in texts.items()
         ]
+        cells += [
+            {
+                "text": number(line, key, ".3g", " ± "),
+                "is_text": False,
+                "is_best": False,
+                "is_further": True,
+                "value": _value(line, key),
+            }
+            for key in further
+        ]
         rows.append({"kinds": " ".join(kinds), "cells": cells})
     return rows
+
+
+def _headings(sheet: Sheet) -> list[dict[str, Any]]:
+    meanings = {heading: meaning for _, heading, _, meaning in COLUMNS}
+    headings = [
+        {
+            "name": heading,
+            "is_text": heading in TEXTS,
+            "is_further": False,
+            "meaning": meanings.get(heading, ""),
+        }
+        for heading in sheet.shown.columns
+    ]
+    headings += [
+        {
+            "name": key.replace("_", " "),
+            "is_text": False,
+            "is_further": True,
+            "meaning": describe(key),
+        }
+        for key in _further(sheet.summary)
+    ]
+    return headings
 
 
 def _cells(records: dict[str, list[Record]]) -> list[dict[str, str]]:
@@ -133,33 +178,26 @@ def write(path: Path, name: str, about: str, sheets: list[Sheet]) -> Path:
         about: One sentence below it.
         sheets: The tabs, in order.
     """
-    meanings = {heading: meaning for _, heading, _, meaning in COLUMNS}
-    numeric = {heading for key, heading, _, _ in COLUMNS if key in NUMBERS}
     views = []
     for sheet in sheets:
-        pictures = [f for f in sheet.files if f.suffix == ".png"]
+        order = list(CAPTIONS)
+        pictures = sorted(
+            (f for f in sheet.files if f.suffix == ".png"), key=lambda f: order.index(f.name)
+        )
         rows = _rows(sheet)
         views.append(
             {
                 "tab": sheet.tab,
                 "title": sheet.title,
-                "headings": [
-                    {
-                        "name": heading,
-                        "is_text": heading in TEXTS and heading not in numeric,
-                        "meaning": meanings.get(heading, ""),
-                    }
-                    for heading in sheet.shown.columns
-                ],
+                "headings": _headings(sheet),
                 "rows": rows,
+                "has_further": bool(_further(sheet.summary)),
                 "kinds": {kind for row in rows for kind in row["kinds"].split()},
                 "lines": sheet.lines,
                 "downloads": [
                     {"name": f.name, "uri": _uri(f)} for f in sheet.files if f not in pictures
                 ],
-                "pictures": [
-                    {"caption": CAPTIONS.get(f.name, f.stem), "uri": _uri(f)} for f in pictures
-                ],
+                "pictures": [{"caption": CAPTIONS[f.name], "uri": _uri(f)} for f in pictures],
                 "cells": _cells(sheet.records),
             }
         )

@@ -1,5 +1,6 @@
 """Labelled picture grids: generated samples and restorations, a row a method. No torch."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,17 @@ def draw_grid(rows: list[tuple[str, NDArray[np.float32]]], title: str, path: Pat
     row_inches = 0.62
     picture = row_inches * width / height * 0.9
     margin = 0.075 * longest + 0.25
-    total_width, total_height = margin + picture + 0.15, row_inches * len(rows) + 0.45
+    total_width = margin + picture + 0.15
+    lines = textwrap.wrap(title, int(14 * total_width))  # 14 characters of this size an inch
+    total_height = row_inches * len(rows) + 0.3 + 0.15 * len(lines)
     figure = Figure(figsize=(total_width, total_height), dpi=150)
     figure.suptitle(
-        title, x=0.1 / total_width, y=1 - 0.08 / total_height, ha="left", va="top", fontsize=9
+        "\n".join(lines),
+        x=0.1 / total_width,
+        y=1 - 0.08 / total_height,
+        ha="left",
+        va="top",
+        fontsize=9,
     )
     for number, (label, image) in enumerate(rows):
         bottom = 0.05 + row_inches * (len(rows) - 1 - number)
@@ -78,9 +86,13 @@ def draw_grid(rows: list[tuple[str, NDArray[np.float32]]], title: str, path: Pat
 def write(
     problem: Problem, records: dict[str, list[Record]], out: Path, folder: Path
 ) -> list[Path]:
-    """Write ``samples.png`` and ``restorations.png`` of the first finished seed of each method."""
+    """Write the grids of the first finished seed of each method.
+
+    ``samples.png``, ``restorations.png`` and, where clean images can tell, ``memorised.png``.
+    """
     samples: list[tuple[str, NDArray[np.float32]]] = []
     restored: list[tuple[str, NDArray[np.float32]]] = []
+    nearest: list[tuple[str, NDArray[np.float32]]] = []
     truth = None
     for method, cells in records.items():
         found = next((i for i, r in enumerate(cells) if is_finished(r)), None)
@@ -100,12 +112,19 @@ def write(
                 samples.append((label, strip(pictures[key])))
             if (key := f"restored.{row['way']}") in pictures:
                 restored.append((label, strip(pictures[key])))
+        share = next((r["metrics"]["memorised"] for r in rows if "memorised" in r["metrics"]), None)
+        if share is not None and "memorised.sample" in pictures:
+            nearest.append(
+                (f"{method}, memorised {share:.1%}", strip(pictures["memorised.sample"]))
+            )
+            nearest.append(("nearest of training", strip(pictures["memorised.neighbour"])))
     if restored and truth is not None:
         restored.append(("truth", truth))
     written = []
     for name, title, rows_shown in (
         ("samples.png", "generated samples", samples),
         ("restorations.png", "restorations", restored),
+        ("memorised.png", "samples nearest to a training image", nearest),
     ):
         if rows_shown:
             draw_grid(rows_shown, f"{title} · {problem.title}", folder / name)

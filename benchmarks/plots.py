@@ -1,4 +1,4 @@
-"""Plots of a table: quality against cost, training curves, values of each round. No torch."""
+"""Plots of a table: quality against cost, training, calibration, a sweep. No torch."""
 
 import io
 import math
@@ -199,6 +199,38 @@ def curves(records: dict[str, list[Record]], title: str) -> Figure | None:
     return figure
 
 
+def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
+    """Draw where the truth ranks among posterior draws, a panel a row; first finished seed.
+
+    A flat histogram is calibrated; one that is high at both ends is too sure of itself.
+    """
+    found = []
+    for method, cells in records.items():
+        for row in next((r["rows"] for r in cells if is_finished(r)), []):
+            if ranks := row.get("curves", {}).get("rank_histogram"):
+                way = row["way"].split(";")[0]
+                found.append((f"{method}: {way}" if row["is_own"] else method, ranks, row))
+    if not found:
+        return None
+    columns = min(5, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure = Figure(figsize=(2.3 * columns + 0.4, 1.7 * rows + 0.6), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=9, ha="left", x=0.01)
+    figure.supxlabel("rank of the truth among the draws; dashed: calibrated", fontsize=8)
+    figure.supylabel("share of hidden pixels", fontsize=8)
+    top = 1.1 * max(max(ranks) for _, ranks, _ in found)
+    for number, (name, ranks, row) in enumerate(found):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.bar(range(len(ranks)), ranks, width=0.9, color=COLOURS[0])
+        axes.axhline(1 / len(ranks), color="#1c2430", lw=1, ls="--")
+        ratio = row["metrics"].get("spread_ratio", math.nan)
+        axes.set_title(f"{name}\nspread / error {ratio:.2f}", fontsize=8, loc="left")
+        axes.set_ylim(0, top)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def sweep(
     points: list[tuple[float, pd.DataFrame]], key: str, references: tuple[str, ...], title: str
 ) -> Figure | None:
@@ -252,10 +284,11 @@ def sweep(
 def write(
     problem: Problem, records: dict[str, list[Record]], summary: pd.DataFrame, folder: Path
 ) -> list[Path]:
-    """Write ``quality_cost.png`` and ``curves.png``; what has no numbers is left out."""
+    """Write quality against cost, curves and calibration; what has no numbers is left out."""
     figures = {
         "quality_cost.png": quality_cost(summary, problem.title),
         "curves.png": curves(records, problem.title),
+        "calibration.png": calibration(records, problem.title),
     }
     for name, figure in figures.items():
         if figure is not None:

@@ -12,7 +12,7 @@ METRICS = {
     "consistency_expected": "the same of the truth: the noise; far below it, the noise is fitted",
     "fd": "Frechet distance of samples to the clean training split; lower is better",
     "kid": "kernel distance of samples to the clean training split, unbiased; lower is better",
-    "kid_std": "its standard deviation over subsets",
+    "kid_subset_std": "its standard deviation over subsets",
     "precision": "share of samples within the manifold of clean training images",
     "recall": "share of clean training images within the manifold of samples",
     "inception_score": "Inception score of a classifier; higher is better",
@@ -34,7 +34,7 @@ METRICS = {
 PER_FEATURES = (
     "fd",
     "kid",
-    "kid_std",
+    "kid_subset_std",
     "precision",
     "recall",
     "inception_score",

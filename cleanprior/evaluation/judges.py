@@ -303,7 +303,7 @@ class SampleJudge:
         try:
             generator = generator_for(o.seed, "kid")
             kid = kernel_distance(features, reference.train, o.kid_subsets, o.kid_size, generator)
-            found.metrics |= {f"kid{suffix}": kid.mean, f"kid_std{suffix}": kid.std}
+            found.metrics |= {f"kid{suffix}": kid.mean, f"kid_subset_std{suffix}": kid.std}
         except ValueError as error:
             found.missing[f"kid{suffix}"] = str(error)
         # Manifolds of equal size, of members chosen by the seed.

@@ -88,13 +88,22 @@ def test_unknown_metrics_have_no_description():
         describe("fdx")
     assert not any(is_metric(k) for k in ("is_own", "method", "fdx", "seed"))
     assert is_metric("inception_score_classifier")
-    assert "efficientnet" in describe("kid_std_efficientnet")
-    assert describe("kid_std_efficientnet").startswith(METRICS["kid_std"])
+    assert "efficientnet" in describe("kid_subset_std_efficientnet")
+    assert describe("kid_subset_std_efficientnet").startswith(METRICS["kid_subset_std"])
 
 
 def test_metrics_stand_in_one_order_whatever_was_measured_first() -> None:
-    keys = ["kid_std", "method", "fd_pixels", "spread_ratio", "kid", "psnr", "fd", "kid_dinov2"]
-    ordered = ["psnr", "fd", "fd_pixels", "kid", "kid_dinov2", "kid_std", "spread_ratio"]
+    keys = [
+        "kid_subset_std",
+        "method",
+        "fd_pixels",
+        "spread_ratio",
+        "kid",
+        "psnr",
+        "fd",
+        "kid_dinov2",
+    ]
+    ordered = ["psnr", "fd", "fd_pixels", "kid", "kid_dinov2", "kid_subset_std", "spread_ratio"]
     assert in_order(keys) == in_order(reversed(keys)) == ordered
 
 

@@ -66,6 +66,8 @@ def test_every_output_is_written(finished: Path) -> None:
         "comparisons.csv",
         "quality_cost.png",
         "curves.png",
+        "calibration.png",
+        "memorised.png",
         "report.html",
         "request.json",
     }

@@ -31,6 +31,11 @@ try {
   search.value = ""; search.dispatchEvent(new Event("input"));
   const box = panels[0].querySelector("[data-hide=reference]"); box.click();
   say("unreferenced", visible());
+  const seen = () => all("thead th").filter((h) => h.offsetParent).map((h) => h.textContent);
+  say("narrow", seen().includes("kid"));
+  panels[0].querySelector("[data-show=further]").click();
+  say("wide", seen().includes("kid"));
+  all("thead button").find((b) => b.textContent == "kid").click(); say("kids", names());
   document.getElementById("tab-1").click();
   say("hidden", panels.map((p) => p.hidden));
   const image = document.querySelector("figure img"); image.click();
@@ -71,6 +76,7 @@ def sheet(tab: str, folder: Path) -> Sheet:
         for key in tables.NUMBERS:
             line[key] = value
             line[f"{key}_std"] = float("nan")
+        line |= {"kid": -value, "kid_std": float("nan")}
         lines.append(line)
     summary = pd.DataFrame(lines)
     best = {"psnr": [("em", "mmps")]}
@@ -127,6 +133,9 @@ def test_tabs_sorting_and_filters_work_in_a_browser(written: Path) -> None:
         "descending": "em,ambient,naive,gsure",  # a dash stays last
         "filtered": "em",
         "unreferenced": "em,ambient,gsure",
+        "narrow": "false",
+        "wide": "true",
+        "kids": "em,ambient,naive,gsure",
         "hidden": "true,false",
         "zoomed": "true",
         "closed": "true",
