@@ -234,7 +234,9 @@ def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
 def sweep(
     points: list[tuple[float, pd.DataFrame]], key: str, references: tuple[str, ...], title: str
 ) -> Figure | None:
-    """Draw PSNR and FD of each method against a key that differs between problems.
+    """Draw PSNR and FD of each row against a key that differs between problems.
+
+    A method's own way is an open square on a dotted line.
 
     Arguments:
         points: Value of the key and summary of its problem.
@@ -243,33 +245,36 @@ def sweep(
         title: Written above.
     """
     joined = pd.concat([s.assign(value=v) for v, s in points], ignore_index=True)
-    done = joined[(joined["status"] == "done") & ~joined["is_own"].astype(bool)]
+    done = joined[joined["status"] == "done"]
     shown = [(k, label) for k, label in QUALITIES if k in done and done[k].notna().any()]
     if not shown or done["value"].nunique() < 2:
         return None
-    figure = Figure(figsize=(5.4 * len(shown) + 1.3, 4.0), dpi=100, layout="constrained")
+    figure = Figure(figsize=(5.2 * len(shown) + 3, 4.0), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=9, ha="left", x=0.01)
-    methods = list(done["method"].unique())
-    ranked = [m for m in methods if m not in references]
+    ranked = [m for m in done["method"].unique() if m not in references]
     styles = ("--", ":", "-.")
+    handles: dict[str, Any] = {}
     for number, (quality, label) in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), number + 1)
-        for method in methods:
-            lines = done[(done["method"] == method) & done[quality].notna()].sort_values("value")
+        for (method, way, is_own), group in done.groupby(["method", "way", "is_own"], sort=False):
+            lines = group[group[quality].notna()].sort_values("value")
             is_reference = method in references
+            if not len(lines) or (is_own and is_reference):
+                continue
             colour = "#8b929c" if is_reference else COLOURS[ranked.index(method) % len(COLOURS)]
             style = styles[references.index(method) % len(styles)] if is_reference else "-"
-            axes.errorbar(
+            name = f"{method}: {str(way).removeprefix('none; ')}" if is_own else str(method)
+            handles[name] = axes.errorbar(
                 lines["value"],
                 lines[quality],
                 yerr=lines[f"{quality}_std"].fillna(0),
-                marker="o",
+                marker="s" if is_own else "o",
+                mfc="white" if is_own else colour,
                 markersize=4,
                 capsize=2,
-                lw=1.4,
-                ls=style,
+                lw=1 if is_own else 1.4,
+                ls=":" if is_own else style,
                 color=colour,
-                label=method if number == 0 else None,
             )
         axes.set_xlabel(key)
         axes.set_ylabel(label)
@@ -277,7 +282,9 @@ def sweep(
             _plain_log(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside right upper", fontsize=8, frameon=False
+    )
     return figure
 
 
