@@ -165,7 +165,7 @@ def print_table(
     for line, is_bold in zip(
         shown.itertuples(index=False), bold.itertuples(index=False), strict=True
     ):
-        cells = [escape(str(v)) for v in line]
+        cells = [escape(str(v)).replace(" ± ", "±") for v in line]  # a spread stays on its line
         table.add_row(*(f"[bold]{c}[/]" if b else c for c, b in zip(cells, is_bold, strict=True)))
     console.print(table)
     for text in lines:

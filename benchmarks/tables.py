@@ -58,19 +58,9 @@ FIRST = (
     "evaluations",
     "backwards",
 )
-NUMBERS = (
-    "psnr",
-    "ssim",
-    "lpips",
-    "consistency",
-    "fd",
-    "proximal_fd",
-    "train_seconds",
-    "restore_seconds",
-    "sample_seconds",
-    "memory_mb",
-    "energy_kj",
-)
+QUALITIES = ("psnr", "ssim", "lpips", "consistency", "fd", "proximal_fd")
+COSTS = ("train_seconds", "restore_seconds", "sample_seconds", "memory_mb", "energy_kj")
+NUMBERS = (*QUALITIES, *COSTS)
 
 
 def tidy(records: dict[str, list[Record]]) -> pd.DataFrame:
@@ -180,8 +170,10 @@ def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
             name = f"{name} †"
         shown = {"method": name, "restores by": line["way"] or DASH}
         for key, heading, form, _ in columns(summary):
-            if key in NUMBERS:
+            if key in QUALITIES:
                 shown[heading] = number(line, key, form, " ± ")
+            elif key in COSTS:  # their spread is that of the machine; table.csv has it
+                shown[heading] = DASH if pd.isna(line[key]) else f"{line[key]:{form}}"
             elif key == "nfe":
                 shown[heading] = _evaluations(line)
             elif key == "clean_images":
