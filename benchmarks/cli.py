@@ -36,6 +36,9 @@ def bench(
     force: Annotated[
         str | None, typer.Option(help="Methods to train again, comma-separated.")
     ] = None,
+    part: Annotated[
+        str, typer.Option(help="Train this share of the cells only, e.g. 3/8: one job of an array.")
+    ] = "1/1",
     out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value for every row, e.g. operator.p=0.3")
@@ -64,9 +67,9 @@ def bench(
     from cleanprior.progress import Progress
 
     from .report import report
-    from .runner import run
+    from .runner import Part, run
 
-    run(plan, out, forced, Progress(Console(stderr=True)))
+    run(plan, out, forced, Progress(Console(stderr=True)), Part.read(part))
     write_text(out / "tables" / plan.key / REQUEST, json.dumps(request, indent=1))
     if not report(plan, out):
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from cleanprior.config import Config
@@ -12,24 +13,65 @@ from cleanprior.records import Record, cell_folder, is_finished, read_record, wr
 from .plan import Plan, Problem, refusal
 
 
-def pending(plan: Plan, out: Path, forced: Collection[str]) -> list[tuple[str, Config]]:
+@dataclass(frozen=True)
+class Part:
+    """A share of a benchmark's cells, for a process of its own: every ``of``-th, from ``number``.
+
+    Attributes:
+        number: From 1 to ``of``.
+        of: How many shares there are; together they are all cells, each once.
+    """
+
+    number: int = 1
+    of: int = 1
+
+    @staticmethod
+    def read(text: str) -> "Part":
+        """Return the part that ``3/8`` names.
+
+        Raises:
+            UserError: Anything else.
+        """
+        number, _, of = text.partition("/")
+        if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
+            return Part(int(number), int(of))
+        raise UserError(f"part={text}; allowed: NUMBER/OF, e.g. 1/8 to 8/8")
+
+
+def pending(
+    plan: Plan, out: Path, forced: Collection[str], part: Part = Part()
+) -> list[tuple[str, Config]]:
     """Return the cells to be trained, each with its row: not finished, not refused, or forced."""
-    return [
+    cells = [
         (row, config)
         for problem in plan.problems
         for row, configs in problem.cells.items()
         for config in configs
-        if refusal(config) is None and (row in forced or not is_finished(read_record(out, config)))
+        if refusal(config) is None
+    ]
+    return [
+        (row, config)
+        for row, config in cells[part.number - 1 :: part.of]
+        if row in forced or not is_finished(read_record(out, config))
     ]
 
 
-def run(plan: Plan, out: Path, forced: Collection[str], progress: Progress) -> None:
+def run(
+    plan: Plan, out: Path, forced: Collection[str], progress: Progress, part: Part = Part()
+) -> None:
     """Train and evaluate every pending cell; a cell that fails becomes a row and not a crash.
+
+    Arguments:
+        plan: The benchmark.
+        out: Folder of all runs.
+        forced: Rows to train again.
+        progress: Where to show progress.
+        part: The share of this process.
 
     Raises:
         UserError: A value that a part refuses: told before the first cell is trained.
     """
-    todo = pending(plan, out, forced)
+    todo = pending(plan, out, forced, part)
     if not todo:
         return
     from cleanprior.run import Cell, run_cell

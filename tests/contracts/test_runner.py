@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from cleanprior.benchmarks import described
 from cleanprior.benchmarks.plan import make_plan
-from cleanprior.benchmarks.runner import run
+from cleanprior.benchmarks.runner import Part, pending, run
 
+from cleanprior.errors import UserError
 from cleanprior.progress import Progress
 from cleanprior.records import write_record
 
@@ -31,3 +32,29 @@ def test_what_another_process_finishes_is_not_trained_again(
     trained.clear()
     run(plan, tmp_path, forced, Progress())
     assert trained == forced
+
+
+def test_parts_are_all_cells_each_once_whatever_is_finished(tmp_path: Path) -> None:
+    plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=2)
+    everything = pending(plan, tmp_path, [])
+    parts = [pending(plan, tmp_path, [], Part(number, 3)) for number in (1, 2, 3)]
+    assert sorted(map(str, everything)) == sorted(str(cell) for part in parts for cell in part)
+    assert {len(part) for part in parts} == {len(everything) // 3, -(-len(everything) // 3)}
+    # A cell that is finished meanwhile moves no other cell to another part.
+    write_record(tmp_path, parts[0][0][1], {"status": "done", "rows": [{}]})
+    assert pending(plan, tmp_path, [], Part(1, 3)) == parts[0][1:]
+    assert pending(plan, tmp_path, [], Part(2, 3)) == parts[1]
+
+
+def test_a_part_trains_its_cells_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=2)
+    trained = []
+    monkeypatch.setattr("cleanprior.run.run_cell", lambda config, *_: trained.append(config))
+    run(plan, tmp_path, [], Progress(), Part(2, 3))
+    assert trained == [config for _, config in pending(plan, tmp_path, [], Part(2, 3))]
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5"])
+def test_a_part_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="allowed: NUMBER/OF"):
+        Part.read(text)
