@@ -41,7 +41,7 @@ class Plan:
         name: Name of the benchmark's configuration.
         problems: One a table.
         references: Methods that anchor every table and are not compared.
-        about: One sentence.
+        about: One sentence; empty where its data or operators were replaced.
         sweep: The key that differs between problems, for a plot; empty for none.
     """
 
@@ -119,7 +119,8 @@ def make_plan(
             cells[row] = [{**first, "seed": seed} for seed in range(count)]
         made.append(_problem(cells, case.beside))
     references = (*described.before, *described.after)
-    return Plan(described.name, made, references, described.about, described.sweep)
+    about = "" if data or operators else described.about  # it speaks of what was replaced
+    return Plan(described.name, made, references, about, described.sweep)
 
 
 def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from .plan import Problem
 
 #: key in the summary, label of the axis
 QUALITIES = (("psnr", "PSNR in dB (higher is better)"), ("fd", "FD (lower is better)"))
+#: What stands in their place where nobody has a clean image.
+WITHOUT_CLEAN = (("proximal_fd", "proximal FD (lower is better)"),)
 #: Seconds that read as whole seconds, minutes, hours or days.
 TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 18000, 36000, 86400, 432000)
 COLOURS = (
@@ -47,6 +50,14 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def _headed(width: float, height: float, title: str) -> Figure:
+    """Return a figure in inches with its title beside where a legend stands."""
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    lines = textwrap.wrap(title, int(13 * (width - 2)))  # 13 characters of this size an inch
+    figure.suptitle("\n".join(lines), fontsize=9, ha="left", x=0.01)
+    return figure
+
+
 def _seconds(value: float, _: Any = None) -> str:
     if value < 60:
         return f"{value:.3g} s"
@@ -66,25 +77,25 @@ def _place(labels: list[tuple[float, float, str]], axes: Axes) -> None:
 
 
 def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
-    """Draw PSNR and FD against the seconds of training, one point a row; None without numbers.
+    """Draw quality against the seconds of training, one point a row; None without numbers.
 
     Arguments:
         summary: From :func:`cleanprior.benchmarks.tables.summarise`.
         title: Written above.
     """
     done = summary[(summary["status"] == "done") & (summary["train_seconds"] > 0)]
-    shown = [(k, label) for k, label in QUALITIES if k in done and done[k].notna().any()]
+    shown = _qualities(done)
     if not shown:
         return None
-    figure = Figure(figsize=(4.4 * len(shown) + 2.6, 4.4), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=9, ha="left", x=0.01)
+    figure = _headed(4.4 * len(shown) + 2.6, 4.4, title)
     lines = done.to_dict("records")
     handles = [_handle(line, number + 1, summary) for number, line in enumerate(lines)]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+    drawn = [h for h, line in zip(handles, lines, strict=True) if _has_any(line, shown)]
+    figure.legend(handles=drawn, loc="outside right upper", fontsize=8, frameon=False)
     for place, (key, label) in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), place + 1)
         axes.set_xscale("log")
-        if key == "fd" and (done[key].max() > 8 * done[key].min()):
+        if key != "psnr" and (done[key].max() > 8 * done[key].min()):
             _plain_log(axes)
         names: list[tuple[float, float, str]] = []
         for number, (line, handle) in enumerate(zip(lines, handles, strict=True)):
@@ -113,6 +124,18 @@ def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
         axes.set_xlim(low / 1.15, high * 1.15)
         _place(names, axes)
     return figure
+
+
+def _qualities(done: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return what can be drawn: PSNR and FD, or what needs no clean image."""
+    for choice in (QUALITIES, WITHOUT_CLEAN):
+        if shown := [(k, label) for k, label in choice if k in done and done[k].notna().any()]:
+            return shown
+    return []
+
+
+def _has_any(line: dict[Any, Any], shown: list[tuple[str, str]]) -> bool:
+    return not all(math.isnan(line[key]) for key, _ in shown)
 
 
 def _handle(line: dict[Any, Any], number: int, summary: pd.DataFrame) -> Line2D:
@@ -163,10 +186,10 @@ def curves(records: dict[str, list[Record]], title: str) -> Figure | None:
     panels = 1 + len(keys)
     columns = min(3, panels)
     rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(4.6 * columns + 1.2, 3.2 * rows), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=9, ha="left", x=0.01)
-    colours = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(runs)}
-    dashes = {m: "-" if i < len(COLOURS) else "--" for i, m in enumerate(runs)}
+    figure = _headed(4.6 * columns + 1.2, 3.2 * rows, title)
+    places = {m: i for i, m in enumerate(records)}  # colours are those of the other plots
+    colours = {m: COLOURS[places[m] % len(COLOURS)] for m in runs}
+    dashes = {m: "-" if places[m] < len(COLOURS) else "--" for m in runs}
     axes = figure.add_subplot(rows, columns, 1)
     for method, record in runs.items():
         losses = [(p["step"], p["loss"]) for p in record["training"]["history"]]
@@ -214,8 +237,7 @@ def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
         return None
     columns = min(5, len(found))
     rows = math.ceil(len(found) / columns)
-    figure = Figure(figsize=(2.3 * columns + 0.4, 1.7 * rows + 0.6), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=9, ha="left", x=0.01)
+    figure = _headed(2.3 * columns + 0.4, 1.7 * rows + 0.6, title)
     figure.supxlabel("rank of the truth among the draws; dashed: calibrated", fontsize=8)
     figure.supylabel("share of hidden pixels", fontsize=8)
     top = 1.1 * max(max(ranks) for _, ranks, _ in found)
@@ -234,7 +256,7 @@ def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
 def sweep(
     points: list[tuple[float, pd.DataFrame]], key: str, references: tuple[str, ...], title: str
 ) -> Figure | None:
-    """Draw PSNR and FD of each row against a key that differs between problems.
+    """Draw quality of each row against a key that differs between problems.
 
     A method's own way is an open square on a dotted line.
 
@@ -246,11 +268,10 @@ def sweep(
     """
     joined = pd.concat([s.assign(value=v) for v, s in points], ignore_index=True)
     done = joined[joined["status"] == "done"]
-    shown = [(k, label) for k, label in QUALITIES if k in done and done[k].notna().any()]
+    shown = _qualities(done)
     if not shown or done["value"].nunique() < 2:
         return None
-    figure = Figure(figsize=(5.2 * len(shown) + 3, 4.0), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=9, ha="left", x=0.01)
+    figure = _headed(5.2 * len(shown) + 3, 4.0, title)
     ranked = [m for m in done["method"].unique() if m not in references]
     styles = ("--", ":", "-.")
     handles: dict[str, Any] = {}
@@ -278,7 +299,7 @@ def sweep(
             )
         axes.set_xlabel(key)
         axes.set_ylabel(label)
-        if quality == "fd":
+        if quality != "psnr":
             _plain_log(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -87,7 +87,7 @@ def _published(plan: Plan, sheets: list[Sheet], folder: Path, console: Console) 
         *published.tell([d for _, differences, _ in found for d in differences]),
     ]
     bold = shown.map(lambda _: False)
-    title = f"Published numbers beside ours: {plan.about}"
+    title = f"Published numbers beside ours: {plan.about or plan.name}"
     print_table(console, title, shown, lines[:1], bold)
     bullets = "\n".join(f"- {line}" for line in lines)
     text = f"## {title}\n\n{tables.to_markdown(shown, bold)}\n\n{bullets}\n"
@@ -142,7 +142,7 @@ def _sweep(plan: Plan, sheets: list[Sheet], folder: Path) -> list[Path]:
     for problem, sheet in zip(plan.problems, sheets, strict=True):
         config = next(iter(problem.cells.values()))[0]
         points.append((float(config[group][key]), sheet.summary))
-    figure = plots.sweep(points, plan.sweep, plan.references, plan.about)
+    figure = plots.sweep(points, plan.sweep, plan.references, plan.about or plan.name)
     if figure is None:
         return []
     write_bytes(folder / "sweep.png", plots.png(figure))

@@ -133,7 +133,7 @@ def test_the_bench_shows_what_needs_no_reference_and_says_why_not_the_rest() -> 
     line = next(text for text in shown if text.startswith("| naive"))
     assert [c.strip() for c in line.split("|")][4:6] == ["-", "-"]
     names = {p.name for p in table.parent.iterdir()}
-    assert {"samples.png", "restorations.png"} <= names
+    assert {"samples.png", "restorations.png", "quality_cost.png"} <= names
 
 
 def test_the_record_says_what_the_noise_alone_would_leave() -> None:
