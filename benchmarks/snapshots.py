@@ -47,9 +47,25 @@ def snapshots(
     typer.echo(
         f"floor {scores.floor:.3f}, zeros {scores.ceiling:.3f}; proximal FD on {scores.features}"
     )
+    if (line := agreement(scores)) is not None:
+        typer.echo(line)
     typer.echo(f"files: {folder / 'snapshots.csv'}, {folder / 'snapshots.png'}")
     if to is not None:
         typer.echo(f"prior of step {scores.chosen.step}: {to}")
+
+
+def agreement(scores: "Scores") -> str | None:
+    """Say whether clean images would have chosen alike; None where nobody has them."""
+    from scipy.stats import spearmanr
+
+    distances = [s.distance for s in scores.scores if s.distance is not None]
+    if len(distances) < 2 or scores.chosen.distance is None:
+        return None
+    rank = spearmanr([s.proximal for s in scores.scores], distances).statistic
+    return (
+        f"chosen: FD {scores.chosen.distance:.1f}, the least is {min(distances):.1f}; rank "
+        f"correlation of proximal FD and FD over snapshots {rank:.2f}"
+    )
 
 
 def write(scores: "Scores", folder: Path) -> None:
@@ -63,14 +79,15 @@ def write(scores: "Scores", folder: Path) -> None:
 
     frame = pd.DataFrame([vars(s) for s in scores.scores])
     write_text(folder / "snapshots.csv", frame.to_csv(index=False))
-    figure = Figure(figsize=(5.5, 3.2), layout="constrained")
+    figure = Figure(figsize=(6.2, 3.6), layout="constrained")
     left = figure.subplots()
+    left.set_title(f"proximal FD on {scores.features}", fontsize=8, loc="left")
     left.plot(frame["step"], frame["proximal"], "o-", color="#4269d0", label="proximal FD")
     left.axhline(scores.floor, color="#4269d0", linestyle=":", label="its floor")
     left.set_xlabel("step of training")
-    left.set_ylabel(f"proximal FD, {scores.features}", fontsize=8)
-    left.axvline(scores.chosen.step, color="#6b7280", linewidth=0.8)
-    lines = list(left.get_lines()[:2])
+    left.set_ylabel("proximal FD", fontsize=8)
+    chosen = left.axvline(scores.chosen.step, color="#6b7280", linewidth=0.8, label="chosen by it")
+    lines = [*left.get_lines()[:2], chosen]
     if frame["distance"].notna().any():
         right = left.twinx()
         lines += right.plot(

@@ -173,6 +173,21 @@ def test_the_snapshot_that_the_measurements_choose_becomes_a_prior(trained, tmp_
     assert all(torch.equal(v, expected[k]) for k, v in saved.denoiser.state_dict().items())
 
 
+def test_the_command_says_whether_clean_images_would_choose_alike():
+    from cleanprior.benchmarks.snapshots import agreement
+
+    from cleanprior.selection import Score, Scores
+
+    def scores(distances):
+        values = zip((1, 2, 3), (3.0, 1.0, 2.0), distances, strict=True)
+        return Scores([Score(*v) for v in values], 0.5, 9.0, "pixels")
+
+    assert agreement(scores([None] * 3)) is None
+    assert agreement(scores([30.0, 10.0, 20.0])).endswith("over snapshots 1.00")
+    said = agreement(scores([5.0, 9.0, 7.0]))
+    assert said.startswith("chosen: FD 9.0, the least is 5.0") and said.endswith("-1.00")
+
+
 def test_a_cell_without_snapshots_says_how_to_get_them(tmp_path):
     from cleanprior.progress import Progress
     from cleanprior.run import Cell
