@@ -53,7 +53,9 @@ def png(figure: Figure) -> bytes:
 def _headed(width: float, height: float, title: str) -> Figure:
     """Return a figure in inches with its title beside where a legend stands."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    lines = textwrap.wrap(title, int(13 * (width - 2)))  # 13 characters of this size an inch
+    lines = textwrap.wrap(
+        title, max(40, int(13 * (width - 2)))
+    )  # 13 characters of this size an inch
     figure.suptitle("\n".join(lines), fontsize=9, ha="left", x=0.01)
     return figure
 
@@ -235,7 +237,7 @@ def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
                 found.append((f"{method}: {way}" if row["is_own"] else method, ranks, row))
     if not found:
         return None
-    columns = min(5, len(found))
+    columns = max(3, min(5, len(found)))  # room for the title
     rows = math.ceil(len(found) / columns)
     figure = _headed(2.3 * columns + 0.4, 1.7 * rows + 0.6, title)
     figure.supxlabel("rank of the truth among the draws; dashed: calibrated", fontsize=8)
