@@ -108,9 +108,11 @@ def score_snapshots(
     measured = cell.measurements("train")
     data = cell.data if isinstance(cell.data, CleanData) else None
     cache = cell.out / "features"
-    chosen = choose(features, data, cache)
-    proximal = Proximal(chosen, cell.operator, measured, protocol.seed, data is not None)
-    reference = None if data is None else choose("auto", data, cache)
+    chosen = choose(features, data, cache, protocol.download, progress)
+    proximal = Proximal(
+        chosen, cell.operator, measured, protocol.seed, data is not None, cache, progress
+    )
+    reference = None if data is None else choose("auto", data, cache, progress=progress)
     clean = None if data is None or reference is None else reference(data.train)
     found = []
     with progress.task("snapshots", len(files)) as task:

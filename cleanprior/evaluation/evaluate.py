@@ -159,7 +159,9 @@ class Protocol:
         calibration = CalibrationJudge(
             batch, truth, operator, self.calibration_images, self.calibration_draws, self.seed
         )
-        judge_samples = SampleJudge(self._options(), clean, trained, operator, count, cache)
+        judge_samples = SampleJudge(
+            self._options(), clean, trained, operator, count, cache, progress
+        )
         again = seed_for(self.seed, "calibration")
         rows: list[Row] = []
         pictures: dict[str, Tensor] = {}

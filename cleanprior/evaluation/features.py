@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from ..data.datasets import CleanData
 from ..errors import UserError
+from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
 from ..training.checkpoint import read_tensors, write_tensors
 from .networks import NETWORKS, Unavailable
 
 STEPS, BATCH, SEED = 600, 64, 0
+#: Images between two steps of a slow network's progress bar; a multiple of its own batch.
+SHOWN = 256
+SILENT = Progress()
 
 
 class Features(Protocol):
@@ -102,7 +106,7 @@ class Classifier:
             )
 
     @classmethod
-    def of(cls, data: CleanData, cache: Path | None) -> "Classifier":
+    def of(cls, data: CleanData, cache: Path | None, progress: Progress = SILENT) -> "Classifier":
         """Train the classifier of a data set, or find it in the cache."""
         assert data.train_labels is not None and data.test_labels is not None
         digest = hashlib.sha256(data.train.numpy().tobytes())
@@ -113,7 +117,7 @@ class Classifier:
         if path is not None and path.exists():
             net.load_state_dict(load_file(path))
         else:
-            cls._train(net, data.train, data.train_labels)
+            cls._train(net, data.train, data.train_labels, progress)
             if path is not None:
                 write_tensors(path, net.state_dict(), {})
         with torch.no_grad():
@@ -121,22 +125,28 @@ class Classifier:
         return cls(net, (guesses == data.test_labels).float().mean().item(), key)
 
     @staticmethod
-    def _train(net: nn.Sequential, x: Tensor, labels: Tensor) -> None:
+    def _train(net: nn.Sequential, x: Tensor, labels: Tensor, progress: Progress) -> None:
         optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
         generator = generator_for(SEED, "classifier-batches")
-        for _ in range(STEPS):
-            index = torch.randint(len(x), (BATCH,), generator=generator)
-            loss = F.cross_entropy(net(x[index]), labels[index])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        with progress.task("classifier of the evaluation", STEPS) as task:
+            for _ in range(STEPS):
+                index = torch.randint(len(x), (BATCH,), generator=generator)
+                loss = F.cross_entropy(net(x[index]), labels[index])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                task.advance()
 
 
 ALLOWED = ("auto", "classifier", "pixels", *NETWORKS)
 
 
 def choose(
-    name: str, data: CleanData | None, cache: Path | None, is_downloading: bool = False
+    name: str,
+    data: CleanData | None,
+    cache: Path | None,
+    is_downloading: bool = False,
+    progress: Progress = SILENT,
 ) -> Features:
     """Return the features of one name.
 
@@ -146,6 +156,7 @@ def choose(
         data: Its labels train the classifier; None where there are only measurements.
         cache: Folder of trained classifiers.
         is_downloading: Fetch weights that are absent.
+        progress: Where to show that a classifier is being trained.
 
     Raises:
         UserError: An unknown name, or a classifier for data without labels.
@@ -161,11 +172,15 @@ def choose(
     if data is None or not has_labels:
         given = "measurements alone have" if data is None else f"{data.name} has"
         raise UserError(f"features=classifier needs labels, and {given} none; use pixels")
-    return Classifier.of(data, cache)
+    return Classifier.of(data, cache, progress)
 
 
 def choose_all(
-    names: str | Sequence[str], data: CleanData | None, cache: Path | None, is_downloading: bool
+    names: str | Sequence[str],
+    data: CleanData | None,
+    cache: Path | None,
+    is_downloading: bool,
+    progress: Progress = SILENT,
 ) -> tuple[dict[str, Features], dict[str, str]]:
     """Return the features of one or several names, and why others are not to be had.
 
@@ -179,18 +194,37 @@ def choose_all(
     missing: dict[str, str] = {}
     for name in listed:
         try:
-            found[name] = choose(name, data, cache, is_downloading)
+            found[name] = choose(name, data, cache, is_downloading, progress)
         except Unavailable as error:
             missing[name] = str(error)
     return found, missing
 
 
-def reference_features(features: Features, x: Tensor, cache: Path | None) -> NDArray[np.float64]:
+def compute(
+    features: Features, x: Tensor, progress: Progress = SILENT
+) -> tuple[NDArray[np.float64], Tensor | None]:
+    """Return features and class scores of images, with a progress bar for a slow network."""
+    if not features.is_slow:
+        return features.with_scores(x)
+    found, scores = [], []
+    with progress.task(f"features · {features.key}", len(x)) as task:
+        for part in x.split(SHOWN):
+            values, classes = features.with_scores(part)
+            found.append(values)
+            scores += [] if classes is None else [classes]
+            task.advance(len(part))
+    return np.concatenate(found), torch.cat(scores) if scores else None
+
+
+def reference_features(
+    features: Features, x: Tensor, cache: Path | None, progress: Progress = SILENT
+) -> NDArray[np.float64]:
     """Return features of reference images; those of slow networks are kept on disk, in float32."""
     if cache is None or not features.is_slow:
-        return features(x)
+        return compute(features, x, progress)[0]
     digest = hashlib.sha256(x.contiguous().numpy().tobytes() + f"{tuple(x.shape)}".encode())
     path = cache / f"{features.key}-{digest.hexdigest()[:16]}.safetensors"
     if not path.exists():
-        write_tensors(path, {"features": torch.from_numpy(features(x)).float()}, {})
+        found = torch.from_numpy(compute(features, x, progress)[0])
+        write_tensors(path, {"features": found.float()}, {})
     return read_tensors(path)[0]["features"].double().numpy()

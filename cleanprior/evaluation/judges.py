@@ -16,9 +16,10 @@ from torch import Tensor
 from ..data.datasets import CleanData
 from ..data.measurements import Batch, Measurements
 from ..operators.base import Operator
+from ..progress import Progress
 from ..seeding import generator_for
 from .calibration import calibrate, open_pixels
-from .features import Features, choose, choose_all, reference_features
+from .features import SILENT, Features, choose, choose_all, compute, reference_features
 from .generation import class_score, kernel_distance, precision_recall
 from .memorisation import memorisation, threshold
 from .metrics import (
@@ -236,6 +237,7 @@ class SampleJudge:
         operator: Their operator.
         count: How many samples there will be.
         cache: Folder of trained classifiers and reference features.
+        progress: Where to show what takes its time.
     """
 
     def __init__(
@@ -246,21 +248,25 @@ class SampleJudge:
         operator: Operator,
         count: int,
         cache: Path | None,
+        progress: Progress = SILENT,
     ) -> None:
         self.options, self.data, self.count = options, data, count
+        self.progress = progress
         self.missing: dict[str, str] = {}
         self.references: list[_Reference] = []
         self.proximal: Proximal | None = None
         if data is not None:
-            found, absent = choose_all(options.features, data, cache, options.is_downloading)
+            found, absent = choose_all(
+                options.features, data, cache, options.is_downloading, progress
+            )
             listed = options.features
             first = listed if isinstance(listed, str) else listed[0]
             for name, reason in absent.items():
                 suffix = "" if name == first else f"_{name}"
                 self.missing |= {f"{key}{suffix}": reason for key in DISTRIBUTION}
             for name, features in found.items():
-                train = reference_features(features, data.train, cache)
-                test = reference_features(features, data.test[:LOOKED_UP], cache)
+                train = reference_features(features, data.train, cache, progress)
+                test = reference_features(features, data.test[:LOOKED_UP], cache, progress)
                 suffix = "" if name == first else f"_{features.key}"
                 self.references.append(_Reference(features, suffix, train, test))
         if self.references:
@@ -271,9 +277,12 @@ class SampleJudge:
             self.missing["proximal_fd"] = "no training measurements were given"
         else:
             try:
-                chosen = choose(options.proximal_features, data, cache, options.is_downloading)
-                is_simulated = data is not None
-                self.proximal = Proximal(chosen, operator, measured, options.seed, is_simulated)
+                chosen = choose(
+                    options.proximal_features, data, cache, options.is_downloading, progress
+                )
+                self.proximal = Proximal(
+                    chosen, operator, measured, options.seed, data is not None, cache, progress
+                )
             except Unavailable as error:
                 self.missing["proximal_fd"] = str(error)
 
@@ -285,7 +294,7 @@ class SampleJudge:
         if self.proximal is not None:
             found.metrics["proximal_fd"] = self.proximal(x)
         for reference in self.references:
-            features, scores = reference.features.with_scores(x)
+            features, scores = compute(reference.features, x, self.progress)
             self._compare(features, reference, found)
             if scores is not None:
                 self._score(scores, reference.features.key, found)

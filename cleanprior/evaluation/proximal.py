@@ -16,6 +16,7 @@ References:
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ from torch import Generator, Tensor
 
 from ..data.measurements import Measurements
 from ..operators.base import Operator, take
+from ..progress import Progress
 from ..seeding import generator_for, randn_like
-from .features import Features
+from .features import SILENT, Features, compute, reference_features
 from .metrics import frechet_distance
 
 
@@ -67,6 +69,8 @@ class Proximal:
         seed: Evaluation seed.
         is_simulated: Whether ``operator`` drew the measurements; else their own parameters and
             noise levels are drawn from again.
+        cache: Folder where a slow network's features of the measurements are kept.
+        progress: Where to show a slow network at work.
     """
 
     features: Features
@@ -74,18 +78,22 @@ class Proximal:
     measured: Measurements
     seed: int
     is_simulated: bool = True
+    cache: Path | None = None
+    progress: Progress = SILENT
 
     _reference: NDArray[np.float64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         lifted = self.operator.lift(self.measured.y, self.measured.params)
-        object.__setattr__(self, "_reference", self.features(lifted))
+        found = reference_features(self.features, lifted, self.cache, self.progress)
+        object.__setattr__(self, "_reference", found)
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> float:
         """Return the distance of samples; they are corrupted by the same draws each time."""
         like = None if self.is_simulated else self.measured
         lifted = corrupt(x, self.operator, generator_for(self.seed, "proximal"), like)
-        return frechet_distance(self._reference, self.features(lifted))
+        found, _ = compute(self.features, lifted, self.progress)
+        return frechet_distance(self._reference, found)
 
     def floor(self, n: int, splits: int = 5) -> float:
         """Return the distance of measurements to themselves: n of them against all others.

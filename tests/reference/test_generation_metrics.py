@@ -1,6 +1,8 @@
 """KID, precision, recall and Inception score against torch-fidelity and closed forms; networks."""
 
 import math
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,16 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from cleanprior.data import CleanData
 from cleanprior.errors import UserError
 from cleanprior.evaluation import networks
-from cleanprior.evaluation.features import choose, choose_all, reference_features
+from cleanprior.evaluation.features import (
+    Pixels,
+    choose,
+    choose_all,
+    compute,
+    reference_features,
+)
 from cleanprior.evaluation.generation import class_score, kernel_distance, precision_recall
 from cleanprior.evaluation.networks import EfficientNet, Inception, Unavailable, to_bytes
+from cleanprior.progress import Progress
 
 
 def normal(n, d=6, seed=0, scale=1.0, shift=0.0):
@@ -186,18 +195,45 @@ def test_several_features_and_the_reasons_of_those_that_are_missing(
         choose_all(["pixels", "pixels"], bare, None, False)
 
 
+class Slow:
+    """A network whose features are the pixels and whose scores are its batch's size."""
+
+    key, name, is_slow = "slow", "slow", True
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def with_scores(self, x):
+        self.calls.append(len(x))
+        return x.flatten(1).double().numpy(), torch.full((len(x), 1), float(len(x)))
+
+    def __call__(self, x):
+        return self.with_scores(x)[0]
+
+
+def test_a_slow_network_shows_its_progress_and_loses_no_image():
+    told, calls = [], []
+
+    class Told(Progress):
+        @contextmanager
+        def task(self, phase, total):
+            told.append([phase, total])
+            yield SimpleNamespace(advance=told[-1].append)
+
+    x = torch.rand(600, 1, 2, 2, generator=seeded())
+    features, scores = compute(Slow(calls), x, Told())
+    assert calls == [256, 256, 88]
+    assert told == [["features · slow", 600, 256, 256, 88]]
+    assert np.array_equal(features, x.flatten(1).double().numpy())
+    assert scores.flatten().tolist() == [256.0] * 512 + [88.0] * 88
+    quick = Pixels()
+    assert np.array_equal(compute(quick, x, Told())[0], quick(x)) and len(told) == 1
+
+
 def test_reference_features_of_slow_networks_are_computed_once(tmp_path):
     calls = []
-
-    class Slow:
-        key, name, is_slow = "slow", "slow", True
-
-        def __call__(self, x):
-            calls.append(len(x))
-            return x.flatten(1).double().numpy()
-
     x, other = torch.rand(5, 1, 2, 2, generator=seeded()), torch.zeros(5, 1, 2, 2)
-    first = reference_features(Slow(), x, tmp_path)
-    assert np.array_equal(reference_features(Slow(), x, tmp_path), first)
+    first = reference_features(Slow(calls), x, tmp_path)
+    assert np.array_equal(reference_features(Slow(calls), x, tmp_path), first)
     assert calls == [5]
-    assert not np.array_equal(reference_features(Slow(), other, tmp_path), first)
+    assert not np.array_equal(reference_features(Slow(calls), other, tmp_path), first)
