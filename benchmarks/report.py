@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cleanprior.files import write_bytes, write_text
 
-from . import page, pictures, plots, published, runner, statistics, tables
+from . import drawing, page, published, runner, statistics, tables
 from .page import Sheet
 from .plan import Plan
 
@@ -42,8 +42,7 @@ def report(plan: Plan, out: Path) -> bool:
         lines = tables.notes(problem, records, seeds)
         folder = out / "tables" / f"{plan.name}-{problem.key}"
         files = tables.write(folder, problem.title, shown, summary, frame, lines, bold, comparisons)
-        files += pictures.write(problem, records, out, folder)
-        files += plots.write(problem, records, summary, folder)
+        files += drawing.draw(problem, records, summary, out, folder)
         print_table(console, problem.title, shown, lines, bold)
         console.print(f"files in {folder}/: {', '.join(f.name for f in files)}", soft_wrap=True)
         is_sound &= not frame["status"].str.startswith(("failed", "diverged")).any()
@@ -138,6 +137,8 @@ def _sweep(plan: Plan, sheets: list[Sheet], folder: Path) -> list[Path]:
     if not plan.sweep:
         return []
     group, _, key = plan.sweep.partition(".")
+    from . import plots
+
     points = []
     for problem, sheet in zip(plan.problems, sheets, strict=True):
         config = next(iter(problem.cells.values()))[0]

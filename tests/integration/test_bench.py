@@ -70,6 +70,7 @@ def test_every_output_is_written(finished: Path) -> None:
         "memorised.png",
         "report.html",
         "request.json",
+        ".drawn.json",
     }
     tex = (table_folder(finished) / "table.tex").read_text()
     assert "\\toprule" in tex
