@@ -7,6 +7,8 @@ import pandas as pd
 
 #: Columns that a page has no room for; ``table.csv`` has them all.
 LEFT_OUT = ("restores by", "restore s", "sample s", "peak MB", "energy kJ", "params", "status")
+#: Headings that would widen their column; the comments explain the long ones.
+SHORT = {"clean images": "clean", "proximal FD": "prox. FD"}
 _WRITTEN = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "|y-Ax|": "$|y-Ax|$",
     "A^+ y": "$A^+ y$",
@@ -32,13 +34,13 @@ def to_latex(shown: pd.DataFrame, bold: pd.DataFrame, comments: Sequence[str]) -
     table = shown[kept].assign(method=list(names)).map(_escape)
     table = table.mask(bold[kept].to_numpy(), "\\textbf{" + table + "}")
     table = table[~shown["status"].str.startswith(("skipped", "not run"))]
-    table.columns = [_escape(c) for c in kept]
+    table.columns = [_escape(SHORT.get(c, c)) for c in kept]
     sides = "@{}l" + "r" * (len(kept) - 1) + "@{}"
     body = table.to_latex(index=False, escape=False, column_format=sides)
     head = "\n".join(f"% {line}" for line in comments)
     return (
         f"{head}\n% needs \\usepackage{{booktabs}}\n"
-        f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}%\n{body}}}\n"
+        f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{2.5pt}}%\n{body}}}\n"
     )
 
 
