@@ -19,6 +19,9 @@ from ..operators.base import ImageShape, Operator, Params, likelihood_sigma
 
 # Dense covariances and one dense A for each image: 1,024 pixels take 8 MB a matrix in float64.
 MAX_PIXELS = 1024
+# Share of the broad variance that a direction keeps which one fixed operator hides: draws are the
+# sharper the more, 0, 0.03 and 0.1 within 0.6 dB of each other on three blurs.
+UNSEEN = 0.03
 
 
 def is_shared(params: Params, sigma_y: Float[Tensor, " b"]) -> bool:
@@ -162,6 +165,28 @@ def _masked_e_step(
     return prior.mean + weights @ c, len(batch) * c - c @ total @ c
 
 
+def broad_start(data: Measurements, operator: Operator, sigma_floor: float) -> GaussianPrior:
+    r"""Return where EM begins: mean 0, covariance :math:`C_0 = 0.3 I`, broad on [-1, 1].
+
+    With one fixed operator EM leaves a direction that nobody sees as it began, and images have far
+    less than the average variance there (a blur hides the finest stripes). So each direction begins
+    with the variance that one measurement explains, :math:`C_0 - V(C_0)`, V the posterior
+    covariance, and :data:`UNSEEN` of the rest. PSNR of posterior draws after 8 iterations, broad
+    and so: blur of digits 15.1 and 17.8 dB, of Fashion-MNIST at 16x16 15.8 and 20.2; pure noise of
+    0.5, where all directions are alike, 14.7 and 14.7.
+    """
+    shape = operator.image_shape
+    d = shape[0] * shape[1] * shape[2]
+    broad = 0.3 * torch.eye(d, dtype=torch.float64)
+    prior = GaussianPrior(torch.zeros(d, dtype=torch.float64), broad, shape)
+    if not is_shared(data.params, data.sigma_y):
+        return prior
+    first = data.batch(torch.arange(1))
+    sigma = likelihood_sigma(first.sigma_y, sigma_floor)
+    _, unexplained = prior.posterior(first.y, first.params, sigma, operator)
+    return GaussianPrior(prior.mean, broad - (1 - UNSEEN) * unexplained[0], shape)
+
+
 def fit_gaussian(
     data: Measurements,
     operator: Operator,
@@ -197,10 +222,7 @@ def fit_gaussian(
     index = torch.arange(len(data))
     if len(data) > limit:
         index = torch.randperm(len(data), generator=generator)[:limit]
-    # 0.3 I: a broad start on [-1, 1], as in the feasibility study of the flow recipe.
-    prior = GaussianPrior(
-        torch.zeros(d, dtype=torch.float64), 0.3 * torch.eye(d, dtype=torch.float64), shape
-    )
+    prior = broad_start(data, operator, sigma_floor)
     chunk = 4096 if is_shared(data.params, data.sigma_y) else max(1, 2**22 // d**2)
     for _ in range(iterations):
         first, second = torch.zeros_like(prior.mean), torch.zeros_like(prior.covariance)
@@ -217,4 +239,11 @@ def fit_gaussian(
     return prior
 
 
-__all__ = ["MAX_PIXELS", "GaussianPrior", "fit_gaussian", "is_shared", "log_likelihood"]
+__all__ = [
+    "MAX_PIXELS",
+    "GaussianPrior",
+    "broad_start",
+    "fit_gaussian",
+    "is_shared",
+    "log_likelihood",
+]

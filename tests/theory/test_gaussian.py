@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cleanprior.data import Measurements
-from cleanprior.diffusion.gaussian import GaussianPrior, fit_gaussian, log_likelihood
+from cleanprior.diffusion.gaussian import GaussianPrior, broad_start, fit_gaussian, log_likelihood
 from cleanprior.seeding import generator_for, scoped_rng
 
 
@@ -97,6 +97,8 @@ def test_shortcuts_of_the_fit_change_nothing(make_operator, name, keys, monkeypa
     arguments = (data.y, data.params, torch.full((50,), 0.1), operator)
     moments, noise = prior.posterior_root(*arguments), prior.draw(*arguments, generator_for(0, "d"))
     monkeypatch.setattr(operator.__class__, "capabilities", frozenset())
+    start = broad_start(data, operator, 0.05)
+    monkeypatch.setattr("cleanprior.diffusion.gaussian.broad_start", lambda *_: start)
     monkeypatch.setattr("cleanprior.diffusion.gaussian.is_shared", lambda params, sigma_y: False)
     plain = fit_gaussian(data, operator, 0.05, 4, generator_for(0, "g"))
     torch.testing.assert_close(quick.mean, plain.mean, rtol=0, atol=1e-10)
@@ -104,6 +106,34 @@ def test_shortcuts_of_the_fit_change_nothing(make_operator, name, keys, monkeypa
     for a, b in zip(moments, prior.posterior_root(*arguments), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
     torch.testing.assert_close(noise, prior.draw(*arguments, generator_for(0, "d")))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [("blur", ["sigma=0.05"]), ("denoising", ["sigma=0.5"]), ("downsampling", ["sigma=0.1"])],
+)
+def test_with_one_operator_a_direction_begins_with_what_a_measurement_explains(
+    make_operator, name, keys
+):
+    r"""In the singular directions of A: 0.3 (1 - 0.97 sigma^2 / (0.3 s^2 + sigma^2))."""
+    operator = make_operator(name, (1, 6, 6), *keys)
+    data = Measurements.draw(torch.zeros(3, 1, 6, 6), operator, 0, "train")
+    start = broad_start(data, operator, 0.05)
+    a = operator.matrix({}, 1)[0]
+    values, vectors = torch.linalg.eigh(a.T @ a)
+    noise = operator.sigma**2
+    expected = 0.3 * (1 - 0.97 * noise / (0.3 * values.clamp_min(0) + noise))
+    found = vectors.T @ start.covariance @ vectors
+    torch.testing.assert_close(found, torch.diag(expected), rtol=0, atol=1e-7)  # float32 sigma
+    if name == "downsampling":  # 27 of 36 directions are hidden from everybody
+        assert (found.diag() - 0.009).abs().lt(1e-7).sum() == 27
+
+
+def test_with_masks_every_direction_begins_broad(make_operator):
+    operator = make_operator("inpainting", (1, 6, 6), "p=0.6")
+    data = Measurements.draw(torch.zeros(3, 1, 6, 6), operator, 0, "train")
+    start = broad_start(data, operator, 0.05)
+    assert torch.equal(start.covariance, 0.3 * torch.eye(36, dtype=torch.float64))
 
 
 @pytest.fixture(scope="module")
