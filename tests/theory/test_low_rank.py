@@ -204,3 +204,29 @@ def test_the_cheaper_fit_is_dense_for_small_images_and_for_one_operator(make_ope
 
     assert choice("inpainting", (1, 8, 8)) == choice("denoising", (1, 32, 32)) == "dense"
     assert choice("inpainting", (1, 16, 16)) == choice("denoising", (3, 32, 32)) == "low_rank"
+
+
+@pytest.mark.parametrize("name", ["blur", "denoising"])
+def test_with_one_operator_the_first_e_step_takes_what_measurements_explain(
+    prior, make_operator, name
+) -> None:
+    operator = make_operator(name, SHAPE, "sigma=0.2")
+    data = Measurements.draw(images(prior, 200), operator, 0, "train")
+    first = [fit_low_rank(data, operator, 0.05, 1, 3, generator_for(s, "em")) for s in (0, 1)]
+    broad = GaussianPrior(
+        torch.zeros(12, dtype=torch.float64), 0.3 * torch.eye(12, dtype=torch.float64), SHAPE
+    )
+    means, _ = broad.posterior(data.y, data.params, data.sigma_y, operator)
+    expected = ppca(means.reshape(200, *SHAPE), 3)
+    for found in first:  # nothing random in it
+        torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.covariance, expected.covariance, rtol=0, atol=1e-5)
+    second = [fit_low_rank(data, operator, 0.05, 2, 3, generator_for(s, "em")) for s in (0, 1)]
+    assert relative(second[0].covariance, second[1].covariance) > 1e-3  # then it draws
+
+
+def test_with_masks_the_first_e_step_draws(prior, make_operator) -> None:
+    operator = make_operator("inpainting", SHAPE, "p=0.5", "sigma=0.2")
+    data = Measurements.draw(images(prior, 200), operator, 0, "train")
+    first = [fit_low_rank(data, operator, 0.05, 1, 3, generator_for(s, "em")) for s in (0, 1)]
+    assert relative(first[0].covariance, first[1].covariance) > 1e-2
