@@ -84,8 +84,7 @@ def _further(summary: pd.DataFrame) -> list[str]:
     return [k for k in in_order(summary.columns) if k not in left_out and summary[k].notna().any()]
 
 
-def _rows(sheet: Sheet) -> list[dict[str, Any]]:
-    further = _further(sheet.summary)
+def _rows(sheet: Sheet, further: list[str]) -> list[dict[str, Any]]:
     keys: dict[str, str | None] = {heading: key for key, heading, _, _ in COLUMNS}
     keys |= dict.fromkeys(TEXTS)
     rows = []
@@ -123,7 +122,7 @@ def _rows(sheet: Sheet) -> list[dict[str, Any]]:
     return rows
 
 
-def _headings(sheet: Sheet) -> list[dict[str, Any]]:
+def _headings(sheet: Sheet, further: list[str]) -> list[dict[str, Any]]:
     meanings = {heading: meaning for _, heading, _, meaning in COLUMNS}
     headings = [
         {
@@ -141,7 +140,7 @@ def _headings(sheet: Sheet) -> list[dict[str, Any]]:
             "is_further": True,
             "meaning": describe(key),
         }
-        for key in _further(sheet.summary)
+        for key in further
     ]
     return headings
 
@@ -184,14 +183,15 @@ def write(path: Path, name: str, about: str, sheets: list[Sheet]) -> Path:
         pictures = sorted(
             (f for f in sheet.files if f.suffix == ".png"), key=lambda f: order.index(f.name)
         )
-        rows = _rows(sheet)
+        further = _further(sheet.summary)
+        rows = _rows(sheet, further)
         views.append(
             {
                 "tab": sheet.tab,
                 "title": sheet.title,
-                "headings": _headings(sheet),
+                "headings": _headings(sheet, further),
                 "rows": rows,
-                "has_further": bool(_further(sheet.summary)),
+                "has_further": bool(further),
                 "kinds": {kind for row in rows for kind in row["kinds"].split()},
                 "lines": sheet.lines,
                 "downloads": [

@@ -13,6 +13,7 @@ from cleanprior.errors import UserError
 from cleanprior.records import Record, is_finished, pictures_path
 
 from .plan import Problem
+from .tables import row_name
 
 Images = NDArray[np.float32]
 # Hidden pixels are drawn in this colour: 0 is mid-grey in [-1, 1] and would look like content.
@@ -107,7 +108,7 @@ def write(
                 samples.append(("clean test images", truth))
         rows = cells[found]["rows"]
         for row in rows:
-            label = method if not row["is_own"] or len(rows) == 1 else f"{method}: {row['way']}"
+            label = row_name(method, row["way"], row["is_own"] and len(rows) > 1)
             if (key := f"samples.{row['way']}") in pictures:
                 samples.append((label, strip(pictures[key])))
             if (key := f"restored.{row['way']}") in pictures:

@@ -22,6 +22,7 @@ from cleanprior.files import write_bytes
 from cleanprior.records import Record, is_finished
 
 from .plan import Problem
+from .tables import row_name
 
 #: key in the summary, label of the axis
 QUALITIES = (("psnr", "PSNR in dB (higher is better)"), ("fd", "FD (lower is better)"))
@@ -53,9 +54,8 @@ def png(figure: Figure) -> bytes:
 def _headed(width: float, height: float, title: str) -> Figure:
     """Return a figure in inches with its title beside where a legend stands."""
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    lines = textwrap.wrap(
-        title, max(40, int(13 * (width - 2)))
-    )  # 13 characters of this size an inch
+    characters = max(40, int(13 * (width - 2)))  # 13 of this size an inch
+    lines = textwrap.wrap(title, characters)
     figure.suptitle("\n".join(lines), fontsize=9, ha="left", x=0.01)
     return figure
 
@@ -144,7 +144,6 @@ def _handle(line: dict[Any, Any], number: int, summary: pd.DataFrame) -> Line2D:
     """Return what stands for a row: a disc, or an open square for a method's own way."""
     methods = list(summary["method"].unique())
     colour = COLOURS[methods.index(line["method"]) % len(COLOURS)]
-    way = str(line["way"]).removeprefix("none; ").split(";")[0]
     return Line2D(
         [],
         [],
@@ -152,7 +151,7 @@ def _handle(line: dict[Any, Any], number: int, summary: pd.DataFrame) -> Line2D:
         marker="s" if line["is_own"] else "o",
         color=colour,
         mfc="white" if line["is_own"] else colour,
-        label=f"{number}  {line['method']}" + (f": {way}" if line["is_own"] else ""),
+        label=f"{number}  {row_name(line['method'], line['way'], line['is_own'])}",
     )
 
 
@@ -233,8 +232,7 @@ def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
     for method, cells in records.items():
         for row in next((r["rows"] for r in cells if is_finished(r)), []):
             if ranks := row.get("curves", {}).get("rank_histogram"):
-                way = row["way"].split(";")[0]
-                found.append((f"{method}: {way}" if row["is_own"] else method, ranks, row))
+                found.append((row_name(method, row["way"], row["is_own"]), ranks, row))
     if not found:
         return None
     columns = max(3, min(5, len(found)))  # room for the title
@@ -248,7 +246,8 @@ def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
         axes.bar(range(len(ranks)), ranks, width=0.9, color=COLOURS[0])
         axes.axhline(1 / len(ranks), color="#1c2430", lw=1, ls="--")
         ratio = row["metrics"].get("spread_ratio", math.nan)
-        axes.set_title(f"{name}\nspread / error {ratio:.2f}", fontsize=8, loc="left")
+        words = "\n".join(textwrap.wrap(name, 30))
+        axes.set_title(f"{words}\nspread / error {ratio:.2f}", fontsize=8, loc="left")
         axes.set_ylim(0, top)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
@@ -286,7 +285,7 @@ def sweep(
                 continue
             colour = "#8b929c" if is_reference else COLOURS[ranked.index(method) % len(COLOURS)]
             style = styles[references.index(method) % len(styles)] if is_reference else "-"
-            name = f"{method}: {str(way).removeprefix('none; ')}" if is_own else str(method)
+            name = row_name(str(method), str(way), bool(is_own))
             handles[name] = axes.errorbar(
                 lines["value"],
                 lines[quality],

@@ -17,7 +17,7 @@ from cleanprior.errors import UserError, unknown
 from cleanprior.records import Record, is_finished
 
 from .plan import Problem
-from .tables import number
+from .tables import number, row_name
 
 #: Published metric, ours, format, headings. FD is never called FID: it has other features and fewer
 #: samples.
@@ -208,7 +208,7 @@ def beside(
         line = {
             "problem": problem.label,
             "published row": printed.method,
-            "our row": f"{row}: {ours['way']}" if ours and ours["is_own"] else row or "-",
+            "our row": row_name(row, ours["way"], ours["is_own"]) if ours else row or "-",
         }
         is_stretched = printed.setting.get("metric_convention") == STRETCHED
         for name, key, form, theirs, here in METRICS:

@@ -148,6 +148,11 @@ def number(line: dict[str, Any], key: str, form: str, plus_minus: str) -> str:
     return f"{value:{form}}" + (f"{plus_minus}{spread:{form}}" if not pd.isna(spread) else "")
 
 
+def row_name(method: str, way: str, is_own: bool) -> str:
+    """Return how a row is called outside of its table: a method's own way by what it does."""
+    return f"{method}: {way.removeprefix('none; ')}" if is_own else method
+
+
 def columns(summary: pd.DataFrame) -> list[tuple[str, str, str, str]]:
     """Return the columns of :data:`COLUMNS` that this table shows."""
     return [c for c in COLUMNS if c[0] not in OPTIONAL or summary[c[0]].notna().any()]

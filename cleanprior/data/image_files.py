@@ -106,7 +106,8 @@ def image_zip(
                 limit,
                 labels,
             )
-    except (BadZipFile, NotImplementedError) as error:  # the latter: an unknown compression
+    # zipfile raises NotImplementedError for a compression that it does not know.
+    except (BadZipFile, NotImplementedError) as error:
         raise UserError(f"'{root}' is damaged or not a readable zip archive: {error}") from error
 
 

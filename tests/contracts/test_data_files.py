@@ -98,12 +98,24 @@ def test_labels_need_a_folder_for_each_class(tmp_path):
         image_zip(flat, 4, 1, 0.1, None, True)
 
 
-@pytest.mark.parametrize("how", ["text", "broken picture", "missing", "none", "empty"])
+@pytest.mark.parametrize(
+    "how", ["text", "unknown compression", "broken picture", "missing", "none", "empty"]
+)
 def test_a_zip_that_cannot_be_read_is_refused(tmp_path, how):
     path = tmp_path / "x.zip"
     if how == "text":
         path.write_text("no archive")
         message = "is damaged or not a readable zip archive"
+    elif how == "unknown compression":
+        write_zip(path, [f"{i}.png" for i in range(4)])
+        with zipfile.ZipFile(path) as archive:
+            starts = [info.header_offset + 8 for info in archive.infolist()]
+            first = archive.start_dir
+        raw = bytearray(path.read_bytes())
+        for start in (*starts, first + 10):  # where the method of a member is written
+            raw[start : start + 2] = (99).to_bytes(2, "little")
+        path.write_bytes(raw)
+        message = "is damaged or not a readable zip archive: That compression method"
     elif how == "broken picture":
         with zipfile.ZipFile(path, "w") as archive:
             for i in range(4):
