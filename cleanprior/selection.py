@@ -72,8 +72,8 @@ def save_chosen(cell: Cell, folder: Path, scores: Scores, to: Path) -> None:
     Raises:
         UserError: The disk refuses the write.
     """
-    priors = _priors(cell, snapshot_files(folder))
-    prior = next(prior for step, prior in priors if step == scores.chosen.step)
+    file = snapshot_files(folder)[scores.scores.index(scores.chosen)]
+    ((_, prior),) = _priors(cell, [file])
     prior.about = cell.about() | {
         "measurements_sha256": cell.measurements("train").hash,
         "config": cell.config,
