@@ -67,7 +67,10 @@ def held_out(keys: Sequence[str], share: float) -> Tensor:
 def digits() -> CleanData:
     """Load the 1,797 real 8x8 handwritten digits that scikit-learn's wheel ships.
 
-    1,437 training and 360 test images (every fifth image is held out).
+    1,437 training and 360 test images. Held out are the 360 images whose content has the smallest
+    hashes. The file goes through its writers in order, and every fifth image is an odd choice:
+    Frechet distance to the rest 43.7 on a classifier's features, where random choices of 360 have
+    24.4 with a standard deviation of 4.9.
 
     References:
         E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
@@ -77,7 +80,9 @@ def digits() -> CleanData:
     loaded = load_digits()
     images = torch.from_numpy(loaded.images).float().div(8).sub(1)[:, None]
     labels = torch.from_numpy(loaded.target).long()
-    is_test = torch.arange(len(images)) % 5 == 4
-    # 1,797 / 5 leaves 359; the last image makes the test split 360, as in the feasibility study.
-    is_test[-1] = True
+    counts = torch.from_numpy(loaded.images).to(torch.uint8)  # grey values 0 to 16
+    keys = [c.numpy().tobytes().hex() for c in counts]
+    places = torch.tensor([position(k) for k in keys], dtype=torch.float64)
+    is_test = torch.zeros(len(images), dtype=torch.bool)
+    is_test[places.argsort()[:360]] = True
     return CleanData("digits", images[~is_test], images[is_test], labels[~is_test], labels[is_test])
