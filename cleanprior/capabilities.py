@@ -173,6 +173,26 @@ def refusal(method: str, needs: Iterable[str], facts: Facts) -> str | None:
     return None
 
 
+def unmet(
+    name: str, method: Mapping[str, Any], operator: str, described: Mapping[str, Any]
+) -> tuple[str, str] | tuple[None, None]:
+    """Return the first need that an operator does not meet, as its code and sentence.
+
+    Arguments:
+        name: The method's name, for the sentence.
+        method: Its configuration.
+        operator: The operator's name.
+        described: Its configuration.
+    """
+    floor = float(method.get("sigma_floor") or 0)
+    facts = facts_of(operator, described.get("capabilities", ()), described.get("sigma", 0), floor)
+    for need in required(method):
+        reason = refusal(name, [need], facts)
+        if reason is not None:
+            return need, reason
+    return None, None
+
+
 def warning(needs: Iterable[str], facts: Facts) -> str:
     """Return the warning code printed beside a row that is run all the same, or an empty string."""
     codes = []

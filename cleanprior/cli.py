@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__, capabilities, registry
-from .errors import UserError, unknown
+from .errors import UserError
 
 app = typer.Typer(
     name="cleanprior",
@@ -202,63 +202,9 @@ def list_(
     ] = "methods",
 ) -> None:
     """List what is installed, and which method may be trained on which operator."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from .listing import show
 
-    kinds = {
-        "methods": "method",
-        "operators": "operator",
-        "datasets": "data",
-        "benches": "bench",
-        "tables": "table",
-        "backbones": "backbone",
-    }
-    if what not in kinds:
-        raise unknown("list", what, kinds)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    table = Table(box=box.SIMPLE_HEAD, title=None)
-    operators = {name: registry.read("operator", name) for name in registry.options("operator")}
-    if what not in ("methods", "operators"):
-        table.add_column("data set" if what == "datasets" else kinds[what])
-        table.add_column("about")
-        for name in registry.options(kinds[what]):
-            table.add_row(name, registry.read(kinds[what], name).get("about", ""))
-        console.print(table)
-        return
-    if what == "operators":
-        table.add_column("operator")
-        table.add_column("about")
-        table.add_column("capabilities")
-        for name, config in operators.items():
-            able = ", ".join(config.get("capabilities", []))
-            table.add_row(name, config.get("about", ""), able)
-        console.print(table)
-    names = registry.methods()
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("method", no_wrap=True)
-    if what == "methods":
-        table.add_column("about", min_width=30)
-    table.add_column("clean images", justify="right")
-    for operator in operators:
-        table.add_column(operator)
-    codes: dict[str, None] = {}
-    for name in names:
-        config = registry.read("method", name)
-        cells = []
-        for operator, described in operators.items():
-            code = _needs_refused(name, config, operator, described)[0]
-            cells.append(code or "ok")
-            if code:
-                codes[code] = None
-        about = [config.get("about", "")] if what == "methods" else []
-        table.add_row(name, *about, str(config.get("clean_images", 0)), *cells)
-    console.print(table)
-    console.print("ok: may be trained on the operator with its default parameters. Otherwise:")
-    for code in codes:
-        console.print(f"  {code}: {capabilities.rule(code)}", soft_wrap=True, highlight=False)
+    show(what)
 
 
 def _is_plain(key: str, value: Any) -> bool:
@@ -275,42 +221,23 @@ def _text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _needs_refused(
-    name: str, method: dict[str, Any], operator: str, described: dict[str, Any]
-) -> tuple[str | None, str | None]:
-    """Return the code and sentence of the first need that the operator does not meet."""
-    floor = method.get("sigma_floor", 0) or 0
-    facts = capabilities.facts_of(
-        operator, described.get("capabilities", ()), described.get("sigma", 0), float(floor)
-    )
-    for need in capabilities.required(method):
-        reason = capabilities.refusal(name, [need], facts)
-        if reason is not None:
-            return need, reason
-    return None, None
-
-
-def _reason(name: str, method: dict[str, Any], operator: str, described: dict[str, Any]) -> str:
-    return _needs_refused(name, method, operator, described)[1] or ""
-
-
 def _check_needs(config: dict[str, Any]) -> None:
     """Refuse a method on an operator before torch is loaded."""
     method, operator = config["method"], config["operator"]
     if (lack := capabilities.entitlement(method, config["data"])) is not None:
         raise UserError(f"{lack}; `cleanprior list methods` shows how many each one starts from")
-    reason = _reason(method["name"], method, operator["name"], operator)
+    _, reason = capabilities.unmet(method["name"], method, operator["name"], operator)
     if reason:
         raise UserError(reason + suggestion(operator))
 
 
 def suggestion(operator: dict[str, Any]) -> str:
     """Name the installed methods that may be trained on a composed operator."""
-    able = [
-        name
-        for name in registry.methods()
-        if not _reason(name, registry.read("method", name), operator["name"], operator)
-    ]
+    able = []
+    for name in registry.methods():
+        method = registry.read("method", name)
+        if capabilities.unmet(name, method, operator["name"], operator)[0] is None:
+            able.append(name)
     return f". Methods that can be trained on it: {', '.join(able)}" if able else ""
 
 
