@@ -17,6 +17,14 @@ def clock() -> float:
     return time.perf_counter()
 
 
+def clocks() -> tuple[float, float]:
+    """Return :func:`clock` and the seconds of CPU that this process took, all its threads.
+
+    The first goes on while other processes have the machine, the second does not.
+    """
+    return clock(), time.process_time()
+
+
 class PeakMemory:
     """Largest resident memory (CPU) and allocated memory (GPU) since it was made.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, capabilities
+from .cell_costs import training_costs, use_costs
 from .config import Config, build, identity, placeless
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, write_splits
@@ -180,6 +181,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
     record["parameters"] = {k: parameter_count(n) for k, n in averaged.items()}
     if not cell.trainer.accelerator.is_main_process:
         return record
+    record["costs"] = training_costs(report, cell.trainer.accelerator.num_processes)
     if report.status != "done":
         record["status"] = report.status
         write_record(out, config, record)
@@ -203,10 +205,33 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         )
     record["rows"] = [row.as_dict() for row in rows]
     record["evaluation"] = notes
+    _add_costs(cell, record, averaged, prior)
     record["status"] = "done"
     write_tensors(pictures_path(out, config), pictures, {})
     write_record(out, config, record)
     return record
+
+
+def _add_costs(
+    cell: Cell, record: Record, averaged: dict[str, torch.nn.Module], prior: Prior | None
+) -> None:
+    """Add what one restoration and one sample cost to a record and to its rows."""
+    ways = list(cell.method.ways(averaged))
+    shared, *own = use_costs(
+        averaged,
+        prior,
+        cell.posterior,
+        cell.sampler,
+        ways,
+        cell.measurements("test"),
+        cell.operator,
+    )
+    of_way = dict(zip((way.name for way in ways), own, strict=True))
+    for row in record["rows"]:
+        row["costs"] = of_way.get(row["way"], {}) if row["is_own"] else shared
+    # The record's own: the shared samplers, or the first way that does it.
+    for costs in reversed([shared, *own]):
+        record["costs"] |= costs
 
 
 def write_measurements(config: Config, path: Path) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..passes import Meter
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -51,10 +52,11 @@ class Store:
 
     Arguments:
         folder: Where results are kept; None keeps nothing (each is computed when asked for).
+        meter: Counts passes of networks; those of a result that is found again are added to it.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, meter: Meter | None = None) -> None:
+        self.folder, self.meter = folder, meter or Meter()
 
     def once(
         self, key: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, float]]]
@@ -64,9 +66,12 @@ class Store:
             return compute()
         path = self.folder / f"{key}.safetensors"
         if path.exists():
-            return read_tensors(path)
+            tensors, header = read_tensors(path)
+            self.meter.add(header["passes"])
+            return tensors, header["costs"]
+        before = self.meter.so_far()
         tensors, costs = compute()
-        write_tensors(path, tensors, costs)
+        write_tensors(path, tensors, {"costs": costs, "passes": self.meter.since(before)})
         return {k: v.detach().cpu() for k, v in tensors.items()}, costs
 
     def clear(self) -> None:

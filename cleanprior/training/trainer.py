@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_positive
-from ..costs import Energy, PeakMemory, clock
+from ..costs import Energy, PeakMemory, clocks
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import autocast_dtype
+from ..passes import Meter
 from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
 from .averages import Averages
@@ -35,6 +36,10 @@ class TrainingReport:
         memory_mb: Peak memory of the process (``cpu``) and of the GPU (``gpu``), None if unknown.
         energy_j: Joules of the same phases, by ``cpu`` and ``gpu``, of whole packages and cards,
             whatever else ran on them; None without a counter.
+        cpu_seconds: Seconds of CPU that the process itself took, all its threads, by phase.
+        passes: Images through each network, by network and kind (:class:`cleanprior.passes.Meter`).
+        pass_flops: FLOPs of one of them, by network and kind.
+        uncounted: Why a network has no FLOPs, by network.
         costs: Further counts: network evaluations in E-steps, ...
         history: One entry per logging interval: round, step, losses.
         log: What the method wants recorded (chosen scales, floors, ...).
@@ -46,13 +51,20 @@ class TrainingReport:
     images: int = 0
     memory_mb: dict[str, float | None] = field(default_factory=dict)
     energy_j: dict[str, float | None] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    passes: dict[str, dict[str, float]] = field(default_factory=dict)
+    pass_flops: dict[str, dict[str, float]] = field(default_factory=dict)
+    uncounted: dict[str, str] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float | str]] = field(default_factory=list)
     log: dict[str, Any] = field(default_factory=dict)
 
-    def add_seconds(self, phase: str, seconds: float) -> None:
-        """Add wall time to a phase."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+    def add_time(self, phase: str, since: tuple[float, float]) -> tuple[float, float]:
+        """Add what :func:`cleanprior.costs.clocks` went on to a phase; return them as they are."""
+        now = clocks()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now[0] - since[0]
+        self.cpu_seconds[phase] = self.cpu_seconds.get(phase, 0.0) + now[1] - since[1]
+        return now
 
 
 class Diverged(Exception):
@@ -181,6 +193,8 @@ class _Run:
         kept = folder / "snapshots" if folder and trainer.accelerator.is_main_process else None
         self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps)
         self.memory, self.energy = PeakMemory(), Energy()
+        self.meter = Meter()
+        self.meter.watch(self.networks)  # averages and other copies are counted with them
         self.averages = Averages(self.networks, trainer.ema)
         self.optimisers = self._new_optimisers()
         self.session = Session(
@@ -188,7 +202,7 @@ class _Run:
             clean=clean,
             averaged=self.averages.modules,
             device=trainer.device,
-            store=Store(None if folder is None else folder / "round"),
+            store=Store(None if folder is None else folder / "round", self.meter),
             progress=progress,
             seed=seed,
         )
@@ -217,6 +231,7 @@ class _Run:
             averaged = self.averages.models[name].state_dict()
             tensors |= {f"average.{name}.{k}": v for k, v in averaged.items()}
             tensors |= flatten_optimiser(name, self.optimisers[name])
+        self._note_passes()
         meta = {
             "round": number,
             "step": step,
@@ -245,6 +260,7 @@ class _Run:
             number, step = meta["round"], meta["step"]
             self.report = TrainingReport(**meta["report"])
             self.session.costs, self.session.log = meta["costs"], meta["log"]
+            self.meter.restore(self.report.passes, self.report.pass_flops, self.report.uncounted)
             self._load(saved)
         if not self.networks:
             # Nothing to train; such a method still meets the measurements.
@@ -256,6 +272,8 @@ class _Run:
         except Diverged:
             self.report.status = "diverged"
         self.report.costs, self.report.log = self.session.costs, self.session.log
+        self._note_passes()
+        self.meter.is_on = False  # hooks stay on copies that nobody here knows
         return self.averages.modules, self.report
 
     def _round(self, number: int, first: int, saved: Mapping[str, Tensor]) -> None:
@@ -264,11 +282,12 @@ class _Run:
         if number == 0 and not saved:
             self._save(number, 0)
         costs, log = dict(self.session.costs), dict(self.session.log)
-        start = clock()
+        passes = self.meter.so_far()
+        start = clocks()
         training_set = self.method.begin_round(number, plan, self.session)
         self.trainer.accelerator.wait_for_everyone()
         if first == 0:
-            self.report.add_seconds("E-step", clock() - start)
+            self.report.add_time("E-step", start)
         self._note_energy(is_counted=first == 0)
         self._begin(number, plan)
         if first > 0:
@@ -276,6 +295,7 @@ class _Run:
             # before; weights and counts are those of the checkpoint.
             self._load(saved)
             self.session.costs, self.session.log = costs, log
+            self.meter.passes = passes
         self._steps(number, plan, first, training_set)
         self.session.store.clear()
 
@@ -289,6 +309,7 @@ class _Run:
             self.networks = {
                 k: n.to(self.trainer.device) for k, n in self.method.networks().items()
             }
+            self.meter.watch(self.networks)
         else:
             for name, network in self.networks.items():
                 network.load_state_dict(self.averages.modules[name].state_dict())
@@ -298,7 +319,7 @@ class _Run:
 
     def _steps(self, number: int, plan: Round, first: int, training_set: TrainingSet) -> None:
         t = self.trainer
-        told = saved_at = clock()
+        told = saved_at = clocks()
         phase = f"train · {plan.name}"
         with self.session.progress.task(phase, plan.steps) as task:
             task.done = first
@@ -312,14 +333,12 @@ class _Run:
                     batch = training_set.batch(index).to(t.device)
                     self._turn(turn, batch, self._rate(number, step), keys)
                 self.snapshots.keep(self.report.steps[self.method.budgeted], self.averages.modules)
-                now = clock()
-                self.report.add_seconds("training", now - told)
-                told = now
+                told = self.report.add_time("training", told)
                 task.advance(note=self._note(plan, step))
-                if now - saved_at > t.checkpoint_seconds and step + 1 < plan.steps:
+                if told[0] - saved_at[0] > t.checkpoint_seconds and step + 1 < plan.steps:
                     self._note_energy()
                     self._save(number, step + 1)
-                    told = saved_at = clock()
+                    told = saved_at = clocks()
         self._note_memory()
         self._note_energy()
         # Before the store is cleared: from here on an interrupted run begins with the next round.
@@ -337,6 +356,11 @@ class _Run:
             if joules is not None and is_counted:
                 joules += before or 0.0
             self.report.energy_j[kind] = joules if is_counted and joules is not None else before
+
+    def _note_passes(self) -> None:
+        self.meter.price()
+        self.report.passes, self.report.pass_flops = self.meter.so_far(), self.meter.flops
+        self.report.uncounted = self.meter.uncounted
 
     def _rank(self) -> tuple[int, int]:
         return self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes

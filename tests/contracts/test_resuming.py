@@ -46,6 +46,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(setting, tmp_path, name):
     assert_same(weights(networks), weights(expected))
     assert (resumed.steps, resumed.images) == (report.steps, report.images)
     assert resumed.costs == report.costs
+    assert (resumed.passes, resumed.pass_flops) == (report.passes, report.pass_flops)
     assert resumed.log == report.log
     assert [h["loss"] for h in resumed.history] == [h["loss"] for h in report.history]
 
@@ -74,6 +75,7 @@ def test_resumed_at_the_end_of_a_round_is_uninterrupted(
     assert attempts >= 1
     assert_same(weights(networks), weights(expected))
     assert resumed.costs == report.costs
+    assert resumed.passes == report.passes
 
 
 def test_an_e_step_result_is_computed_once(tmp_path):
