@@ -8,6 +8,7 @@ import typer
 
 from . import __version__, capabilities, registry
 from .errors import UserError
+from .notices import show_on_stderr
 
 app = typer.Typer(
     name="cleanprior",
@@ -36,6 +37,7 @@ def _options(
     ] = False,
 ) -> None:
     """Train generative priors from corrupted data only, and say which method is better."""
+    show_on_stderr()
 
 
 @app.command()

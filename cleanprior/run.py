@@ -27,6 +27,7 @@ from .data.measurements import Measurements
 from .diffusion.backbones import parameter_count
 from .errors import UserError
 from .evaluation.evaluate import Protocol
+from .notices import tell
 from .operators.base import Operator
 from .own_sampler import finished_without_prior
 from .prior import Prior
@@ -65,6 +66,7 @@ class Cell:
     def __init__(self, config: Config, out: Path) -> None:
         self.config, self.out = config, out
         self.data = load_data(json.dumps(config["data"]), json.dumps(placeless(config["data"])))
+        tell(self.data.notices)
         self.operator: Operator = build(config["operator"], image_shape=self.data.image_shape)
         if isinstance(self.data, MeasuredData):
             self.data.check(self.operator)
@@ -275,6 +277,7 @@ def _head(cell: Cell) -> Record:
         "clean_ids_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
         "image_shape": list(cell.data.image_shape),
         "train_images": len(cell.data.train),
+        "data_notices": [notice.text for notice in cell.data.notices],
         "code": {"cleanprior": __version__, "method_sha256": code_hash(config["method"]["name"])},
         "libraries": libraries,
         "device": str(cell.trainer.device),

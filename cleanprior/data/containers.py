@@ -69,15 +69,16 @@ def named_arrays(
         UserError: No such file, an ending that is not known, a library that is not installed, or a
             file that is damaged (also when that shows while rows are read).
     """
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise UserError(f"'{path}' has no known ending; allowed: {', '.join(SUFFIXES)}")
-    if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):
+    if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
         raise UserError(f"'{path}' is not a file; allowed endings: {', '.join(SUFFIXES)}")
-    library = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}.get(path.suffix)
+    library = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}.get(suffix)
     module = optional(library, f"read '{path}'") if library else None
     try:
         with ExitStack() as stack:
-            yield _open(path, module, stack)
+            yield _open(path, suffix, module, stack)
     except UserError:
         raise
     except (
@@ -92,21 +93,23 @@ def named_arrays(
         raise UserError(f"'{path}' is damaged or not a {what}: {error}") from error
 
 
-def _open(path: Path, module: Any, stack: ExitStack) -> Mapping[str, Callable[[], Rows]]:
-    if path.suffix == ".npy":
+def _open(
+    path: Path, suffix: str, module: Any, stack: ExitStack
+) -> Mapping[str, Callable[[], Rows]]:
+    if suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return {"array": lambda: array}
-    if path.suffix == ".npz":
+    if suffix == ".npz":
         # By a file object: numpy leaves the file open where it is no archive.
         archive = stack.enter_context(path.open("rb"))
         loaded = np.load(archive, allow_pickle=False)
         if not hasattr(loaded, "files"):
             raise ValueError("it is a single array")
         return {name: _getter(stack.enter_context(loaded), name) for name in loaded.files}
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         file = stack.enter_context(safe_open(path, framework="np"))
         return {name: _slicer(file, name) for name in file.keys()}  # noqa: SIM118
-    if path.suffix == ".zarr":
+    if suffix == ".zarr":
         root = module.open(str(path), mode="r")
         if not hasattr(root, "keys"):
             return {"array": lambda: root}

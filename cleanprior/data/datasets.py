@@ -4,13 +4,14 @@ No method ever receives a :class:`CleanData`.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..notices import Notice, tell
+from .splits import LEAST_HELD_OUT, position
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class CleanData:
         test: Held-out images; nothing is ever trained on them.
         train_labels: Class of each training image, or None.
         test_labels: Class of each test image, or None.
+        notices: What a user should know of them, told when they are loaded.
     """
 
     name: str
@@ -30,6 +32,7 @@ class CleanData:
     test: Tensor
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
+    notices: tuple[Notice, ...] = ()
 
     def __post_init__(self) -> None:
         for split, images in (("training", self.train), ("test", self.test)):
@@ -41,6 +44,12 @@ class CleanData:
                     f"{self.name}: image {bad} of the {split} split holds NaN or infinity; "
                     "remove it or mend it"
                 )
+        if len(self.test) < LEAST_HELD_OUT:
+            raise UserError(
+                f"{self.name}: the test split holds one image; needed: at least {LEAST_HELD_OUT}, "
+                "nothing can be said of one"
+            )
+        tell(self.notices)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -48,20 +57,16 @@ class CleanData:
         return tuple(self.train.shape[1:])  # type: ignore[return-value]
 
 
-def position(key: str) -> float:
-    """Return a number in [0, 1) that depends on the key only: a hash."""
-    return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
-
-
-def held_out(keys: Sequence[str], share: float) -> Tensor:
-    """Choose the test split by a hash of each key: stable when images are added or reordered.
-
-    Both splits hold something: where the hash leaves one empty, the first key is held out alone.
-    """
-    chosen = torch.tensor([position(k) for k in keys]) < share
-    if chosen.all() or not chosen.any():
-        chosen = torch.arange(len(keys)) == 0
-    return chosen
+def copies(name: str, train: Tensor, test: Tensor) -> tuple[Notice, ...]:
+    """Return a warning where held-out images are also trained on, pixel by pixel."""
+    known = {hashlib.sha256(x.numpy().tobytes()).digest() for x in train}
+    n = sum(hashlib.sha256(x.numpy().tobytes()).digest() in known for x in test)
+    if n == 0:
+        return ()
+    text = f"{name}: {n} of the {len(test)} held-out images are copies of training images"
+    return (
+        Notice(f"{text}; remove the copies, or the evaluation is of what was trained on", True),
+    )
 
 
 def digits() -> CleanData:

@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from ..errors import UserError
 from .datasets import CleanData
 from .image_files import image_folder
-from .pixels import check_options, fit, from_picture
+from .pictures import PictureReader
+from .pixels import check_options, fit
 
+EIGHT_BITS = (0, 255)
 _IDX_PARTS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 
 
@@ -210,8 +213,8 @@ def celeba(
                 "CelebA is not in 'data' and download is false; set data.path to a folder of its "
                 "images, or to the one that holds torchvision's folder celeba"
             )
-        folder = image_folder(path, resolution, channels, test_share, limit)
-        return CleanData("celeba", folder.train, folder.test)
+        folder = image_folder(path, resolution, channels, test_share, limit, range=EIGHT_BITS)
+        return replace(folder, name="celeba")
 
     def split(name: str) -> Any:
         return torchvision.datasets.CelebA(str(root), name, [], download=download)
@@ -223,19 +226,20 @@ def celeba(
             f"CelebA is not complete in '{root / 'celeba'}' and {_failed(download)}: {error}; set "
             "data.path to a plain folder of its images to read these without the partition"
         ) from error
+    reader = PictureReader(resolution, channels, EIGHT_BITS)
     images = [
-        _read_pictures(train, range(min(limit or len(train), len(train))), resolution, channels),
-        _read_pictures(test, range(len(test)), resolution, channels),
+        _read_pictures(train, range(min(limit or len(train), len(train))), reader),
+        _read_pictures(test, range(len(test)), reader),
     ]
     return CleanData("celeba", images[0], images[1])
 
 
-def _read_pictures(split: Any, numbers: Sequence[int], resolution: int, channels: int) -> Tensor:
-    x = torch.empty(len(numbers), channels, resolution, resolution)
+def _read_pictures(split: Any, numbers: Sequence[int], reader: PictureReader) -> Tensor:
+    x = torch.empty(len(numbers), reader.channels, reader.resolution, reader.resolution)
     for i in numbers:
         try:
             picture = split[i][0]
         except OSError as error:
             raise UserError(f"CelebA's image {i} is not readable: {error}") from error
-        x[i] = from_picture(picture, resolution, channels, f"CelebA image {i}")
+        x[i] = reader(picture, f"CelebA image {i}")
     return x

@@ -1,16 +1,20 @@
 """Clean images by name from the Hugging Face hub, or from a folder in its layout."""
 
+import builtins
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
+from ..notices import Notice
 from .containers import optional
-from .datasets import CleanData, held_out
-from .pixels import check_options, from_picture
+from .datasets import CleanData, copies
+from .pictures import PictureReader
+from .pixels import check_options
+from .splits import held_out, role, told
 
 
 def huggingface(
@@ -24,6 +28,7 @@ def huggingface(
     channels: int,
     test_share: float,
     limit: int | None,
+    range: Sequence[float] | None = None,
 ) -> CleanData:
     """Load a data set by its name with the library ``datasets`` (an extra).
 
@@ -31,17 +36,19 @@ def huggingface(
         repository: Its name, e.g. ``ylecun/mnist``, or a folder that ``datasets`` can read.
         subset: Its configuration, where it has several.
         split: Split to train on.
-        test_split: Split held out; None takes ``test`` where there is one, else a hash of each
-            image's content.
+        test_split: Split held out; None takes the one called ``test``, ``validation`` or the like,
+            else a hash of each image's content.
         column: Column of the images; None where one column alone holds images.
         label_column: Column of the classes (integers), or None for no labels.
         resolution: Side in pixels of the central square after resizing.
         channels: 1 for grey, 3 for RGB.
         test_share: Share of images held out, where there is no test split.
         limit: Load that many training images (the first ones), or None for all.
+        range: The two pixel values that become -1 and 1, or None for those of 1, 8 or 16 bits.
 
     Raises:
-        UserError: ``datasets`` is missing or refuses, or a split or column does not exist.
+        UserError: ``datasets`` is missing or refuses, a split or column does not exist, or the
+            images are (almost) a constant.
     """
     check_options(resolution, channels, test_share, limit)
     if repository is None:
@@ -52,24 +59,31 @@ def huggingface(
     except (ValueError, OSError, RuntimeError) as error:
         raise UserError(f"the data set '{repository}' was not loaded: {error}") from error
     train = _split(repository, splits, split)
-    if test_split is None and "test" in splits and split != "test":
-        test_split = "test"
+    if test_split is None:
+        tests = [k for k in splits if k != split and role(k) == "test"]
+        test_split = min(tests, key=lambda k: (k != "test", k), default=None)
     column = _column(repository, train.features, column)
     if label_column is not None and label_column not in train.features:
         raise UserError(
             f"'{repository}' has no column '{label_column}'; it has: {', '.join(train.features)}"
         )
-    read = _Reader(column, label_column, resolution, channels)
+    pictures = PictureReader(resolution, channels, range)
+    read = _Reader(column, label_column, pictures)
     name = repository.rstrip("/").split("/")[-1]
     if test_split is not None:
         test = _split(repository, splits, test_split)
-        x, labels = read(train, range(min(limit or len(train), len(train))))
-        truth, classes = read(test, range(len(test)))
-        return CleanData(name, x, truth, labels, classes)
-    is_test = held_out([_digest(row[column]) for row in train], test_share)
-    x, labels = read(train, (~is_test).nonzero()[:, 0].tolist()[:limit])
-    truth, classes = read(train, is_test.nonzero()[:, 0].tolist())
-    return CleanData(name, x, truth, labels, classes)
+        count = min(limit or len(train), len(train))
+        x, labels = read(train, list(builtins.range(count)))
+        truth, classes = read(test, list(builtins.range(len(test))))
+        how = f"the splits '{split}' and '{test_split}'"
+    else:
+        is_test = held_out([_digest(row[column]) for row in train], test_share)
+        x, labels = read(train, (~is_test).nonzero()[:, 0].tolist()[:limit])
+        truth, classes = read(train, is_test.nonzero()[:, 0].tolist())
+        how = f"of the split '{split}' by a hash of each image's content"
+    split_notice = Notice(f"{name}: {told(len(x), len(truth), how)}")
+    notices = (split_notice, *pictures.notices(name), *copies(name, x, truth))
+    return CleanData(name, x, truth, labels, classes, notices)
 
 
 def _digest(picture: Any) -> str:
@@ -102,17 +116,16 @@ def _column(repository: str, features: Mapping[str, Any], given: str | None) -> 
 class _Reader:
     """Reads pictures and classes of some rows."""
 
-    def __init__(self, column: str, label: str | None, resolution: int, channels: int) -> None:
-        self.column, self.label = column, label
-        self.resolution, self.channels = resolution, channels
+    def __init__(self, column: str, label: str | None, reader: PictureReader) -> None:
+        self.column, self.label, self.reader = column, label, reader
 
-    def __call__(self, split: Any, numbers: Any) -> tuple[Tensor, Tensor | None]:
-        x = torch.empty(len(numbers), self.channels, self.resolution, self.resolution)
+    def __call__(self, split: Any, numbers: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        side = self.reader.resolution
+        x = torch.empty(len(numbers), self.reader.channels, side, side)
         labels = []
         for i, number in enumerate(numbers):
             row = split[number]
-            name = f"image {number}"
-            x[i] = from_picture(row[self.column], self.resolution, self.channels, name)
+            x[i] = self.reader(row[self.column], f"image {number}")
             if self.label is not None:
                 labels.append(int(row[self.label]))
         return x, torch.tensor(labels) if self.label is not None else None

@@ -30,11 +30,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
+from ..notices import Notice
 from ..operators.base import ImageShape, Operator, take
 from ..seeding import generator_for
 from .containers import SUFFIXES, optional
-from .datasets import held_out
 from .measurements import Measurements, read_splits
+from .splits import held_out
 
 #: Measurements that are checked at a time.
 CHUNK = 512
@@ -51,12 +52,14 @@ class MeasuredData:
         train: What the methods train on.
         test: Held-out measurements, for restoration.
         image_shape: Shape of one image, (channels, height, width).
+        notices: What a user should know of them, told when they are loaded.
     """
 
     name: str
     train: Measurements
     test: Measurements
     image_shape: ImageShape
+    notices: tuple[Notice, ...] = ()
 
     def split(self, name: str) -> Measurements:
         """Return the measurements of ``train`` or ``test``."""

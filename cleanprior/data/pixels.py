@@ -1,14 +1,8 @@
-"""Pixels to images in [-1, 1]: ranges, centre crop, resizing, grey and RGB."""
+"""Options that every loader has; images to a resolution and a number of channels."""
 
-from pathlib import PurePath
-
-import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional as pil
 from torchvision.transforms import v2
 
 from ..errors import UserError
@@ -30,38 +24,6 @@ def check_options(
         raise UserError(f"resolution={resolution} is no image; allowed: at least 1 pixel")
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} is no count of training images; allowed: at least 1")
-
-
-def from_picture(
-    image: Image.Image, resolution: int, channels: int, name: str | PurePath
-) -> Float[Tensor, "c h w"]:
-    """Return a picture as an image in [-1, 1]: its central square, resized by area.
-
-    Arguments:
-        image: The picture, of 8 or 16 bits a channel.
-        resolution: Side in pixels.
-        channels: 1 for grey, 3 for RGB.
-        name: The picture's name, for errors.
-
-    Raises:
-        UserError: Pixels of 32 bits, whose range is not known.
-    """
-    image = _to_eight_bits(image, name).convert("L" if channels == 1 else "RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    mode = pil.InterpolationMode.BOX if side >= resolution else pil.InterpolationMode.BICUBIC
-    image = pil.resize(pil.crop(image, top, left, side, side), [resolution, resolution], mode)
-    array = np.asarray(image, dtype=np.float32).reshape(resolution, resolution, channels)
-    return torch.from_numpy(array / 127.5 - 1).permute(2, 0, 1)
-
-
-def _to_eight_bits(image: Image.Image, name: str | PurePath) -> Image.Image:
-    """Scale 16-bit grey to 8 bits (Pillow's own conversion cuts it off at 255)."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise UserError(f"'{name}' has 32-bit pixels of unknown range; save it with 8 or 16 bits")
-    return image
 
 
 def fit(

@@ -76,12 +76,12 @@ def test_a_shipped_test_split_and_a_limit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "low", "high"),
-    [("uint8", 0, 255), ("uint16", 0, 65535), ("int16", -32768, 32767), ("bool", 0, 1)],
+    ("dtype", "low", "high"), [("uint8", 0, 255), ("uint16", 0, 65535), ("bool", 0, 1)]
 )
-def test_integers_are_scaled_by_the_range_of_their_type(tmp_path, dtype, low, high):
-    ramp = np.zeros((4, 2, 2), dtype=dtype)
+def test_unsigned_integers_are_scaled_by_the_range_of_their_type(tmp_path, dtype, low, high):
+    ramp = np.zeros((6, 5, 5), dtype=dtype)
     ramp[:, 0, 0], ramp[:, 1, 1] = low, high
+    ramp[:, 2, 2] = np.arange(6) % 2
     x = everything(load(save(tmp_path / "x.npy", a=ramp)))
     assert x[0, 0, 0, 0] == -1
     assert x[0, 0, 1, 1] == 1
@@ -89,7 +89,9 @@ def test_integers_are_scaled_by_the_range_of_their_type(tmp_path, dtype, low, hi
 
 def test_a_range_is_needed_for_floats_and_rules_over_an_integer_type(tmp_path):
     floats = save(tmp_path / "f.npy", a=PIXELS[..., 0].astype(np.float32) / 100)
-    with pytest.raises(UserError, match=r"float32 values.*images: 0 to 2\.55\); set data\.range"):
+    with pytest.raises(
+        UserError, match=r"float32 values.*images: 0 to 2\.5[0-9]*\); set data\.range"
+    ):
         load(floats)
     x = everything(load(floats, range=[0, 2.55]))
     assert (x.min(), x.max()) == (-1, 1)
@@ -103,7 +105,7 @@ def test_a_range_is_needed_for_floats_and_rules_over_an_integer_type(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_are_refused(tmp_path, bad):
-    x = np.zeros((8, 4, 4), np.float32)
+    x = np.zeros((8, 5, 5), np.float32)
     x[5, 1, 2] = bad
     with pytest.raises(UserError, match="holds NaN or infinity in images"):
         load(save(tmp_path / "x.npy", a=x), range=[-1, 1])
@@ -111,22 +113,28 @@ def test_nan_and_infinity_are_refused(tmp_path, bad):
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((9, 5, 6, 3), "NHWC"), ((9, 1, 5, 6), "NCHW"), ((9, 5, 6), "NHW"), ((9, 2, 5, 6), "NCHW")],
+    [
+        ((9, 5, 6, 3), "NHWC"),
+        ((9, 1, 5, 6), "NCHW"),
+        ((20, 5, 6), "NHW"),
+        ((9, 6, 6), "NHW"),
+        ((9, 2, 5, 6), "NCHW"),
+    ],
 )
 def test_a_layout_is_told_by_the_axis_of_channels(tmp_path, shape, layout):
     pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     path = save(tmp_path / "x.npy", a=pixels)
     data = load(path)
-    channels = {"NHWC": shape[-1], "NCHW": shape[1], "NHW": 1}[layout]
-    assert data.image_shape == (channels, 5, 6)
+    sizes = dict(zip(layout, shape, strict=True))
+    assert data.image_shape == (sizes.get("C", 1), sizes["H"], sizes["W"])
     assert torch.equal(data.train, load(path, layout=layout).train)
 
 
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((9, 3, 6, 3), r"could be both NCHW and NHWC; set data\.layout"),
-        ((9, 5, 6, 7), "has no axis of 1 to 4 channels; set data.layout"),
+        ((9, 3, 6, 3), r"could be several things; set data\.layout"),
+        ((9, 5, 6, 7), "could be several things; set data.layout .NCHW: 9 images of 5x6x7; NHWC"),
         ((9, 5), "needed: .n, h, w. or 4 axes"),
     ],
 )
@@ -137,7 +145,7 @@ def test_an_ambiguous_layout_is_refused(tmp_path, shape, message):
 
 def test_complex_images_become_two_channels(tmp_path):
     z = np.linspace(-1, 1, 4 * 9).reshape(4, 3, 3).astype(np.complex64) * (1 + 0.5j)
-    x = load(save(tmp_path / "x.npy", a=z), range=[-1, 1]).train
+    x = load(save(tmp_path / "x.npy", a=z), layout="NHW", range=[-1, 1]).train
     assert x.shape[1:] == (2, 3, 3)
     torch.testing.assert_close(x[:, 1], x[:, 0] / 2)
 
@@ -163,7 +171,10 @@ def test_resizing_averages_blocks_and_grey_and_rgb_turn_into_each_other(tmp_path
     [
         ({}, "holds several arrays: a, b; choose one by data.key=NAME"),
         ({"key": "c"}, "holds no array 'c'; found: a, b"),
-        ({"key": "a", "layout": "HWC"}, "layout='HWC' is not offered; allowed: NCHW, NHWC, NHW"),
+        (
+            {"key": "a", "layout": "HWC"},
+            "layout='HWC' is not offered; allowed: NCHW, NHWC, NHW, HWN, HWCN",
+        ),
         ({"key": "a", "layout": "NCHW"}, "layout=NCHW has 4 axes"),
         ({"key": "a", "limit": 0}, "limit=0"),
     ],
@@ -260,7 +271,7 @@ class Split(list):
 @pytest.fixture
 def hub(monkeypatch):
     """A stand-in for the library, which is an extra: a data set of one-coloured pictures."""
-    rows = [{"picture": Image.new("L", (8, 8), i), "digit": i % 2} for i in range(30)]
+    rows = [{"picture": Image.new("L", (8, 8), 8 * i), "digit": i % 2} for i in range(30)]
     sets = {"shipped": {"train": Split(rows[:20]), "test": Split(rows[20:])}}
     sets["plain"] = {"train": Split(rows)}
     library = ModuleType("datasets")

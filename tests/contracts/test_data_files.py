@@ -18,9 +18,9 @@ REAL = Path(os.environ.get("CLEANPRIOR_TEST_DATA", "data"))
 
 
 def picture(value, size=(9, 7)):
-    """A picture of one colour, as the bytes of a PNG."""
+    """A picture of one colour, 3 * value, as the bytes of a PNG."""
     out = BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(out, "PNG")
+    Image.new("RGB", size, (3 * value,) * 3).save(out, "PNG")
     return out.getvalue()
 
 
@@ -39,8 +39,8 @@ def write_folder(root, names):
 
 
 def values(x):
-    """The grey value of each one-coloured image, 0 to 255."""
-    return ((x[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+    """The value of each one-coloured image, 0 to 85."""
+    return ((x[:, 0, 0, 0] + 1) * 127.5 / 3).round().int().tolist()
 
 
 SHIPPED = [f"{s}/{c}/{i}.png" for s in ("train", "val") for c in ("cat", "dog") for i in range(6)]
@@ -77,10 +77,13 @@ def test_a_shipped_split_is_kept(tmp_path, test_folder, top):
         assert labels.tolist() == [(v % 12) // 6 for v in values(images)]
 
 
-def test_folders_beside_train_and_test_are_no_shipped_split(tmp_path):
-    names = [*SHIPPED, "extra/0.png"]
-    data = image_zip(write_zip(tmp_path / "x.zip", names), 4, 1, 0.1, None, False)
-    assert set(values(data.test)) != set(range(12, 24))
+@pytest.mark.parametrize("extra", ["extra/0.png", "masks/a/0.png", "0.png"])
+def test_pictures_beside_train_and_test_are_left_out_and_the_split_is_kept(tmp_path, extra):
+    data = image_zip(write_zip(tmp_path / "x.zip", [*SHIPPED, extra]), 4, 1, 0.1, None, True)
+    assert sorted(values(data.train)) == list(range(12))
+    assert sorted(values(data.test)) == list(range(12, 24))
+    loud = [n.text for n in data.notices if n.is_warning]
+    assert f"1 pictures beside these folders are left out, e.g. {extra}" in loud[0]
 
 
 def test_a_limit_takes_training_images_only_and_they_do_not_change_with_it(tmp_path):
@@ -115,7 +118,7 @@ def test_a_zip_that_cannot_be_read_is_refused(tmp_path, how):
         for start in (*starts, first + 10):  # where the method of a member is written
             raw[start : start + 2] = (99).to_bytes(2, "little")
         path.write_bytes(raw)
-        message = "is damaged or not a readable zip archive: That compression method"
+        message = r"x\.zip:\d\.png' is not a readable image.*That compression method"
     elif how == "broken picture":
         with zipfile.ZipFile(path, "w") as archive:
             for i in range(4):
@@ -129,7 +132,7 @@ def test_a_zip_that_cannot_be_read_is_refused(tmp_path, how):
         return
     else:
         write_zip(path, ["notes.txt", "__MACOSX/0.png"])
-        message = "holds 0 images; needed: at least 2"
+        message = "holds 0 images; needed: at least 3"
     with pytest.raises(UserError, match=message):
         image_zip(str(path), 4, 1, 0.1, None, False)
 

@@ -159,7 +159,7 @@ def test_a_file_that_does_not_fit_is_refused_before_any_compute(
 
 
 def test_y_of_another_shape_than_the_operator_makes_is_refused(measured, make_operator, tmp_path):
-    arrays = {"y": np.zeros((9, 1, 4, 4)), "sigma_y": 0.0}
+    arrays = {"y": np.random.default_rng(0).uniform(-1, 1, (9, 1, 4, 4)), "sigma_y": 0.0}
     data = measured_file(write(tmp_path / "x.npz", arrays), [1, 8, 8], 0.3)
     data.check(make_operator("downsampling", SHAPE, "sigma=0", "factor=2"))
     with pytest.raises(UserError, match=r"y has shape \(\d+, 1, 4, 4\); denoising makes"):
