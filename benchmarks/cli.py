@@ -6,14 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cleanprior.errors import UserError
+from cleanprior.options import GIVEN, Out
+
 if TYPE_CHECKING:
     from .plan import Plan
 
 REQUEST = "request.json"
 
 
-def _split(value: str | None) -> list[str] | None:
-    return None if value is None else [v.strip() for v in value.split(",") if v.strip()]
+def _split(option: str, value: str | None) -> list[str] | None:
+    """Return comma-separated names, each once; None where the option was not given."""
+    if value is None:
+        return None
+    names = list(dict.fromkeys(v.strip() for v in value.split(",") if v.strip()))
+    if not names:
+        raise UserError(f"{option} '{value}' names nothing; leave it out, or give names")
+    return names
 
 
 def bench(
@@ -24,7 +33,10 @@ def bench(
         str | None, typer.Option(help="Operators, comma-separated: one table each.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Data set.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Number of training seeds.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Training seeds: how many (3), or which (7,8,9; one alone: 7,)."),
+    ] = None,
     bench: Annotated[str, typer.Option(help="Benchmark configuration.")] = "default",
     table: Annotated[
         str | None, typer.Option(help="A paper's table: its numbers beside ours.")
@@ -39,7 +51,7 @@ def bench(
     part: Annotated[
         str, typer.Option(help="Train this share of the cells only, e.g. 3/8: one job of an array.")
     ] = "1/1",
-    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    out: Out = Path("runs"),
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value for every row, e.g. operator.p=0.3")
     ] = None,
@@ -49,17 +61,19 @@ def bench(
         "bench": bench,
         "table": table,
         "scale": scale,
-        "methods": _split(methods),
-        "operators": _split(operator),
+        "methods": _split("--methods", methods),
+        "operators": _split("--operator", operator),
         "data": data,
         "seeds": seeds,
         "overrides": overrides or [],
         "with_references": references,
     }
-    plan = _plan(request)
-    forced = _split(force) or []
     from .plan import check_forced
+    from .runner import Part, run
 
+    plan = _plan(request)
+    share = Part.read(part)
+    forced = _split("--force", force) or []
     check_forced(plan, forced)
     from rich.console import Console
 
@@ -67,9 +81,8 @@ def bench(
     from cleanprior.progress import Progress
 
     from .report import report
-    from .runner import Part, run
 
-    run(plan, out, forced, Progress(Console(stderr=True)), Part.read(part))
+    run(plan, out, forced, Progress(Console(stderr=True)), share)
     write_text(out / "tables" / plan.key / REQUEST, json.dumps(request, indent=1))
     if not report(plan, out):
         raise typer.Exit(1)
@@ -86,11 +99,11 @@ def _plan(request: dict[str, Any]) -> "Plan":
 
 
 def report_again(
-    folder: Annotated[Path, typer.Argument(help="Folder of a benchmark's tables, with its page.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a benchmark's tables, with its page.", **GIVEN)
+    ],
 ) -> None:
     """Write the tables and the page of a benchmark again; nothing is trained."""
-    from cleanprior.errors import UserError
-
     try:
         request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -100,7 +113,16 @@ def report_again(
             f"'{folder}' holds no {REQUEST}: give the folder that `cleanprior bench` printed as "
             f"that of its page{there}"
         ) from error
+    try:
+        plan = _plan(request)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"'{folder / REQUEST}' is damaged; run `cleanprior bench` again, which trains nothing "
+            "that is finished"
+        ) from error
     from .report import report
 
-    if not report(_plan(request), folder.resolve().parent.parent):
+    if not report(plan, folder.resolve().parent.parent):
         raise typer.Exit(1)

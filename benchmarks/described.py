@@ -63,7 +63,7 @@ class Description:
         variants: Rows that are no method's name.
         overrides: ``key=value`` of every cell.
         tuned: ``key=value`` of one row, with the experiment that they come from beside them.
-        seeds: Number of training seeds.
+        seeds: Training seeds: how many, or a list.
         sweep: The key that differs between problems, for a plot; empty for none.
         about: One sentence.
     """
@@ -77,7 +77,7 @@ class Description:
     variants: dict[str, Variant] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     tuned: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    seeds: int = 1
+    seeds: int | tuple[int, ...] = 1
     sweep: str = ""
     about: str = ""
 
@@ -127,7 +127,7 @@ def _describe(name: str, given: dict[str, Any]) -> Description:
         },
         overrides=tuple(given.get("overrides", ())),
         tuned={row: tuple(v) for row, v in given.get("tuned", {}).items()},
-        seeds=given.get("seeds", 1),
+        seeds=tuple(s) if isinstance(s := given.get("seeds", 1), list) else s,
         sweep=given.get("sweep", ""),
         about=given.get("about", ""),
     )

@@ -11,23 +11,18 @@ from safetensors.numpy import load_file
 from cleanprior.config import Config
 from cleanprior.errors import UserError
 from cleanprior.records import Record, is_finished, pictures_path
+from cleanprior.rendering import Images, rgb
 
 from .plan import Problem
 from .tables import row_name
 
-Images = NDArray[np.float32]
 # Hidden pixels are drawn in this colour: 0 is mid-grey in [-1, 1] and would look like content.
 HIDDEN = np.array([0.62, 0.76, 0.92], np.float32)
 
 
 def strip(images: Images, seen: Images | None = None, gap: int = 1) -> NDArray[np.float32]:
     """Return images side by side as one RGB array in [0, 1], separated by white."""
-    x = np.clip((images + 1) / 2, 0, 1)
-    if x.shape[1] == 2:
-        x = np.linalg.norm(images, axis=1, keepdims=True)
-        x = x / max(float(x.max()), 1e-9)
-    x = np.repeat(x, 3, axis=1) if x.shape[1] == 1 else x[:, :3]
-    x = x.transpose(0, 2, 3, 1)
+    x = rgb(images)
     if seen is not None:
         shown = seen.min(axis=1)[..., None]
         x = shown * x + (1 - shown) * HIDDEN
@@ -54,6 +49,7 @@ def draw_grid(rows: list[tuple[str, NDArray[np.float32]]], title: str, path: Pat
         ha="left",
         va="top",
         fontsize=9,
+        parse_math=False,  # a path may hold dollars
     )
     for number, (label, image) in enumerate(rows):
         bottom = 0.05 + row_inches * (len(rows) - 1 - number)

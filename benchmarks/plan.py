@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cleanprior import capabilities, registry
-from cleanprior.config import Config, compose, placeless, registry_defaults
+from cleanprior.config import GROUPS, Config, compose, placeless, registry_defaults
 from cleanprior.errors import UserError, unknown
 
 from .described import Beside, Case, Description
+
+#: More training seeds than anybody trains; a seed that was given for a count.
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,37 @@ class Plan:
         return f"{self.name}-{digest}"
 
 
+def chosen_seeds(given: int | str | Sequence[int]) -> list[int]:
+    """Return training seeds: ``3`` is how many (0, 1, 2); ``7,8,9`` and ``7,`` are which.
+
+    Raises:
+        UserError: Anything else: a seed twice, below 0, or no whole number.
+    """
+    listed: Sequence[Any] = given if isinstance(given, (list, tuple)) else str(given).split(",")
+    texts = [str(v).strip() for v in listed]
+    is_count = len(texts) == 1 and not isinstance(given, (list, tuple))
+    if len(texts) > 1 and texts[-1] == "":
+        texts.pop()
+    allowed = "a count from 1, e.g. 3, or a list of seeds from 0, e.g. 7,8,9 or 7,"
+    shown = ",".join(str(v) for v in listed)
+    if not all(t.isascii() and t.isdecimal() and len(t) < 19 for t in texts):
+        raise UserError(f"seeds={shown}; allowed: {allowed}")
+    found = [int(t) for t in texts]
+    if is_count:
+        if not 1 <= found[0] <= MOST_SEEDS:
+            raise UserError(f"seeds={shown}; allowed: at least 1 and at most {MOST_SEEDS}")
+        return list(range(found[0]))
+    if len(set(found)) < len(found):
+        raise UserError(f"seeds={shown} names a seed twice; allowed: {allowed}")
+    return found
+
+
 def make_plan(
     described: Description,
     methods: Sequence[str] | None = None,
     operators: Sequence[str] | None = None,
     data: str | None = None,
-    seeds: int | None = None,
+    seeds: int | str | Sequence[int] | None = None,
     overrides: Sequence[str] = (),
     with_references: bool = True,
 ) -> Plan:
@@ -76,7 +104,7 @@ def make_plan(
         methods: Replaces its rows.
         operators: Replaces its problems.
         data: Replaces its data set.
-        seeds: Replaces its number of training seeds.
+        seeds: Replaces its training seeds; see :func:`chosen_seeds`.
         overrides: Further ``key=value`` of every cell.
         with_references: Whether the reference rows are added.
 
@@ -86,41 +114,49 @@ def make_plan(
     chosen = list(methods or described.methods)
     for name in operators or ():
         registry.read("operator", name)
-    count = described.seeds if seeds is None else seeds
-    if count < 1:
-        raise UserError(f"seeds={count}; allowed: at least 1")
+    trained = chosen_seeds(described.seeds if seeds is None else seeds)
     before = described.before if with_references else ()
     after = described.after if with_references else ()
     rows = [m for m in before if m not in chosen]
     rows += chosen + [m for m in after if m not in chosen]
     variants = {row: described.variant(row) for row in rows}
     cases = [Case((f"operator={o}",)) for o in operators] if operators else described.cases
-    shared = [f"data={data or described.data}", *described.overrides]
+    shared = [f"data={described.data if data is None else data}", *described.overrides]
+    _check_shared(overrides)
+    made = []
+    for case in cases:
+        cells = {}
+        for row, variant in variants.items():
+            row_overrides = [f"method={variant.method}", *variant.overrides]
+            first = compose(_later_wins([*shared, *case.overrides, *overrides, *row_overrides]))
+            cells[row] = [{**first, "seed": seed} for seed in trained]
+        made.append(_problem(cells, case.beside))
+    references = (*described.before, *described.after)
+    about = "" if data or operators else described.about  # it speaks of what was replaced
+    return Plan(described.name, made, references, about, described.sweep)
+
+
+def _check_shared(overrides: Sequence[str]) -> None:
+    """Refuse what is not the same for every row, or has an option of its own."""
+    given: dict[str, str] = {}
     for override in overrides:
-        key = override.split("=")[0]
+        key, _, value = override.lstrip("+").partition("=")
         if key in ("method", "seed") or key.startswith("method."):
             raise UserError(
                 f"'{override}' would set one method for all rows; use --methods, --seeds, or "
                 "`cleanprior train` for a single method"
             )
-    made = []
-    for case in cases:
-        cells = {}
-        for row, variant in variants.items():
-            first = compose(
-                [
-                    *shared,
-                    *case.overrides,
-                    *overrides,
-                    f"method={variant.method}",
-                    *variant.overrides,
-                ]
-            )
-            cells[row] = [{**first, "seed": seed} for seed in range(count)]
-        made.append(_problem(cells, case.beside))
-    references = (*described.before, *described.after)
-    about = "" if data or operators else described.about  # it speaks of what was replaced
-    return Plan(described.name, made, references, about, described.sweep)
+        if key in ("data", "operator"):
+            raise UserError(f"'{override}': the bench takes it as --{key} {value}")
+        if key in GROUPS and given.setdefault(key, value) != value:
+            raise UserError(f"{key} is given twice: {given[key]}, {value}; give one")
+
+
+def _later_wins(overrides: Sequence[str]) -> list[str]:
+    """Keep the last choice of each group: a person's before a case's before a description's."""
+    last = {o.partition("=")[0]: o for o in overrides}
+    groups = {k: o for k, o in last.items() if k in GROUPS}
+    return [*groups.values(), *(o for o in overrides if o.partition("=")[0] not in GROUPS)]
 
 
 def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:

@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cleanprior.files import check_folder
+from cleanprior.options import GIVEN, Out
+
 if TYPE_CHECKING:
     from cleanprior.selection import Scores
 
@@ -18,9 +21,10 @@ def snapshots(
         str, typer.Option(help="Of the proximal distance; pixels need no clean image.")
     ] = "pixels",
     to: Annotated[
-        Path | None, typer.Option(help="Write the prior that the measurements choose to a folder.")
+        Path | None,
+        typer.Option(help="Write the prior that the measurements choose to a folder.", **GIVEN),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of all runs.")] = Path("runs"),
+    out: Out = Path("runs"),
 ) -> None:
     """Compare the snapshots of a trained cell by their samples, without clean images."""
     from rich.console import Console
@@ -29,6 +33,8 @@ def snapshots(
     from cleanprior.progress import Progress
     from cleanprior.records import cell_folder
 
+    if to is not None:
+        check_folder("--to", to)
     config = compose(overrides or [])
     from cleanprior.run import Cell
     from cleanprior.selection import save_chosen, score_snapshots

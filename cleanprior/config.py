@@ -1,14 +1,18 @@
 """Configurations: composed by Hydra from YAML, checked before any compute, hashed. No torch."""
 
+import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from . import __version__, registry
 from .errors import UserError, did_you_mean, unknown
 from .fingerprint import fingerprint
+from .signatures import arguments
+from .values import Kind, conform, declared, kind_of, read
 
 Config = dict[str, Any]
 
@@ -28,8 +32,151 @@ DESCRIPTIONS = ("capabilities", "about")
 _IDENTITY = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
 _NOT_IDENTITY = ("device", "checkpoint_seconds", "snapshots")
+# Stands for a value that somebody gave while Hydra's files are composed and resolved.
+_LITERAL = "\0"
+_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download")
+
+
+def compose(
+    overrides: Sequence[str] = (), kept: Mapping[str, Mapping[str, Any]] | None = None
+) -> Config:
+    """Compose the configuration of one cell.
+
+    A value is read as what its key holds (its YAML's default, the annotation of the argument), and
+    otherwise taken literally: a path may hold any character. Hydra composes the groups; it never
+    reads a value.
+
+    Arguments:
+        overrides: ``group=name`` and ``key=value``, as on the command line. Of two values of a key
+            the later one counts.
+        kept: Values by group that a file remembers, e.g. a prior's; overrides come after them.
+
+    Returns:
+        Plain nested dictionaries; each group also holds its chosen name under ``name``.
+
+    Raises:
+        UserError: An override that is not ``key=value``, an unknown option, key or value, a group
+            that is given twice.
+    """
+    groups, settings = _split(overrides)
+    tree = copy.deepcopy(_composed(tuple(groups.items())))
+    defaults: dict[str, Any] = {}
+    literals: list[Any] = []
+
+    def put(key: str, given: Any, convert: Callable[[str, Any, Kind, Any], Any]) -> None:
+        parent, last, annotation = _place(tree, key)
+        default = defaults.setdefault(key, parent.get(last))
+        literals.append(convert(key, given, kind_of(annotation, default), default))
+        parent[last] = f"{_LITERAL}{len(literals) - 1}"
+
+    for group, values in (kept or {}).items():
+        for key, value in _plain(values):
+            put(f"{group}.{key}", value, conform)
+    for key, text in settings:
+        put(key, text, read)
+    config: Config = _filled(_resolved(tree), literals)
+    for group in GROUPS:
+        config[group]["name"] = groups[group]
+    return config
+
+
+def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return the chosen name of each group, and the other keys with their texts."""
+    groups = {g: n for d in registry_defaults() for g, n in d.items()}
+    given: dict[str, str] = {}
+    settings = []
+    for override in overrides:
+        key, is_given, text = override.lstrip("+").partition("=")
+        if not is_given or not key or key.startswith("~"):
+            raise UserError(
+                f"'{override}' is not an override; write key=value, e.g. operator.p=0.3"
+            )
+        if key in GROUPS:
+            registry.read(key, text)
+            if given.setdefault(key, text) != text:
+                raise UserError(f"{key} is given twice: {given[key]}, {text}; give one")
+        else:
+            settings.append((key, text))
+    return groups | given, settings
+
+
+@lru_cache(maxsize=64)
+def _composed(groups: tuple[tuple[str, str], ...]) -> Config:
+    """Return what Hydra composes of a choice of groups, references to other keys unresolved."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    plugins = [_quoted(f"file://{root}") for root in registry.config_roots()[1:]]
+    search = [f"hydra.searchpath=[{','.join(plugins)}]"] if plugins else []
+    chosen = [f"{group}={_quoted(name)}" for group, name in groups]
+    # Somebody's own @hydra.main stays as it is.
+    own = GlobalHydra.instance()
+    outer, own.hydra = own.hydra, None
+    try:
+        with initialize_config_module("cleanprior.configs", version_base="1.3"):
+            composed = hydra_compose("config", overrides=[*chosen, *search])
+        return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"configuration refused: {text}") from error
+    finally:
+        own.hydra = outer
+        GlobalHydra.set_instance(own)  # Hydra has put a copy in its place
+
+
+def _quoted(text: str) -> str:
+    """Return a text that Hydra's grammar reads as itself."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
+    return f"'{escaped}'"
+
+
+def _place(tree: Config, key: str) -> tuple[Config, str, str | None]:
+    """Return where a key lies, its last name, and the annotation of its argument.
+
+    Raises:
+        UserError: No such key: what is allowed there, and the nearest spelling.
+    """
+    node: Config = tree
+    *parents, last = key.split(".")
+    is_free = False  # a dictionary of whatever a library takes
+    for i, part in enumerate(parents):
+        below = node.get(part)
+        if isinstance(below, str) and (other := _REFERENCE.fullmatch(below)):
+            # It follows another group until one of its keys is set.
+            below = node[part] = copy.deepcopy(_at(tree, other[1]))
+        if not isinstance(below, dict):
+            raise _unknown_key(tree, key)
+        annotation = declared(arguments(str(node.get("_target_", ""))).get(part))
+        is_free = is_free or (i > 0 and "dict" in annotation.types)
+        node = below
+    if last not in node and not is_free:
+        raise _unknown_key(tree, key)
+    if isinstance(node.get(last), dict) and "_target_" in node[last]:
+        inside = ", ".join(k for k in node[last] if k != "_target_")
+        raise UserError(f"'{key}' has keys of its own; set one of them: {inside}")
+    return node, last, arguments(str(node.get("_target_", ""))).get(last)
+
+
+def _at(tree: Config, key: str) -> Any:
+    node: Any = tree
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _unknown_key(tree: Config, key: str) -> UserError:
+    """Say what was given, what is allowed, the nearest spelling."""
+    keys = [k for k in _keys(tree) if k.rpartition(".")[2] != "_target_"]
+    parent = key.rpartition(".")[0]
+    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
+    allowed = ", ".join(siblings) or ", ".join(GROUPS)
+    return UserError(f"unknown key '{key}'; allowed here: {allowed}.{did_you_mean(key, keys)}")
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -39,52 +186,36 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def compose(overrides: Sequence[str] = ()) -> Config:
-    """Compose the configuration of one cell.
+def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a composed group that a person may set, nested ones with their path."""
+    for key, value in values.items():
+        if key in (*DESCRIPTIONS, "name", "_target_"):
+            continue
+        if isinstance(value, Mapping) and "_target_" in value:
+            yield from ((f"{key}.{k}", v) for k, v in _plain(value))
+        else:
+            yield key, value
 
-    Arguments:
-        overrides: ``group=name`` and ``key=value``, as on the command line.
 
-    Returns:
-        Plain nested dictionaries; each group also holds its chosen name under ``name``.
-
-    Raises:
-        UserError: An override that is not ``key=value``, an unknown option, key or value.
-    """
-    chosen = _check(overrides)
-
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from hydra.errors import HydraException
+def _resolved(tree: Config) -> Config:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    plugins = [f"file://{root}" for root in registry.config_roots()[1:]]
-    search = [f"hydra.searchpath=[{','.join(plugins)}]"] if plugins else []
     try:
-        with initialize_config_module("cleanprior.configs", version_base="1.3"):
-            composed = hydra_compose("config", overrides=[*overrides, *search])
-        config: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error, overrides)) from error
-    for group in GROUPS:
-        config[group]["name"] = chosen[group]
-    return config
+        return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration refused: {str(error).splitlines()[0]}") from error
 
 
-def _check(overrides: Sequence[str]) -> dict[str, str]:
-    """Check the shape and group choices of overrides; return the chosen name of each group."""
-    chosen = {g: n for d in registry_defaults() for g, n in d.items()}
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(
-                f"'{override}' is not an override; write key=value, e.g. operator.p=0.3"
-            )
-        key, value = override.lstrip("+~").split("=", 1)
-        if key in GROUPS:
-            registry.read(key, value)
-            chosen[key] = value
-    return chosen
+def _filled(node: Any, literals: Sequence[Any]) -> Any:
+    """Put the values that people gave in the places that were kept for them."""
+    if isinstance(node, dict):
+        return {k: _filled(v, literals) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_filled(v, literals) for v in node]
+    if isinstance(node, str) and node.startswith(_LITERAL):
+        return copy.deepcopy(literals[int(node[len(_LITERAL) :])])
+    return node
 
 
 def registry_defaults() -> list[dict[str, str]]:
@@ -92,27 +223,8 @@ def registry_defaults() -> list[dict[str, str]]:
     import yaml
 
     root = registry.config_roots()[0] / "config.yaml"
-    return [d for d in yaml.safe_load(root.read_text())["defaults"] if isinstance(d, dict)]
-
-
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Turn Hydra's message into: what was given, what is allowed, the nearest spelling."""
-    text = str(error.__cause__ or error)
-    match = re.search(r"Key '([^']+)' is not in struct", text) or re.search(
-        r"Could not override '([^']+)'", str(error)
-    )
-    if match is None:
-        return f"configuration refused: {text.splitlines()[0]}"
-    last = match[1].split(".")[-1]
-    given = next(
-        (o.split("=")[0] for o in overrides if o.split("=")[0].split(".")[-1] == last), match[1]
-    )
-    parent = given.rpartition(".")[0]
-    groups = [o for o in overrides if o.split("=")[0] in GROUPS]
-    keys = list(_keys(compose(groups)))
-    siblings = [k for k in keys if k.rpartition(".")[0] == parent and not k.endswith("_target_")]
-    allowed = ", ".join(k.rpartition(".")[2] for k in siblings) or ", ".join(GROUPS)
-    return f"unknown key '{given}'; allowed here: {allowed}.{did_you_mean(given, keys)}"
+    listed = yaml.safe_load(root.read_text(encoding="utf-8"))["defaults"]
+    return [d for d in listed if isinstance(d, dict)]
 
 
 def build(config: Mapping[str, Any], **arguments: Any) -> Any:

@@ -68,7 +68,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line above the bars."""
         if self.console is not None:
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
     def live(self) -> Iterator["Progress"]:

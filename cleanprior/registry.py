@@ -94,4 +94,4 @@ def read(group: str, name: str) -> dict[str, Any]:
                 f"its package needs configs/method/{name}.yaml"
             )
         raise unknown("data set" if group == "data" else group, name, choices)
-    return yaml.safe_load(choices[name].read_text()) or {}
+    return yaml.safe_load(choices[name].read_text(encoding="utf-8")) or {}

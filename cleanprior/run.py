@@ -27,6 +27,7 @@ from .data.measurements import Measurements
 from .diffusion.backbones import parameter_count
 from .errors import UserError
 from .evaluation.evaluate import Protocol
+from .files import write_with
 from .notices import tell
 from .operators.base import Operator
 from .own_sampler import finished_without_prior
@@ -255,7 +256,7 @@ def write_measurements(config: Config, path: Path) -> tuple[int, int]:
             Measurements.draw(cell.data.train, cell.operator, seed, "train"),
             Measurements.draw(cell.data.test, cell.operator, seed, "test"),
         )
-    write_splits(path, *splits)
+    write_with(path, lambda staging: write_splits(staging, *splits))
     return len(splits[0]), len(splits[1])
 
 
