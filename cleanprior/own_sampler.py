@@ -73,5 +73,5 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
                 f"'{folder}' holds other networks than {record['method']} builds now; train it "
                 f"again: {str(error).splitlines()[0]}"
             ) from error
-    ways = [way.sample for way in method.ways(averages.modules) if way.sample is not None]
+    ways = [way.sample for way in method.own_ways(averages.modules) if way.sample is not None]
     return ways[0] if ways else None

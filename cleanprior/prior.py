@@ -109,6 +109,9 @@ class Prior(nn.Module):
     ) -> Draw:
         """Draw one image from p(x|y) for each measurement.
 
+        Whatever device the prior is on: what is handed in and the result lie on the CPU, and the
+        operator of the caller is not moved.
+
         Image i depends on its measurement, ``seed`` and i only, not on ``chunk``. ``advance(n)`` is
         told after each chunk.
         """

@@ -197,7 +197,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         rows, pictures, notes = cell.protocol.evaluate(
             prior,
             {config["posterior"]["name"]: cell.posterior},
-            list(cell.method.ways(averaged)),
+            cell.method.own_ways(averaged),
             cell.sampler,
             cell.data,
             cell.measurements("test"),

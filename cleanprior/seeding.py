@@ -39,8 +39,11 @@ def scoped_rng(seed: int) -> Iterator[None]:
     """Seed torch's global generator inside the block and put it back afterwards.
 
     For third-party code that can draw only from the global stream: weight initialisation, dropout.
+    A GPU's stream is put back where this process uses one; asking for the streams of all GPUs of a
+    machine would take memory on each.
     """
-    with torch.random.fork_rng():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
 

@@ -166,7 +166,7 @@ class Ambient(Method):
         if not isinstance(self.hidden_weight, str):
             return self.hidden_weight
         generator = generator_for(0, "hidden_weight")
-        share = hidden_share(self.problem.operator, self.delta, generator, self.device)
+        share = hidden_share(self.problem.operator, self.delta, generator)
         return self.hidden_weight_cap if share == 0 else min(1 / share, self.hidden_weight_cap)
 
     def unsupervised(self, problem: Problem) -> str | None:

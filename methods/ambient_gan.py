@@ -42,7 +42,6 @@ References:
     Improved Training of Wasserstein GANs (Gulrajani et al., 2017), arXiv:1704.00028 (``wgan_gp``)
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -158,8 +157,6 @@ class AmbientGAN(Method):
     def build(self) -> None:  # noqa: D102
         self.learning_rates = {"generator": self.generator_lr, "critic": self.critic_lr}
         self.betas = dict.fromkeys(("generator", "critic"), (self.beta1, self.beta2))
-        # An own copy: deepinv's objects hold state, and kernels must be where the networks are.
-        self._operator = copy.deepcopy(self.problem.operator).to(self.device)
         shape = self.problem.image_shape
         shown = self.problem.operator.description_channels if self.critic_sees_params else 0
         self.generator: nn.Module = Generator(shape, self.latent, self.generator_width)
@@ -175,7 +172,8 @@ class AmbientGAN(Method):
     def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
         self._session = session
         self._measurements: Measurements = session.measurements
-        seen = self._operator.observed(session.measurements.y, session.measurements.params)
+        data = session.measurements
+        seen = self.problem.operator.observed(data.y, data.params)
         self._keep = float(seen.mean())
         self._parts: dict[str, Tensor] = {}
         return session.measurements
@@ -192,14 +190,14 @@ class AmbientGAN(Method):
 
     def measure(self, x: Float[Tensor, "b c h w"], like: Batch, random: Random) -> Tensor:
         """Measure images as ``like`` was measured, with fresh noise; differentiable in ``x``."""
-        operator = self._operator
+        operator = self.problem.operator
         y = operator.A(x, like.params)
         noise = randn_like(y.detach(), random) * operator.observed(y, like.params)
         return y + _column(like.sigma_y, y) * noise
 
     def view(self, y: Float[Tensor, "b ..."], params: Params, random: Random) -> Tensor:
         """Return what the critic sees of measurements, real or fake: an image and the operator."""
-        operator = self._operator
+        operator = self.problem.operator
         if self.dequantisation > 0:
             level = torch.rand(y.shape, generator=random).to(y.device) - 0.5
             y = y + self.dequantisation * level * operator.observed(y, params)
@@ -253,7 +251,7 @@ class AmbientGAN(Method):
     def _slope(self, y: Tensor, score: Tensor, batch: Batch) -> Float[Tensor, " b"]:
         """Return the squared gradient of each score over observed entries of its measurement."""
         (gradient,) = torch.autograd.grad(score.sum(), y, create_graph=True)
-        seen = self._operator.observed(gradient, batch.params)
+        seen = self.problem.operator.observed(gradient, batch.params)
         return (gradient * seen).flatten(1).square().sum(1)
 
     def _interpolated(self, batch: Batch, x: Tensor, random: Random) -> Tensor:

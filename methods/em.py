@@ -52,7 +52,6 @@ from cleanprior.diffusion.denoiser import Denoise, denoising_loss
 from cleanprior.diffusion.gaussian import MAX_PIXELS
 from cleanprior.diffusion.low_rank import cheaper_fit
 from cleanprior.diffusion.posterior import DPS, PosteriorSampler, draw_in_chunks
-from cleanprior.operators import Operator
 from cleanprior.prior import Prior
 from cleanprior.training import Loss, Method, Problem, Round, Session
 
@@ -264,7 +263,7 @@ class EM(Method):
         self, number: int, index: Tensor, x: Tensor, kept: Kept, session: Session
     ) -> Tensor:
         """Log how draws fit their measurements and how far their covariance moved; return it."""
-        operator, data = self.problem.operator, session.measurements
+        operator, data = self.problem.operator.to("cpu"), session.measurements
         mean, ratio = fit_of(operator, data, index, x, self.sigma_floor, self.chunk)
         found = {"residual": mean, "residual_ratio": ratio}
         covariance = followed_covariance(x)
@@ -278,7 +277,7 @@ class EM(Method):
 
     def _gaussian_draws(self, index: Tensor, session: Session) -> Tensor:
         """Draw from the exact posterior under the Gaussian fitted to the measurements."""
-        operator, kind = self.problem.operator, self.gaussian
+        operator, kind = self.problem.operator.to("cpu"), self.gaussian
         if kind == "auto":
             kind = cheaper_fit(session.measurements, operator)
         iterations = self.gaussian_iterations if kind == "dense" else self.low_rank_iterations
@@ -324,7 +323,7 @@ class EM(Method):
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         batch = session.measurements.batch(part).to(session.device)
         generators = session.generators("posterior", part.tolist(), round=number)
-        operator = self._operator_on(session)
+        operator = self.problem.operator
         draw = sampler(denoise, batch.y, batch.params, batch.sigma_y, operator, generators)
         costs = {
             "evaluations": float(draw.evaluations * len(part)),
@@ -349,7 +348,7 @@ class EM(Method):
             generator = session.generator("scale-images", round=number)
             index = torch.randperm(len(data), generator=generator)[: self.scale_images]
             batch = data.batch(index).to(session.device)
-            operator = self._operator_on(session)
+            operator = self.problem.operator
             misfits, evaluations, backwards = [], 0.0, 0.0
             for multiplier in self.scales:
                 draw = draw_in_chunks(
@@ -383,10 +382,6 @@ class EM(Method):
         assert isinstance(sampler, DPS)
         sampler.scale = scale
         return sampler
-
-    def _operator_on(self, session: Session) -> Operator:
-        """Return a copy of the operator on the device; the problem's own stays on the CPU."""
-        return copy.deepcopy(self.problem.operator).to(session.device)
 
     # -- M-step --------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ def fit_of(
     sigma_floor: float,
     chunk: int,
 ) -> tuple[float, float | None]:
-    r"""Return how draws fit their measurements, on the CPU.
+    r"""Return how draws fit their measurements, all on the CPU.
 
     Returns:
         The mean of :math:`\|r\|^2 / m`, units of x squared, and of :math:`\|r\|^2 / m \sigma^2`

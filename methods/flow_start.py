@@ -25,7 +25,6 @@ The exact draws are the posterior for nothing; maximum likelihood comes close to
 narrows the draws before the prior has said anything, whatever its PSNR.
 """
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -64,8 +63,7 @@ class Start(ABC):
     """The Gaussian stage of one run.
 
     Arguments:
-        operator: The forward operator; copied, as deepinv's objects hold state.
-        device: Where the flow lives.
+        operator: The forward operator, where the flow lives.
         sigma_floor: Noise level of the likelihood where sigma_y is 0, units of x.
         sigma_min: Least noise level of the bound; its square is the least eigenvalue of the fit.
         sigma_max: Largest noise level of the bound.
@@ -76,7 +74,6 @@ class Start(ABC):
     """
 
     operator: Operator
-    device: torch.device
     sigma_floor: float
     sigma_min: float
     sigma_max: float
@@ -84,9 +81,8 @@ class Start(ABC):
     quadratic: Callable[[Tensor], Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        # Closed forms need the physics on the CPU, the likelihood needs it on the device.
-        self.cpu_operator: Operator = copy.deepcopy(self.operator).to("cpu")
-        self.operator = copy.deepcopy(self.operator).to(self.device)
+        # Closed forms run on the CPU, the likelihood where the flow is.
+        self.cpu_operator: Operator = self.operator.to("cpu")
         self.is_ready = False
 
     @abstractmethod
@@ -156,12 +152,12 @@ class DenseStart(Start):
         if roots * flow.size**2 <= CACHE_NUMBERS:
             parts = torch.arange(len(measurements)).split(256)
             bases = [self._base(flow, measurements.batch(i)) for i in parts]
-            self._cache = Base.concatenate(bases).to(self.device)
+            self._cache = Base.concatenate(bases).to(self.operator.device)
         self.is_ready = True
 
     def _base(self, flow: PosteriorFlow, batch: Batch) -> Base:
         base = gaussian_base(flow.gaussian, batch.to("cpu"), self.cpu_operator, self.sigma_floor)
-        return base.to(self.device)
+        return base.to(self.operator.device)
 
     def base(self, flow: nn.Module, batch: Batch, is_training: bool) -> Base:  # noqa: D102
         assert isinstance(flow, PosteriorFlow)
@@ -219,7 +215,9 @@ class ConvStart(Start):
         numbers = len(measurements) * (flow.features + 2) * math.prod(flow.image_shape[1:])
         if numbers <= CACHE_NUMBERS:
             parts = torch.arange(len(measurements)).split(256)
-            bases = [self._base(prior, measurements.batch(i).to(self.device)) for i in parts]
+            bases = [
+                self._base(prior, measurements.batch(i).to(self.operator.device)) for i in parts
+            ]
             self._cache = ConvBase.concatenate(bases)
         self.is_ready = True
 

@@ -189,7 +189,7 @@ class FlowDiff(Method):
     def build(self) -> None:  # noqa: D102
         self.denoiser = self.problem.denoiser()
         operator, shape = self.problem.operator, self.problem.image_shape
-        places = (operator, self.device, self.sigma_floor, self.sigma_min, self.sigma_max)
+        places = (operator, self.sigma_floor, self.sigma_min, self.sigma_max)
         self._start: Start
         self.network: PosteriorFlow | ConvFlow
         if self._is_dense(shape):
@@ -334,11 +334,9 @@ class FlowDiff(Method):
             for part in torch.arange(len(batch)).split(64):
                 some = _select(batch, part)
                 base = self._start.base(flow, some, is_training=False)
-                total = torch.zeros(())
-                for _ in range(draws):
-                    own = [generators[int(i)] for i in part]
-                    total = total + self._start.draw(flow, base, some, own)[0]
-                rows.append(total / draws)
+                own = [generators[int(i)] for i in part]
+                drawn = [self._start.draw(flow, base, some, own)[0] for _ in range(draws)]
+                rows.append(torch.stack(drawn).mean(0))
             return torch.cat(rows)
 
         n = self.mean_draws

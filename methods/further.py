@@ -10,9 +10,7 @@ from cleanprior.seeding import bernoulli
 ENTRIES = 65_536
 
 
-def hidden_share(
-    operator: Operator, delta: float, generator: Generator, device: torch.device
-) -> float:
+def hidden_share(operator: Operator, delta: float, generator: Generator) -> float:
     r"""Estimate which share of what A-tilde hides is shown by A, and therefore scored.
 
     .. math:: q = \frac{E\,\|A (I - \tilde A^+ \tilde A) z\|^2}
@@ -25,7 +23,6 @@ def hidden_share(
         operator: A family with random parameters and further corruption.
         delta: Passed to its further corruption.
         generator: Source of parameters, further corruption and z.
-        device: Where the operator is.
 
     Returns:
         q, at least 0; 1 where A-tilde hides nothing.
@@ -34,10 +31,10 @@ def hidden_share(
     n = max(4, ENTRIES // (channels * height * width))
     drawn = operator.draw(n, generator)
     params, further = (
-        {k: v.to(device) for k, v in p.items()}
+        {k: v.to(operator.device) for k, v in p.items()}
         for p in (drawn, operator.further(drawn, delta, generator))
     )
-    z = (2 * bernoulli((n, *operator.image_shape), 0.5, generator) - 1).to(device)
+    z = (2 * bernoulli((n, *operator.image_shape), 0.5, generator) - 1).to(operator.device)
     hidden = z - operator.A_dagger(operator.A(z, further), further)
     total = float(hidden.square().sum())
     return float(operator.A(hidden, params).square().sum()) / total if total > 0 else 1.0

@@ -178,13 +178,10 @@ def draw_official(floor: Tensor, sigma_y: float, generator: Generator) -> Tensor
 def singular_values(operator: Operator) -> Tensor | None:
     """Return the singular values of some draws of the operator, (n, ...), or None without SVD."""
     n = PROBED if "random" in operator.capabilities else 1
-    params = operator.draw(n, generator_for(0, "gsure"))
-    try:
-        device = next(operator.physics.buffers()).device
-    except StopIteration:
-        device = torch.device("cpu")
-    params = {k: v.to(device) for k, v in params.items()}
-    spectrum = Spectrum.of(operator, params, torch.zeros(n, device=device))
+    params = {
+        k: v.to(operator.device) for k, v in operator.draw(n, generator_for(0, "gsure")).items()
+    }
+    spectrum = Spectrum.of(operator, params, torch.zeros(n, device=operator.device))
     return None if spectrum is None else spectrum.singular
 
 

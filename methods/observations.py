@@ -40,7 +40,7 @@ class Observations(Method):
     def _sample(self, n: int, generator: Generator) -> Tensor:
         assert self._measurements is not None
         index = torch.randperm(len(self._measurements), generator=generator)[:n]
-        batch = self._measurements.batch(index)
+        batch = self._measurements.batch(index).to(self.device)
         return self.problem.operator.lift(batch.y, batch.params)
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:  # noqa: D102

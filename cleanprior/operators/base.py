@@ -1,5 +1,6 @@
 r"""The Operator: :math:`y = A x + \sigma_y z`, its parameters' law, further corruption."""
 
+import copy
 from typing import ClassVar
 
 import torch
@@ -26,6 +27,7 @@ class Operator:
 
     Attributes:
         capabilities: Keys of :data:`cleanprior.capabilities.CAPABILITIES`.
+        device: Where the physics lies, and with it images and measurements; the CPU at first.
 
     Raises:
         ValueError: ``sigma`` negative or not finite.
@@ -39,6 +41,7 @@ class Operator:
         self.physics = physics
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.sigma = float(sigma)
+        self.device = torch.device("cpu")
 
     @property
     def name(self) -> str:
@@ -46,12 +49,20 @@ class Operator:
         return type(self).__name__
 
     def to(self, device: torch.device | str) -> "Operator":
-        """Move the physics to ``device`` and return the operator."""
-        self.physics.to(device)
-        return self
+        """Return a copy of the operator whose physics lies on ``device``.
+
+        This one stays as it is: whoever was handed an operator moves only a copy of his own.
+        """
+        moved = copy.deepcopy(self)
+        moved.physics.to(device)
+        moved.device = torch.device(device)
+        return moved
 
     def draw(self, n: int, generator: Generator) -> Params:
-        """Draw the parameters of ``n`` images; leading dimension n. Empty for a fixed operator."""
+        """Draw the parameters of ``n`` images; leading dimension n. Empty for a fixed operator.
+
+        They lie on the CPU, as the generator does, wherever the physics is.
+        """
         return {}
 
     def A(self, x: Float[Tensor, "b c h w"], params: Params) -> Float[Tensor, "b ..."]:
@@ -94,7 +105,8 @@ class Operator:
     def further(self, params: Params, delta: float, generator: Generator) -> Params:
         r"""Draw the parameters of :math:`\tilde A = B A`, corrupted further with ``delta``.
 
-        B erases entries: :math:`B y` is ``observed(y, further) * y``.
+        B erases entries: :math:`B y` is ``observed(y, further) * y``. The result lies where
+        ``params`` do.
 
         Raises:
             ValueError: The family has no further corruption.
@@ -122,7 +134,7 @@ class Operator:
     def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:
         """Return A of each image as a dense float64 matrix (for closed forms on small images)."""
         d = self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
-        basis = torch.eye(d).reshape(d, *self.image_shape)
+        basis = torch.eye(d, device=self.device).reshape(d, *self.image_shape)
         if not params:
             columns = self.A(basis, {}).flatten(1)
             return columns.T.double().expand(n, -1, -1)

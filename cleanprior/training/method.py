@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class Problem:
     """What is to be learned from: everything a method may know before it sees a measurement.
 
     Attributes:
-        operator: The forward operator.
+        operator: The forward operator; :meth:`Method.setup` takes a copy to its device.
         operator_name: Its name, for sentences.
         backbone: Configuration of the backbone, the same for every method.
         sigma_data: Standard deviation of the data for EDM preconditioning.
@@ -122,6 +122,9 @@ class Session:
 class Way:
     """A method's own way to restore or sample, shown as a row of its own.
 
+    As a method writes it, batches and images lie on the method's device; evaluation calls what
+    :meth:`Method.own_ways` returns, with all on the CPU. Generators are always the CPU's.
+
     Attributes:
         name: Shown in the table, e.g. ``one step``.
         restore: ``(batch, generators) -> (x, evaluations per image)``, or None.
@@ -134,6 +137,25 @@ class Way:
     sample: Callable[[int, Generator], Tensor] | None = None
     reason: str = ""
 
+    def on(self, device: torch.device) -> "Way":
+        """Return the way for batches and images of the CPU, computed on ``device``."""
+        inner_restore, inner_sample = self.restore, self.sample
+
+        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
+            assert inner_restore is not None
+            x, evaluations = inner_restore(batch.to(device), generators)
+            return x.cpu(), evaluations
+
+        def sample(n: int, generator: Generator) -> Tensor:
+            assert inner_sample is not None
+            return inner_sample(n, generator).cpu()
+
+        return replace(
+            self,
+            restore=restore if inner_restore else None,
+            sample=sample if inner_sample else None,
+        )
+
 
 @dataclass(kw_only=True)
 class Method(ABC):
@@ -141,6 +163,12 @@ class Method(ABC):
 
     A subclass is a dataclass: its fields are the keys of its YAML. Networks are made in
     :meth:`build`, under a seeded scope.
+
+    One rule for devices: nobody moves what he was handed. From :meth:`setup` on, ``self.problem``
+    has an operator of its own on ``self.device``, where the networks, the batches of
+    :meth:`loss` and their parameters are too. What a session holds (measurements, clean images,
+    stored results) is on the CPU, and so are generators: draw with one, then move the numbers. A
+    closed form on the CPU takes a copy, ``self.problem.operator.to("cpu")``.
 
     Arguments:
         needs: Keys of :data:`cleanprior.capabilities.NEEDS`; what does not hold is the reason of a
@@ -178,8 +206,11 @@ class Method(ABC):
         return warning(self.needs, self.facts(problem))
 
     def setup(self, problem: Problem, device: torch.device) -> None:
-        """Remember the problem and build the networks with weights from the training seed."""
-        self.problem = problem
+        """Remember the problem, with a copy of its operator on ``device``, and build the networks.
+
+        Weights are drawn on the CPU from the training seed: the same on every device.
+        """
+        self.problem = replace(problem, operator=problem.operator.to(device))
         self.device = device
         with scoped_rng(seed_for(problem.seed, "weights")):
             self.build()
@@ -225,8 +256,12 @@ class Method(ABC):
         """Return what was learned, with averaged weights, or None for a method without denoiser."""
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
-        """Return the method's own ways to restore and sample; each is a row of its own."""
+        """Return the method's own ways to restore and sample, on its device; each is a row."""
         return []
+
+    def own_ways(self, averaged: Mapping[str, nn.Module]) -> list[Way]:
+        """Return :meth:`ways` as evaluation calls them: batches and images on the CPU."""
+        return [way.on(self.device) for way in self.ways(averaged)]
 
     def make_prior(self, denoiser: nn.Module) -> Prior:
         """Wrap an averaged denoiser as a :class:`Prior`."""

@@ -89,7 +89,7 @@ def test_the_sum_is_over_entries_and_the_mean_over_images(ambient_on, name, shap
 )
 def test_the_share_that_is_scored_is_that_of_the_closed_form(make_operator, name, shape, overrides):
     operator = make_operator(name, shape, *overrides)
-    found = hidden_share(operator, 0.1, generator_for(0, "q"), torch.device("cpu"))
+    found = hidden_share(operator, 0.1, generator_for(0, "q"))
     further = operator.further(
         operator.draw(500, generator_for(1, "p")), 0.1, generator_for(1, "f")
     )
@@ -128,7 +128,8 @@ def test_fixed_further_masks_erase_the_share_delta_and_differ_between_images(amb
 
 
 def test_samples_go_through_further_corruption_of_the_same_delta(ambient_on_digits, monkeypatch):
-    method, operator, _, _ = ambient_on_digits(delta=0.3)
+    method, *_ = ambient_on_digits(delta=0.3)
+    operator = method.problem.operator
     asked, further = [], operator.further
     monkeypatch.setattr(
         operator, "further", lambda p, delta, g: asked.append(delta) or further(p, delta, g)

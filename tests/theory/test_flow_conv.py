@@ -144,7 +144,7 @@ def test_untrained_draws_follow_the_gaussian_posterior(make_operator, name):
     batch = make_measurements(operator, 1, scale=0.4).batch(torch.zeros(draws, dtype=torch.long))
     flow = make_flow(shape, feature_channels(operator))
     flow.set_gaussian(prior.mean, prior.factor, torch.tensor(prior.isotropic))
-    start = ConvStart(operator, CPU, 0.1, 0.05, 4.0, 3)
+    start = ConvStart(operator, 0.1, 0.05, 4.0, 3)
     with torch.no_grad():
         base = start.base(flow, batch, is_training=False)
         x, log_det = start.draw(flow, base, batch, generator_for(0, "draw"))
@@ -167,7 +167,7 @@ def test_the_scale_is_exact_for_a_diagonal_prior_and_a_mask(make_operator):
     batch = make_measurements(operator, 3, scale=0.4).batch(torch.arange(3))
     flow = make_flow(shape, feature_channels(operator))
     flow.set_gaussian(torch.zeros(16), torch.zeros(16, 3), torch.tensor(0.3))
-    base = ConvStart(operator, CPU, 0.1, 0.05, 4.0, 3).base(flow, batch, is_training=False)
+    base = ConvStart(operator, 0.1, 0.05, 4.0, 3).base(flow, batch, is_training=False)
     expected = (1 / 0.3 + batch.params["mask"] / 0.1**2).rsqrt()
     torch.testing.assert_close(base.spread, expected)
 
@@ -179,7 +179,7 @@ def test_the_mask_alone_changes_the_output(make_operator, part):
     batch = make_measurements(operator, 3, scale=0.4).batch(torch.arange(3))
     flow = make_flow(shape, feature_channels(operator))
     disturb(getattr(flow, part))
-    base = ConvStart(operator, CPU, 0.1, 0.05, 4.0, 3).base(flow, batch, is_training=False)
+    base = ConvStart(operator, 0.1, 0.05, 4.0, 3).base(flow, batch, is_training=False)
     features = base.features.clone()
     assert torch.equal(features[:, 3:4], batch.params["mask"])
     features[:, 3:4] = 1 - features[:, 3:4]
