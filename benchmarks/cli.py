@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 REQUEST = "request.json"
+Wide = Annotated[
+    bool,
+    typer.Option(
+        "--wide",
+        help="Print every column, however wide. Else those that the terminal has room for; 140 "
+        "columns where the output is none, or as many as COLUMNS says.",
+    ),
+]
 
 
 def _split(option: str, value: str | None) -> list[str] | None:
@@ -52,6 +60,7 @@ def bench(
         str, typer.Option(help="Train this share of the cells only, e.g. 3/8: one job of an array.")
     ] = "1/1",
     out: Out = Path("runs"),
+    wide: Wide = False,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value for every row, e.g. operator.p=0.3")
     ] = None,
@@ -84,7 +93,7 @@ def bench(
 
     run(plan, out, forced, Progress(Console(stderr=True)), share)
     write_text(out / "tables" / plan.key / REQUEST, json.dumps(request, indent=1))
-    if not report(plan, out):
+    if not report(plan, out, wide):
         raise typer.Exit(1)
 
 
@@ -102,6 +111,7 @@ def report_again(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a benchmark's tables, with its page.", **GIVEN)
     ],
+    wide: Wide = False,
 ) -> None:
     """Write the tables and the page of a benchmark again; nothing is trained."""
     try:
@@ -124,5 +134,5 @@ def report_again(
         ) from error
     from .report import report
 
-    if not report(plan, folder.resolve().parent.parent):
+    if not report(plan, folder.resolve().parent.parent, wide):
         raise typer.Exit(1)

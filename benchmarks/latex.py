@@ -6,9 +6,35 @@ from collections.abc import Sequence
 import pandas as pd
 
 #: Columns that a page has no room for; ``table.csv`` has them all.
-LEFT_OUT = ("restores by", "restore s", "sample s", "peak MB", "energy kJ", "params", "status")
+LEFT_OUT = (
+    "restores by",
+    "|y-Ax| point",
+    "LPIPS draw",
+    "LPIPS point",
+    "FD inf",
+    "train s",
+    "restore FLOP",
+    "restore s",
+    "sample FLOP",
+    "sample s",
+    "peak MB",
+    "energy kJ",
+    "params",
+    "status",
+)
 #: Headings that would widen their column; the comments explain the long ones.
-SHORT = {"clean images": "clean", "proximal FD": "prox. FD"}
+SHORT = {
+    "clean images": "clean",
+    "PSNR dB draw": "PSNR",
+    "PSNR dB point": "PSNR$_p$",
+    "SSIM draw": "SSIM",
+    "SSIM point": "SSIM$_p$",
+    "|y-Ax| draw": "$|y-Ax|$",
+    "proximal FD": "prox. FD",
+    "train FLOP": "FLOP",
+}
+#: First character that the default fonts do not print.
+LATIN = 0x180
 _WRITTEN = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "|y-Ax|": "$|y-Ax|$",
     "A^+ y": "$A^+ y$",
@@ -30,26 +56,28 @@ def to_latex(shown: pd.DataFrame, bold: pd.DataFrame, comments: Sequence[str]) -
         comments: Written above, a line each.
     """
     kept = [c for c in shown.columns if c not in LEFT_OUT]
-    names = map(_name, shown["method"], shown["restores by"], shown["status"])
+    names = map(_name, shown["method"], shown["status"])
     table = shown[kept].assign(method=list(names)).map(_escape)
     table = table.mask(bold[kept].to_numpy(), "\\textbf{" + table + "}")
     table = table[~shown["status"].str.startswith(("skipped", "not run"))]
-    table.columns = [_escape(SHORT.get(c, c)) for c in kept]
+    table.columns = [SHORT.get(c) or _escape(c) for c in kept]
     sides = "@{}l" + "r" * (len(kept) - 1) + "@{}"
     body = table.to_latex(index=False, escape=False, column_format=sides)
-    head = "\n".join(f"% {line}" for line in comments)
+    head = "\n".join(f"% {' '.join(line.split())}" for line in comments)
     return (
         f"{head}\n% needs \\usepackage{{booktabs}}\n"
         f"{{\\footnotesize\\setlength{{\\tabcolsep}}{{2.5pt}}%\n{body}}}\n"
     )
 
 
-def _name(method: str, way: str, status: str) -> str:
-    """Return the method with its own way in words, and what its status warns of."""
-    own = method.replace(": own way", f": {way.removeprefix('none; ')}")
+def _name(method: str, status: str) -> str:
+    """Return the method and what its status warns of."""
     warned = re.search(r" \[.*\]$", status)
-    return own + (warned[0] if warned else "")
+    return method + (warned[0] if warned else "")
 
 
 def _escape(value: object) -> str:
-    return _PATTERN.sub(lambda found: _WRITTEN[found[0]], str(value))
+    """Write a text for LaTeX; a character that its fonts lack becomes a question mark."""
+    text = " ".join(str(value).split())
+    written = _PATTERN.sub(lambda found: _WRITTEN[found[0]], text)
+    return "".join(c if ord(c) < LATIN else "?" for c in written)

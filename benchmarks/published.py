@@ -17,13 +17,13 @@ from cleanprior.errors import UserError, unknown
 from cleanprior.records import Record, is_finished
 
 from .plan import Problem
-from .tables import number, row_name
+from .tables import DASH, SIGNIFICANT, number, row_name
 
 #: Published metric, ours, format, headings. FD is never called FID: it has other features and fewer
 #: samples.
 METRICS = (
     ("psnr", "psnr", ".2f", "PSNR published", "PSNR ours"),
-    ("fid", "fd", ".1f", "FID published", "FD ours"),
+    ("fid", "fd", SIGNIFICANT, "FID published", "FD ours"),
     ("lpips", "lpips", ".3f", "LPIPS published", "LPIPS ours"),
     ("is", None, ".2f", "IS published", "IS ours"),
 )
@@ -213,11 +213,9 @@ def beside(
         is_stretched = printed.setting.get("metric_convention") == STRETCHED
         for name, key, form, theirs, here in METRICS:
             published = printed.metrics.get(name)
-            line[theirs] = "-" if published is None else f"{published:{form}}"
+            line[theirs] = DASH if published is None else _printed(published, form)
             likest = "psnr_minmax" if key == "psnr" and is_stretched else key
-            line[here] = "-"
-            if ours is not None and likest is not None and likest in ours:
-                line[here] = number(ours, likest, form, " ± ")
+            line[here] = _like(ours, likest, form)
         line["clean images there"] = _known(printed.setting.get("n_clean"))
         line["clean images here"] = "-" if ours is None else _count(ours["clean_images"])
         lines.append(line)
@@ -241,6 +239,21 @@ def beside(
         if (table[theirs] == "-").all():
             table = table.drop(columns=[theirs, here])
     return table, found, list(dict.fromkeys(remarks))
+
+
+def _like(ours: dict[str, Any] | None, key: str | None, form: str) -> str:
+    """Return our number; where a row has no draws, that of its point estimate, which says so."""
+    if ours is None or key is None:
+        return DASH
+    for name, remark in ((key, ""), (f"{key}_point", " (point)")):
+        if not pd.isna(ours.get(name, float("nan"))):
+            return number(ours, name, form, " ± ") + remark
+    return DASH
+
+
+def _printed(value: float, form: str) -> str:
+    """Return a published number; a distance as it was printed there."""
+    return f"{value:g}" if form == SIGNIFICANT else f"{value:{form}}"
 
 
 def numbers(shown: pd.DataFrame) -> pd.DataFrame:

@@ -3,73 +3,87 @@
 from pathlib import Path
 
 import pandas as pd
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from cleanprior.files import write_bytes, write_text
+from cleanprior.files import write_bytes
+from cleanprior.terminal import Screen
 
-from . import drawing, page, published, runner, statistics, tables
+from . import drawing, notes, page, published, runner, statistics, tables, writing
+from .overview import OVERVIEWS, overview
 from .page import Sheet
-from .plan import Plan
+from .plan import Plan, Problem
+from .printing import print_notes, print_table
 
-#: Metrics that an overview of several problems shows, with their headings.
-OVERVIEWS = {"psnr": "PSNR in dB", "fd": "FD"}
+Best = dict[str, dict[str, list[tuple[str, str]]]]
 
 
-def report(plan: Plan, out: Path) -> bool:
+def report(plan: Plan, out: Path, is_wide: bool = False) -> bool:
     """Print and write the tables of every problem, an overview of several, and the page.
+
+    Arguments:
+        plan: The benchmark.
+        out: Folder of all runs.
+        is_wide: Whether every column is printed, however wide the table gets.
 
     Returns:
         Whether no row failed or diverged.
     """
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=190)
-    is_sound = True
-    sheets: list[Sheet] = []
-    best: dict[str, dict[str, list[tuple[str, str]]]] = {}
-    for problem in plan.problems:
-        records = runner.records(problem, out)
-        frame = tables.tidy(records)
-        summary = tables.summarise(frame)
-        shown = tables.display(summary, plan.references)
-        comparisons = statistics.compare(records, plan.references)
-        best[problem.label] = statistics.best(comparisons)
-        bold = tables.marks(summary, best[problem.label])
-        seeds = max(len(cells) for cells in problem.cells.values())
-        lines = tables.notes(problem, records, seeds)
-        folder = out / "tables" / f"{plan.name}-{problem.key}"
-        files = tables.write(folder, problem.title, shown, summary, frame, lines, bold, comparisons)
-        files += drawing.draw(problem, records, summary, out, folder)
-        print_table(console, problem.title, shown, lines, bold)
-        console.print(f"files in {folder}/: {', '.join(f.name for f in files)}", soft_wrap=True)
-        is_sound &= not frame["status"].str.startswith(("failed", "diverged")).any()
-        sheets.append(
-            Sheet(
-                problem.label,
-                problem.title,
-                shown,
-                summary,
-                bold,
-                lines,
-                files,
-                records,
-                plan.references,
-            )
-        )
+    screen = Screen(is_wide)
+    best: Best = {}
+    sheets = [_problem(plan, problem, out, screen, best) for problem in plan.problems]
+    is_sound = not any(
+        record["status"].startswith(("failed", "diverged"))
+        for sheet in sheets
+        for cells in sheet.records.values()
+        for record in cells
+    )
     folder = out / "tables" / plan.key
-    front = _published(plan, sheets, folder, console)
+    front = _published(plan, sheets, folder, screen)
     if len(sheets) > 1:
-        front += _overviews(plan, sheets, best, folder, console)
-    sheets = [*front, *sheets]
-    path = page.write(folder / "report.html", plan.name, plan.about, sheets)
-    console.print(f"page: {path}", soft_wrap=True)
+        front += _overviews(plan, sheets, best, folder, screen)
+    path = page.write(folder / "report.html", plan.name, plan.about, [*front, *sheets])
+    screen.say(f"page: {path}")
     return is_sound
 
 
-def _published(plan: Plan, sheets: list[Sheet], folder: Path, console: Console) -> list[Sheet]:
+def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best) -> Sheet:
+    """Print and write the tables of one problem."""
+    records = runner.records(problem, out)
+    frame = tables.tidy(records)
+    summary = tables.summarise(frame)
+    shown = tables.display(summary, plan.references)
+    comparisons = statistics.compare(records, plan.references)
+    best[problem.label] = statistics.best(comparisons)
+    bold = tables.marks(summary, best[problem.label])
+    said = notes.write_notes(problem, records, plan.references)
+    folder = out / "tables" / f"{plan.name}-{problem.key}"
+    sentences: list[str] = []
+    files = writing.write(
+        folder, problem.title, shown, summary, frame, sentences, said.lines, bold, comparisons
+    )
+    files += drawing.draw(problem, records, summary, out, folder)
+    print_table(screen, problem.title, shown, bold, folder / "table.md")
+    for heading, lines in (
+        ("", [" ".join(sentences)]),
+        ("Careful:", said.careful),
+        ("Measured:", said.details),
+    ):
+        print_notes(screen, heading, lines)
+    screen.say()
+    screen.note(f"files in {folder}/: {', '.join(f.name for f in files)}")
+    return Sheet(
+        problem.label,
+        problem.title,
+        shown,
+        summary,
+        bold,
+        [*sentences, *said.lines],
+        files,
+        records,
+        plan.references,
+    )
+
+
+def _published(plan: Plan, sheets: list[Sheet], folder: Path, screen: Screen) -> list[Sheet]:
     """Print and write published numbers beside ours, and what differs."""
     found = [
         published.beside(problem, sheet.records, sheet.summary)
@@ -78,7 +92,7 @@ def _published(plan: Plan, sheets: list[Sheet], folder: Path, console: Console) 
     ]
     if not found:
         return []
-    shown = pd.concat([frame for frame, _, _ in found], ignore_index=True).fillna("-")
+    shown = pd.concat([frame for frame, _, _ in found], ignore_index=True).fillna(tables.DASH)
     lines = [
         "published numbers are quoted, never measured here; another setting gives other numbers, "
         "so compare orderings and ratios and not levels",
@@ -87,23 +101,15 @@ def _published(plan: Plan, sheets: list[Sheet], folder: Path, console: Console) 
     ]
     bold = shown.map(lambda _: False)
     title = f"Published numbers beside ours: {plan.about or plan.name}"
-    print_table(console, title, shown, lines[:1], bold)
-    bullets = "\n".join(f"- {line}" for line in lines)
-    text = f"## {title}\n\n{tables.to_markdown(shown, bold)}\n\n{bullets}\n"
-    write_text(folder / "published.md", text)
-    write_text(folder / "published.csv", shown.to_csv(index=False))
-    files = [folder / "published.md", folder / "published.csv"]
-    console.print(f"what differs, line by line: {files[0]}", soft_wrap=True)
+    files = writing.write_plain(folder, "published", title, shown, shown, lines, bold)
+    print_table(screen, title, shown, bold, files[0])
+    print_notes(screen, "", [*lines[:1], f"what differs, line by line: {files[0]}"])
     numbers = published.numbers(shown)
     return [Sheet("published", title, shown, numbers, bold, lines, files, {}, plan.references)]
 
 
 def _overviews(
-    plan: Plan,
-    sheets: list[Sheet],
-    best: dict[str, dict[str, list[tuple[str, str]]]],
-    folder: Path,
-    console: Console,
+    plan: Plan, sheets: list[Sheet], best: Best, folder: Path, screen: Screen
 ) -> list[Sheet]:
     """Print and write one table a metric with all problems side by side."""
     found = []
@@ -115,16 +121,14 @@ def _overviews(
         "-: not trained there, or no such number; the reason stands in the problem's own table",
     ]
     for key, heading in OVERVIEWS.items():
-        shown, numbers, bold = tables.overview(summaries, best, plan.references, key)
+        shown, numbers, bold = overview(summaries, best, plan.references, key)
         if not len(shown):
             continue
         title = f"{heading} on every problem of {plan.name}"
-        print_table(console, title, shown, lines, bold)
-        name = f"overview_{key}"
-        text = f"## {title}\n\n{tables.to_markdown(shown, bold)}\n\n"
-        write_text(folder / f"{name}.md", text + "\n".join(f"- {line}" for line in lines) + "\n")
-        write_text(folder / f"{name}.csv", numbers.to_csv(index=False))
-        files = [folder / f"{name}.md", folder / f"{name}.csv", *plotted]
+        files = writing.write_plain(folder, f"overview_{key}", title, shown, numbers, lines, bold)
+        print_table(screen, title, shown, bold, files[0])
+        print_notes(screen, "", lines)
+        files += plotted
         plotted = []  # on the first tab only
         found.append(
             Sheet(f"all: {key}", title, shown, numbers, bold, lines, files, {}, plan.references)
@@ -148,26 +152,3 @@ def _sweep(plan: Plan, sheets: list[Sheet], folder: Path) -> list[Path]:
         return []
     write_bytes(folder / "sweep.png", plots.png(figure))
     return [folder / "sweep.png"]
-
-
-def print_table(
-    console: Console, title: str, shown: pd.DataFrame, lines: list[str], bold: pd.DataFrame
-) -> None:
-    """Print a table with its notes."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in shown.columns:
-        is_text = heading in tables.TEXTS
-        table.add_column(
-            heading,
-            justify="left" if is_text else "right",
-            overflow="fold",
-            no_wrap=heading == "method",
-        )
-    for line, is_bold in zip(
-        shown.itertuples(index=False), bold.itertuples(index=False), strict=True
-    ):
-        cells = [escape(str(v)).replace(" ± ", "±") for v in line]  # a spread stays on its line
-        table.add_row(*(f"[bold]{c}[/]" if b else c for c, b in zip(cells, is_bold, strict=True)))
-    console.print(table)
-    for text in lines:
-        console.print(f"  {text}", soft_wrap=True, highlight=False, markup=False)

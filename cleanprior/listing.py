@@ -1,12 +1,10 @@
 """What ``cleanprior list`` prints: what is installed, and what may be trained on what. No torch."""
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from collections.abc import Sequence
 
 from . import capabilities, registry
 from .errors import unknown
+from .terminal import GAP, Column, Screen
 
 #: What can be listed, and the group of its configurations.
 KINDS = {
@@ -17,6 +15,7 @@ KINDS = {
     "tables": "table",
     "backbones": "backbone",
 }
+HEADINGS = {"data": "data set"}
 
 
 def show(what: str) -> None:
@@ -30,52 +29,63 @@ def show(what: str) -> None:
     """
     if what not in KINDS:
         raise unknown("list", what, KINDS)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    if what in ("methods", "operators"):
-        if what == "operators":
-            console.print(_operators())
-        _print_matrix(console, has_about=what == "methods")
-        return
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("data set" if what == "datasets" else KINDS[what])
-    table.add_column("about")
-    for name in registry.options(KINDS[what]):
-        table.add_row(escape(name), escape(registry.read(KINDS[what], name).get("about", "")))
-    console.print(table)
+    group, screen = KINDS[what], Screen()
+    names = list(registry.methods() if group == "method" else registry.options(group))
+    found = {name: registry.read(group, name) for name in names}
+    columns = [
+        Column(HEADINGS.get(group, group), names, is_text=True),
+        Column("about", [_words(config.get("about")) for config in found.values()], is_text=True),
+    ]
+    if group == "operator":
+        able = [", ".join(config.get("capabilities") or ()) for config in found.values()]
+        columns.append(Column("capabilities", able, is_text=True))
+    screen.table(columns)
+    if group in ("method", "operator"):
+        screen.say()
+        _print_matrix(screen)
 
 
-def _operators() -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("operator", "about", "capabilities"):
-        table.add_column(heading)
-    for name in registry.options("operator"):
-        config = registry.read("operator", name)
-        able = ", ".join(config.get("capabilities", []))
-        table.add_row(escape(name), escape(config.get("about", "")), able)
-    return table
+def _words(value: object) -> str:
+    return "" if value is None else " ".join(str(value).split())
 
 
-def _print_matrix(console: Console, has_about: bool) -> None:
-    """Print which method may be trained on which operator with its default parameters."""
+def _print_matrix(screen: Screen) -> None:
+    """Print which method may be trained on which operator, in as many blocks as the width needs."""
     operators = {name: registry.read("operator", name) for name in registry.options("operator")}
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("method", no_wrap=True)
-    if has_about:
-        table.add_column("about", min_width=30)
-    table.add_column("clean images", justify="right")
-    for operator in operators:
-        table.add_column(operator)
+    methods = {name: registry.read("method", name) for name in registry.methods()}
     codes: dict[str, None] = {}
-    for name in registry.methods():
-        config = registry.read("method", name)
-        found = [capabilities.unmet(name, config, o, d)[0] for o, d in operators.items()]
-        codes |= dict.fromkeys(code for code in found if code)
-        about = [escape(config.get("about", ""))] if has_about else []
-        clean = str(config.get("clean_images", 0))
-        table.add_row(escape(name), *about, clean, *(code or "ok" for code in found))
-    console.print(table)
-    console.print("ok: may be trained on the operator with its default parameters. Otherwise:")
+    able: dict[str, list[str]] = {operator: [] for operator in operators}
+    for name, config in methods.items():
+        for operator, described in operators.items():
+            code = capabilities.unmet(name, config, operator, described)[0]
+            codes |= {code: None} if code else {}
+            able[operator].append(code or "ok")
+    first = [
+        Column("method", list(methods), is_text=True),
+        Column("clean images", [_words(m.get("clean_images", 0)) for m in methods.values()]),
+    ]
+    screen.note("May be trained with its default parameters on (ok), or may not (code, see below):")
+    for block in _blocks(
+        first, [Column(o, cells, is_text=True) for o, cells in able.items()], screen
+    ):
+        screen.say()
+        screen.table([*first, *block])
+    screen.say()
     for code in codes:
-        console.print(f"  {code}: {capabilities.rule(code)}", soft_wrap=True, highlight=False)
+        screen.note(f"{code}: {capabilities.rule(code)}")
+
+
+def _blocks(
+    first: Sequence[Column], columns: Sequence[Column], screen: Screen
+) -> list[list[Column]]:
+    """Return the columns in blocks that fit beside the first ones; each has at least one."""
+    blocks: list[list[Column]] = []
+    room = 0
+    for column in columns:
+        needed = GAP + max(column.least, len(column.heading))
+        if not blocks or needed > room:
+            blocks.append([])
+            room = screen.width - sum(c.least + GAP for c in first) + GAP
+        blocks[-1].append(column)
+        room -= needed
+    return blocks

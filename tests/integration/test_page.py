@@ -21,7 +21,7 @@ try {
   const all = (what) => [...panels[0].querySelectorAll(what)];
   const names = () => all("tbody tr").map((r) => r.cells[0].textContent);
   const visible = () => all("tbody tr:not([hidden])").map((r) => r.cells[0].textContent);
-  const head = all("thead button").find((b) => b.textContent == "PSNR dB");
+  const head = all("thead button").find((b) => b.textContent == "PSNR dB draw");
   say("start", names());
   head.click(); say("ascending", names());
   head.click(); say("descending", names());

@@ -1,0 +1,216 @@
+"""What stands under a table, in plain words: what to be careful of, then what was measured."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cleanprior import registry
+from cleanprior.records import Record, is_finished
+
+from .numbers import significant, with_spread
+from .plan import Problem
+from .tables import COLUMNS, codes_of
+
+#: Sentences of codes whose records hold none.
+CODES = {
+    "floor": "noise-free data; the likelihood uses a noise floor in its place",
+    "rank": "some pixels are never supervised under this operator",
+    "shift": "trained with missing coordinates, sampled with none",
+    "straw-man": "y was taken for a noisy image; the operator was not used",
+    "ambient-o": "the operator is not modelled, its corruption drowned in noise",
+    "null": "what the operator never shows comes from the method's start, not from y",
+}
+#: A mean of draws has more PSNR than a draw by nature.
+POINTS = (
+    "a draw is never ranked against a point: the mean of several draws, or a point estimate, has "
+    "more PSNR than a draw of the same prior, and is smoother"
+)
+
+BOLD = (
+    "bold: better than every other row of its track (clean images handed out), 5 % level after "
+    "Holm's correction; pairs in comparisons.csv"
+)
+
+Records = Mapping[str, Sequence[Record]]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The lines under a table.
+
+    Attributes:
+        careful: What a reader must know before believing a number.
+        details: What was measured, and how.
+    """
+
+    careful: list[str]
+    details: list[str]
+
+    @property
+    def lines(self) -> list[str]:
+        """All of them, in their order."""
+        return [*self.careful, *self.details]
+
+
+def write_notes(problem: Problem, records: Records, references: Sequence[str]) -> Notes:
+    """Return the notes of a problem.
+
+    Arguments:
+        problem: The problem.
+        records: Its records by method, one a seed.
+        references: Methods that are not ranked.
+    """
+    seeds = max(len(cells) for cells in problem.cells.values())
+    done = [r for cells in records.values() for r in cells if is_finished(r)]
+    found = done[0]["evaluation"] if done else {}
+    careful = [*_unfinished(records), *_codes(records), *_seeds(records, references, seeds)]
+    rows = [row for r in done for row in r["rows"]]
+    has_points = any("psnr_point" in row["metrics"] for row in rows)
+    careful += [POINTS] if has_points else []
+    careful += _distances(found)
+    careful += _upper_bounds(records)
+    details = []
+    if done:
+        details = [*_protocol(done[0], rows), *_proximal(found), *_missing(records)]
+        details.append(BOLD)
+    return Notes(list(dict.fromkeys(careful)), list(dict.fromkeys(details)))
+
+
+def _unfinished(records: Records) -> Iterable[str]:
+    for method, cells in records.items():
+        yield from (f"{method}: {_flat(r['status'])}" for r in cells if ":" in r["status"])
+        done = [r for r in cells if is_finished(r)]
+        if any(
+            r["code"]["method_sha256"] != registry.code_hash(r["config"]["method"]["name"])
+            for r in done
+        ):
+            yield f"{method}: its code changed after this row; retrain with --force {method}"
+
+
+def _flat(text: str) -> str:
+    """Return a text on one line; an exception's may have several."""
+    return " ".join(text.split())
+
+
+def _codes(records: Records) -> Iterable[str]:
+    """Return each warning with the methods that it stands beside; sentences come from records."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for method, cells in records.items():
+        for record in cells:
+            told = codes_of(record)
+            for row in record.get("rows") or ():
+                told |= codes_of(record, row)
+            for code, sentence in told.items():
+                said = _flat(sentence) or CODES.get(code, "")
+                found.setdefault((code, said), {})[method] = None
+    for (code, sentence), methods in sorted(found.items()):
+        meaning = sentence or "a warning of the method's own; its package says what it means"
+        yield f"[{code}] {', '.join(methods)}: {meaning}"
+
+
+def _seeds(records: Records, references: Sequence[str], seeds: int) -> Iterable[str]:
+    if seeds == 1:
+        yield (
+            "one training seed: differences hold for these trained networks; another training of "
+            "the same method may differ by as much"
+        )
+    else:
+        yield f"mean ± standard deviation over {seeds} training seeds"
+
+
+def _with_std(found: Mapping[str, Any], key: str) -> str:
+    value, spread = found[key], found.get(f"{key}_std")
+    return significant(value) if spread is None else with_spread(value, spread, " ± ")
+
+
+def _distances(found: Mapping[str, Any]) -> Iterable[str]:
+    """Say what a Frechet distance is to be read against."""
+    if "samples" not in found:
+        return
+    count = found["samples"]
+    if "fd_exact" in found:
+        yield (
+            f"FD of {count:,} samples with exactly the right moments: "
+            f"{_with_std(found, 'fd_exact')}; a row as near to 0 as that has nothing left to gain"
+        )
+    sampling = found.get("sampling_seeds")
+    if sampling is not None and len(sampling) > 1:
+        yield (
+            f"FD ±: standard deviation over {len(sampling)} sampling seeds, and over training "
+            "seeds where there are several"
+        )
+    split = found.get("test_split") or {}
+    if "fd" in split:
+        size = found.get("test_split_samples", found.get("test_images", 0))
+        text = f"FD of the held-out images: {significant(split['fd'])} with {size:,} of them"
+        if "fd_exact_test" in found:
+            text += f", where exact samples have {_with_std(found, 'fd_exact_test')}"
+        if "fd_random_splits" in found:
+            text += f" and random splits {_with_std(found, 'fd_random_splits')}"
+        yield f"{text}; with fewer images an FD is larger by chance"
+    elif "test_split_missing" in found:
+        yield f"FD of the held-out images: {found['test_split_missing']}"
+    elif "fd_train_test" in found:
+        yield f"FD: the test split itself has {significant(found['fd_train_test'])}"
+
+
+def _upper_bounds(records: Records) -> Iterable[str]:
+    for method, cells in records.items():
+        if any(r.get("clean_images") and r["clean_images"] == r.get("train_images") for r in cells):
+            yield f"† {method}: upper bound, trained on all clean images; not ranked"
+
+
+def _protocol(record: Record, rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    found, training = record["evaluation"], record["config"]["training"]
+    yield (
+        f"measurements: the same bytes for every row (sha256 {record['measurements_sha256'][:12]})"
+        f"; budget: {training['budget']:,} images seen by each denoiser"
+    )
+    draws = found.get("draws")
+    text = f"restorations: {found['test_images']} held-out measurements"
+    if draws:
+        text += f"; PSNR draw: of one draw, PSNR point: of the mean of {draws} draws"
+    yield (
+        f"{text}; rows share one posterior sampler and its noise, own ways stand in rows of their "
+        "own"
+    )
+    if "features" in found:
+        yield (
+            f"FD: features {found['features']}; {found['samples']:,} samples against the "
+            f"{found['reference']}"
+        )
+    elif not found.get("has_clean", True):
+        yield "no clean images: no PSNR, SSIM or FD"
+    if found.get("expected_consistency") is not None and any(
+        "consistency" in row["metrics"] or "consistency_point" in row["metrics"] for row in rows
+    ):
+        yield (
+            f"|y-Ax| of the true images: {significant(found['expected_consistency'])} (the noise); "
+            "far below, a restoration fits the noise; far above, it does not explain y"
+        )
+
+
+def _proximal(found: Mapping[str, Any]) -> Iterable[str]:
+    if "proximal_floor" in found:
+        yield (
+            f"proximal FD: features {found['proximal_features']}; training measurements among "
+            f"themselves have {_with_std(found, 'proximal_floor')}, zeros "
+            f"{significant(found['proximal_ceiling'])}"
+        )
+
+
+def _missing(records: Records) -> Iterable[str]:
+    """Return why there is a dash: by column where it holds for all rows, else by method."""
+    headings = {column.key: column.heading for column in COLUMNS}
+    columns: dict[str, None] = {}
+    methods: dict[str, None] = {}
+    for method, cells in records.items():
+        for record in cells:
+            for row in record.get("rows") or ():
+                for kind, reason in row["missing"].items():
+                    if kind in headings:
+                        columns[f"{headings[kind]}: {reason}"] = None
+                    elif kind in ("restoration", "generation"):
+                        methods[f"{method}: {reason}"] = None
+    yield from columns
+    yield from methods
