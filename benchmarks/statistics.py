@@ -1,110 +1,72 @@
-r"""Which differences are evidence: a paired bootstrap between rows, Holm's correction. No torch.
+"""Which differences between rows are evidence, from their records. No torch.
 
-Rows of one problem restore the same measurements, so they are compared image by image. Test images
-and training seeds are crossed (each seed restores every image), and are resampled independently of
-each other (the pigeonhole bootstrap): the interval covers both other test images and other training
-runs. With one seed it covers other test images only, and tables say so.
+Three kinds of pairs, each a family of its own under Holm's correction, a metric at a time: rows of
+one track (the same number of clean images handed out), which are ranked; rows of two tracks; and
+pairs with a reference row. So pairs that are only listed cost the ranked ones no power. Draws are
+compared with draws and point estimates with point estimates: those are different metrics.
 
-Distances of generated samples are one number a seed: those are compared by a paired t-test, from
-three seeds on.
+Bold asks less than all pairs: is the row that leads better than each other one? The test of the
+    leader against each other row, two-sided, needs no correction for the choice of the leader or
+    for the number of rows (Hung and Fithian): with equal rows the gap between the first two shrinks
+    as rows are added.
+
+From :data:`SEEDS_FOR_T` training runs on, p-values speak of methods. With fewer there is an
+interval about the trained networks at hand: over test images, for distances of samples over
+sampling seeds.
 
 References:
-    The Pigeonhole Bootstrap (Owen, 2007), Annals of Applied Statistics 1(2), arXiv:0706.4349
-    A Simple Sequentially Rejective Multiple Test Procedure (Holm, 1979)
+    Rank Verification for Exponential Families (Hung and Fithian, 2019), arXiv:1610.03944
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import ttest_rel
 
 from cleanprior.records import Record, is_finished
 
-#: Metrics that are ranked, and whether higher is better.
-RANKED = {"psnr": True, "ssim": True, "lpips": False, "fd": False}
-LEVEL = 0.05
-RESAMPLES = 4000
-#: Fewer seeds give a t-test without power.
-SEEDS_FOR_T = 3
+from .difference import (
+    LEVEL,
+    SEEDS_FOR_T,
+    Array,
+    Noise,
+    between,
+    half_width,
+    holm,
+    moderate,
+    of_images,
+    p_values,
+)
 
-Array = NDArray[np.float64]
+__all__ = ["BOLD", "LEVEL", "RANKED", "SEEDS_FOR_T", "Entry", "best", "compare", "entries"]
 
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference between two rows.
-
-    Attributes:
-        mean: Mean difference.
-        low: Lower end of its 95 % interval; NaN where there is none.
-        high: Upper end.
-        p: Two-sided p-value, uncorrected; NaN where no test applies.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
-
-
-@lru_cache(maxsize=1)  # every two rows of a benchmark are resampled alike
-def _resampled(seeds: int, images: int, resamples: int, seed: int) -> tuple[Array, Array]:
-    """Return the weight of each seed and of each image in each bootstrap sample."""
-    generator = np.random.default_rng(seed)
-    rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    columns = generator.multinomial(images, np.full(images, 1 / images), resamples) / images
-    return rows, columns
-
-
-def bootstrap(difference: Array, resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """Compare two rows by the pigeonhole bootstrap of their paired differences.
-
-    Arguments:
-        difference: (seeds, images).
-        resamples: Bootstrap samples.
-        seed: Of the resampling.
-
-    Returns:
-        Mean, percentile interval and two-sided p-value. With few seeds the interval is too short by
-        about a factor sqrt((S - 1) / S) in its between-seed part, S the number of seeds.
-    """
-    rows, columns = _resampled(*difference.shape, resamples, seed)
-    means = (rows * (columns @ difference.T)).sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    tail = min((means <= 0).sum(), (means >= 0).sum())
-    p = min(1.0, 2 * (1 + float(tail)) / (1 + resamples))
-    return Difference(float(difference.mean()), float(low), float(high), p)
-
-
-def between_seeds(difference: Array) -> Difference:
-    """Compare two rows that have one number a seed, (seeds,), by a paired t-test."""
-    mean = float(difference.mean())
-    if len(difference) < SEEDS_FOR_T:
-        return Difference(mean, math.nan, math.nan, math.nan)
-    if np.ptp(difference) == 0:  # scipy's t is 0 / 0 or x / 0 here
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    test = ttest_rel(difference, np.zeros_like(difference))
-    interval = test.confidence_interval()
-    return Difference(mean, float(interval.low), float(interval.high), float(test.pvalue))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values; NaN stays NaN and does not count as a comparison."""
-    values = np.asarray(p, float)
-    adjusted = np.full(len(values), math.nan)
-    order = [i for i in np.argsort(values) if not math.isnan(values[i])]
-    running = 0.0
-    for rank, i in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * values[i]))
-        adjusted[i] = running
-    return adjusted.tolist()
+#: Metrics that are ranked, and whether higher is better: of one posterior draw, of means and point
+#: estimates, of generated samples.
+RANKED = {
+    "psnr": True,
+    "ssim": True,
+    "lpips": False,
+    "psnr_point": True,
+    "ssim_point": True,
+    "lpips_point": False,
+    "fd": False,
+    "proximal_fd": False,
+}
+METHODS, NETWORKS = "methods", "these networks"
+#: What bold means, for under a table.
+BOLD = (
+    "bold: better than each other row of its track (clean images handed out), two-sided at "
+    f"{LEVEL:.0%}, over training seeds and test images; needs {SEEDS_FOR_T} training seeds. All "
+    "pairs, with Holm's correction, in comparisons.csv"
+)
+_COLUMNS = [
+    *("metric", "family", "a", "a_way", "track_a", "b", "b_way", "track_b", "note"),
+    *("difference", "low", "high", "p", "p_holm", "seeds_a", "seeds_b", "scope"),
+]
 
 
 @dataclass(frozen=True)
@@ -115,104 +77,186 @@ class Entry:
         method: Name of the method.
         way: How it restores or samples.
         track: Rows are ranked within their track: the number of clean images they were handed.
+        is_reference: Whether it anchors the table and is not ranked.
         images: (seeds, images) by metric.
         seeds: (seeds,) by metric.
+        sampling: By metric of ``seeds``: the variance that sampling seeds leave in one run's
+            number, and its degrees of freedom.
     """
 
     method: str
     way: str
     track: int
+    is_reference: bool
     images: dict[str, Array]
     seeds: dict[str, Array]
+    sampling: dict[str, tuple[float, float]]
 
 
 def entries(records: dict[str, list[Record]], references: Sequence[str]) -> list[Entry]:
-    """Collect the rows that are ranked: every finished seed, no reference row."""
+    """Collect the rows of methods that finished on every seed.
+
+    A method that failed on some seeds is left out: the seeds that it survived would flatter it.
+    """
     found = []
     for method, cells in records.items():
-        if method in references or not cells or not all(is_finished(r) for r in cells):
+        if not cells or not all(is_finished(r) for r in cells):
             continue
-        for position, row in enumerate(cells[0]["rows"]):
-            rows = [r["rows"][position] for r in cells]
-            images = {
-                key: np.array([r["per_image"][key] for r in rows], float)
-                for key in RANKED
-                if all(key in r["per_image"] for r in rows)
-            }
-            seeds = {
-                key: np.array([r["metrics"][key] for r in rows], float)
-                for key in RANKED
-                if key not in images and all(key in r["metrics"] for r in rows)
-            }
-            found.append(Entry(method, row["way"], cells[0]["clean_images"], images, seeds))
+        by_way = [{row["way"]: row for row in r["rows"]} for r in cells]
+        for way in by_way[0]:
+            if not all(way in rows for rows in by_way):
+                continue
+            rows = [found_rows[way] for found_rows in by_way]
+            images: dict[str, Array] = {}
+            seeds: dict[str, Array] = {}
+            for key in RANKED:
+                each = [r["per_image"].get(key) for r in rows]
+                if all(each) and len({len(v) for v in each}) == 1:
+                    images[key] = np.array(each, float)
+                elif all(r["metrics"].get(key) is not None for r in rows):
+                    seeds[key] = np.array([r["metrics"][key] for r in rows], float)
+            sampling = {key: _sampling(rows, key) for key in seeds}
+            track = int(cells[0].get("clean_images") or 0)
+            is_reference = method in references
+            found.append(Entry(method, way, track, is_reference, images, seeds, sampling))
     return found
 
 
-def _difference(a: Entry, b: Entry, metric: str) -> Difference | None:
-    if metric in a.images and metric in b.images:
-        return bootstrap(a.images[metric] - b.images[metric])
-    if metric in a.seeds and metric in b.seeds:
-        return between_seeds(a.seeds[metric] - b.seeds[metric])
-    return None
+def _sampling(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
+    """Return the variance that sampling seeds leave in one run's mean, and its freedom."""
+    drawn = [r.get("curves", {}).get(f"{key}_by_seed", ()) for r in rows]
+    if not all(len(values) > 1 for values in drawn):
+        return math.nan, math.nan
+    variance = np.mean([np.var(values, ddof=1) / len(values) for values in drawn])
+    return float(variance), float(sum(len(values) - 1 for values in drawn))
 
 
 def compare(records: dict[str, list[Record]], references: Sequence[str]) -> pd.DataFrame:
-    """Compare every two ranked rows of a track, Holm-corrected within each metric.
+    """Compare every two rows by every metric that both have.
 
     Arguments:
         records: Records by method, one a seed.
         references: Methods that are not ranked.
 
     Returns:
-        One line a pair and metric: ``metric, track, a, a_way, b, b_way, difference`` (a - b),
-        ``low, high`` (95 %), ``p, p_holm, seeds``.
+        One line a pair and metric: ``metric``, ``family`` (``ranked``, ``tracks``, ``references``),
+        ``a, a_way, track_a, b, b_way, track_b`` (a track is a number of clean images), ``note``
+        (who used clean images), ``difference`` (a - b), ``low, high`` (95 %), ``p``, ``p_holm``
+        (corrected within metric and family, each track by itself), ``seeds_a, seeds_b``, and
+        ``scope``: what the interval speaks of, ``methods`` or, with fewer than :data:`SEEDS_FOR_T`
+        seeds and then without p, ``these networks``.
     """
     rows = entries(records, references)
     lines: list[dict[str, Any]] = []
     for metric in RANKED:
-        for a, b in combinations(rows, 2):
-            if a.track != b.track or (d := _difference(a, b, metric)) is None:
-                continue
-            count = len(a.images.get(metric, a.seeds.get(metric, ())))
-            lines.append(
-                {
-                    "metric": metric,
-                    "track": a.track,
-                    "a": a.method,
-                    "a_way": a.way,
-                    "b": b.method,
-                    "b_way": b.way,
-                    "difference": d.mean,
-                    "low": d.low,
-                    "high": d.high,
-                    "p": d.p,
-                    "seeds": count,
-                }
-            )
-    frame = pd.DataFrame(lines)
+        # What is seen image by image is compared so; the rest by one number a run.
+        lines += _lines(metric, [r for r in rows if metric in r.images])
+        lines += _lines(metric, [r for r in rows if metric in r.seeds])
+    frame = pd.DataFrame(lines, columns=_COLUMNS)
     if len(frame):
-        frame["p_holm"] = frame.groupby(["metric", "track"])["p"].transform(
+        within = frame["track_a"].where(frame["family"] == "ranked", -1)
+        frame["p_holm"] = frame.groupby(["metric", "family", within])["p"].transform(
             lambda p: holm(p.tolist())
         )
     return frame
 
 
-def best(comparisons: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
-    """Return, by metric, the row of each track that is significantly better than all others.
+def _lines(metric: str, rows: list[Entry]) -> list[dict[str, Any]]:
+    """Compare every two of some rows that all have numbers of one kind."""
+    if len(rows) < 2:
+        return []
+    pairs = list(combinations(range(len(rows)), 2))
+    a, b = (np.array(side) for side in zip(*pairs, strict=True))
+    difference, noise, is_about_methods = _differences(metric, rows, a, b)
+    width = half_width(noise)
+    p = np.where(is_about_methods, p_values(difference, noise), math.nan)
+    return [
+        {
+            "metric": metric,
+            **_named(rows[i], rows[j]),
+            "difference": difference[k],
+            "low": difference[k] - width[k],
+            "high": difference[k] + width[k],
+            "p": p[k],
+            "seeds_a": _runs(metric, rows[i]).size,
+            "seeds_b": _runs(metric, rows[j]).size,
+            "scope": METHODS if is_about_methods[k] else NETWORKS,
+        }
+        for k, (i, j) in enumerate(pairs)
+    ]
 
-    A track in which the first row does not differ significantly from the second has no best row.
+
+def _named(a: Entry, b: Entry) -> dict[str, Any]:
+    """Return the columns that say which pair this is."""
+    handed = [f"{e.method} used {e.track} clean images" for e in (a, b) if e.track]
+    if a.is_reference or b.is_reference:
+        family = "references"
+    else:
+        family = "ranked" if a.track == b.track else "tracks"
+    return {
+        "family": family,
+        "a": a.method,
+        "a_way": a.way,
+        "track_a": a.track,
+        "b": b.method,
+        "b_way": b.way,
+        "track_b": b.track,
+        "note": "; ".join(dict.fromkeys(handed)) if a.track != b.track else "",
+    }
+
+
+def _runs(metric: str, row: Entry) -> Array:
+    """Return a row's number of each training run."""
+    return row.images[metric].mean(1) if metric in row.images else row.seeds[metric]
+
+
+def _differences(metric: str, rows: list[Entry], a: Array, b: Array) -> tuple[Array, Noise, Array]:
+    """Return the pairs' differences, their noise, and which of them speak of methods."""
+    runs = [_runs(metric, row) for row in rows]
+    mean = np.array([r.mean() for r in runs])
+    seeds = np.array([r.size for r in runs])
+    variance = np.array([r.var(ddof=1) if r.size > 1 else math.nan for r in runs])
+    is_about_methods = np.minimum(seeds[a], seeds[b]) >= SEEDS_FOR_T
+    within, freedom = np.zeros(len(a)), 1.0
+    sampling = np.array([row.sampling.get(metric, (0.0, 1.0)) for row in rows])
+    if metric in rows[0].images:
+        n = {row.images[metric].shape[1] for row in rows}
+        assert len(n) == 1, "rows of one problem restore the same images"
+        freedom = float(n.pop() - 1)
+        within = of_images(np.array([row.images[metric].mean(0) for row in rows]), a, b)
+    else:
+        # A run's number cannot be steadier than its sampling seeds leave it.
+        variance = np.where(variance > 0, np.fmax(variance, sampling[:, 0]), variance)
+    total, welch = between(*moderate(variance, seeds - 1.0), seeds, a, b)
+    for k, (i, j) in enumerate(zip(a, b, strict=True)):
+        if rows[i].method == rows[j].method and is_about_methods[k]:  # the same trained networks
+            total[k] = (runs[i] - runs[j]).var(ddof=1) / seeds[i]
+            welch[k] = seeds[i] - 1
+    if metric not in rows[0].images:  # of a few runs: what sampling leaves in their numbers
+        drawn, drawn_welch = between(sampling[:, 0], sampling[:, 1], seeds, a, b)
+        total = np.where(is_about_methods, total, drawn)
+        welch = np.where(is_about_methods, welch, drawn_welch)
+    else:
+        total = np.where(is_about_methods, total, 0.0)
+    return mean[a] - mean[b], Noise(total, welch, within, freedom), is_about_methods
+
+
+def best(comparisons: pd.DataFrame) -> dict[str, list[tuple[str, str]]]:
+    """Return, by metric, the row of each track that is significantly better than each other one.
+
+    A track in which the first row does not differ significantly from the second has no best row,
+    nor has one of fewer than :data:`SEEDS_FOR_T` seeds.
     """
     found: dict[str, list[tuple[str, str]]] = {}
-    if not len(comparisons):
-        return found
-    for (metric, _), group in comparisons.groupby(["metric", "track"], sort=False):
+    ranked = comparisons[comparisons["family"] == "ranked"]
+    for (metric, _), group in ranked.groupby(["metric", "track_a"], sort=False):
         sign = 1 if RANKED[str(metric)] else -1
         wins: dict[tuple[str, str], int] = {}
         names: set[tuple[str, str]] = set()
         for line in group.to_dict("records"):
             a, b = (line["a"], line["a_way"]), (line["b"], line["b_way"])
             names |= {a, b}
-            if line["p_holm"] < LEVEL:
+            if line["p"] < LEVEL:
                 winner = a if sign * line["difference"] > 0 else b
                 wins[winner] = wins.get(winner, 0) + 1
         found.setdefault(str(metric), []).extend(
