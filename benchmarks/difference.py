@@ -31,12 +31,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, digamma, polygamma, stdtr
+from scipy.special import betaincinv, digamma, ndtri, polygamma, stdtr
 from scipy.stats import chi2
 
 LEVEL = 0.05
 #: Fewer training runs do not hold the level where rows differ in their spread.
 SEEDS_FOR_T = 3
+#: Of a difference that seeds are counted for.
+POWER = 0.8
+#: Halvings in the search for a p-value; its logarithm is then exact to a thousandth.
+STEPS = 20
 #: Quantile of the spread of variances between rows that :func:`moderate` takes for the truth.
 CAUTION = 0.75
 
@@ -147,7 +151,10 @@ def of_images(means: Array, a: Array, b: Array) -> Array:
     centred = means - means.mean(-1, keepdims=True)
     covariance = centred @ centred.swapaxes(-1, -2)
     own = np.diagonal(covariance, axis1=-2, axis2=-1)
-    return (own[..., a] + own[..., b] - 2 * covariance[..., a, b]) / ((n - 1) * n)
+    both = own[..., a] + own[..., b]
+    left = both - 2 * covariance[..., a, b]
+    # Rows that differ by a constant leave what rounding makes of nothing.
+    return np.where(left > 1e-12 * both, left, 0.0) / ((n - 1) * n)
 
 
 def _squared_t(freedom: Array | float, level: Array | float) -> Array:
@@ -178,7 +185,7 @@ def p_values(difference: Array, noise: Noise) -> Array:
     # The level lies between those of a single t with either number of degrees of freedom.
     low = np.log(np.maximum(2 * stdtr(many, ratio), 1e-300))
     high = np.log(np.maximum(2 * stdtr(few, ratio), 1e-300))
-    for _ in range(24):
+    for _ in range(STEPS):
         middle = (low + high) / 2
         is_inside = half_width(noise, np.exp(middle)) > np.abs(difference)
         low = np.where(is_inside, middle, low)
@@ -186,6 +193,30 @@ def p_values(difference: Array, noise: Noise) -> Array:
     p = np.exp((low + high) / 2)
     p = np.where(np.isfinite(difference) & np.isfinite(total) & (total > 0), p, math.nan)
     return np.where((total == 0) & (difference == 0), 1.0, p)
+
+
+def seeds_needed(
+    difference: float, run_variance: float, image_variance: float, images: int
+) -> int | None:
+    """Return how many training runs of each show a difference, at :data:`LEVEL`.
+
+    Arguments:
+        difference: The true difference.
+        run_variance: Of a single run of either row.
+        image_variance: Of the difference in one image.
+        images: Number of test images.
+
+    Returns:
+        The least number, from :data:`SEEDS_FOR_T` on, with a power of :data:`POWER` in an
+        uncorrected comparison; None where a thousand would not do, since images alone leave too
+        much noise.
+    """
+    seeds = np.arange(SEEDS_FOR_T, 1001.0)
+    constant = np.full(seeds.shape, image_variance / images)
+    noise = Noise(2 * run_variance / seeds, 2 * (seeds - 1), constant, images - 1)
+    least = half_width(noise) + ndtri(POWER) * np.sqrt(noise.runs + noise.images)
+    enough = seeds[least <= difference]
+    return int(enough[0]) if len(enough) else None
 
 
 def holm(p: Sequence[float]) -> list[float]:
