@@ -2,39 +2,54 @@
 
 from collections.abc import Iterable
 
-METRICS = {
+#: Metrics of one draw that a mean of several draws, or a point estimate, has too.
+_RESTORATION = {
     "psnr": "dB, images clipped to [-1, 1], peak-to-peak 2, mean over images; higher is better",
     "psnr_minmax": "dB after a contrast stretch of each image, as EMDiffusion prints; that paper's "
     "tables only",
     "ssim": "structural similarity, 11x11 Gaussian window, data range 2; higher is better",
     "lpips": "AlexNet, version 0.1; lower is better",
     "consistency": "root mean square of y - A x per observed number, units of x",
-    "consistency_expected": "the same of the truth: the noise; far below it, the noise is fitted",
-    "fd": "Frechet distance of samples to the clean training split; lower is better",
-    "kid": "kernel distance of samples to the clean training split, unbiased; lower is better",
-    "kid_subset_std": "its standard deviation over subsets",
-    "precision": "share of samples within the manifold of clean training images",
-    "recall": "share of clean training images within the manifold of samples",
-    "inception_score": "Inception score of a classifier; higher is better",
-    "inception_score_std": "its standard deviation over splits",
-    "proximal_fd": "Frechet distance of samples, corrupted again, to the training measurements",
-    "memorised": "share of samples nearer to a training image than all but 0.1 % of held-out "
-    "images are",
-    "memorised_ratio": "share of samples three times nearer (pixels) to one training image than to "
-    "the next",
-    "spread_ratio": "spread of posterior samples over their error, corrected for their number; 1 "
+}
+METRICS = {
+    **{k: f"{text}; of one draw from p(x|y)" for k, text in _RESTORATION.items()},
+    **{
+        f"{k}_point": f"{text}; of the mean of several draws, or of a point estimate"
+        for k, text in _RESTORATION.items()
+    },
+    "consistency_expected": "the consistency of the truth: the noise; far below it, the noise is "
+    "fitted",
+    "spread_ratio": "spread of posterior draws over their error, corrected for their number; 1 "
     "is calibrated, below 1 too sure",
     "spread_ratio_se": "its standard error over images",
     "coverage": "share of hidden pixels within their 90 % interval",
     "rank_deviation": "distance of the rank histogram from flat, 0 to 1",
-    "psnr_mean": "PSNR of the mean of the posterior samples, on the images of the calibration",
-    "psnr_mean_gain": "by how much it exceeds the PSNR of one sample of the same images",
+    "fd": "Frechet distance of samples to the clean training split, mean over sampling seeds; "
+    "lower is better",
+    "fd_std": "its standard deviation over sampling seeds",
+    "fd_inf": "the Frechet distance extrapolated to infinitely many samples; lower is better",
+    "kid": "kernel distance of samples to the clean training split, unbiased; lower is better",
+    "kid_se": "its standard error",
+    "precision": "share of samples within the manifold of clean training images; first sampling "
+    "seed",
+    "recall": "share of clean training images within the manifold of samples; first sampling seed",
+    "inception_score": "Inception score of a classifier; higher is better; first sampling seed",
+    "inception_score_std": "its standard deviation over splits",
+    "proximal_fd": "Frechet distance of samples, corrupted again, to the training measurements, "
+    "mean over sampling seeds",
+    "proximal_fd_std": "its standard deviation over sampling seeds",
+    "memorised": "share of samples nearer to a training image than all but 0.1 % of held-out "
+    "images are; first sampling seed",
+    "memorised_ratio": "share of samples three times nearer (pixels) to one training image than to "
+    "the next; first sampling seed",
 }
 #: Metrics that exist once for each of several features: ``fd_efficientnet``.
 PER_FEATURES = (
     "fd",
+    "fd_std",
+    "fd_inf",
     "kid",
-    "kid_subset_std",
+    "kid_se",
     "precision",
     "recall",
     "inception_score",

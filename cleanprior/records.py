@@ -23,8 +23,13 @@ def record_path(out: Path, config: Config) -> Path:
 
 
 def pictures_path(out: Path, config: Config) -> Path:
-    """Return the file of the pictures that belong to a record."""
-    return cell_folder(out, config) / f"pictures-{identity(config)}.safetensors"
+    """Return the file of the pictures that belong to a record.
+
+    They show held-out clean images beside the restorations, so they lie outside of the cell's
+    folder, which a method's code may read.
+    """
+    name = f"{cell_folder(out, config).name}-{identity(config)}.safetensors"
+    return out / "pictures" / name
 
 
 def write_record(out: Path, config: Config, record: Record) -> None:

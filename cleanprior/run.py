@@ -11,7 +11,7 @@ import json
 import platform
 import shutil
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from .data.measurements import Measurements
 from .diffusion.backbones import parameter_count
 from .errors import UserError
 from .evaluation.evaluate import Protocol
+from .evaluation.routes import alone
 from .files import write_with
 from .notices import tell
 from .operators.base import Operator
@@ -205,6 +206,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
             out / "features",
             progress,
             trained=measured,
+            has_gaps=cell.method.has_gaps(cell.problem),
         )
     record["rows"] = [row.as_dict() for row in rows]
     record["evaluation"] = notes
@@ -219,19 +221,21 @@ def _add_costs(
     cell: Cell, record: Record, averaged: dict[str, torch.nn.Module], prior: Prior | None
 ) -> None:
     """Add what one restoration and one sample cost to a record and to its rows."""
-    ways = list(cell.method.ways(averaged))
-    shared, *own = use_costs(
-        averaged,
-        prior,
-        cell.posterior,
-        cell.sampler,
-        ways,
-        cell.measurements("test"),
-        cell.operator,
+    shared, *own = alone(
+        partial(
+            use_costs,
+            averaged,
+            prior,
+            cell.posterior,
+            cell.sampler,
+            cell.method.own_ways(averaged),
+            cell.measurements("test"),
+            cell.operator,
+        )
     )
-    of_way = dict(zip((way.name for way in ways), own, strict=True))
+    costs_of_ways = iter(own)  # rows of own ways stand in the order of the ways
     for row in record["rows"]:
-        row["costs"] = of_way.get(row["way"], {}) if row["is_own"] else shared
+        row["costs"] = next(costs_of_ways) if row["is_own"] else shared
     # The record's own: the shared samplers, or the first way that does it.
     for costs in reversed([shared, *own]):
         record["costs"] |= costs

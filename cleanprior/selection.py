@@ -123,4 +123,4 @@ def score_snapshots(
                 distance = frechet_distance(clean, reference(x))
             found.append(Score(step, proximal(x), distance))
             task.advance(1)
-    return Scores(found, proximal.floor(n), proximal.ceiling(n), proximal.features.name)
+    return Scores(found, proximal.floor(n).mean, proximal.ceiling(n), proximal.features.name)

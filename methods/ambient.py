@@ -116,6 +116,7 @@ class Ambient(Method):
         sampler: Sampler of the fixed-mask generation row; guidance takes its noise levels.
     """
 
+    gaps = "further"
     needs: Sequence[str] = ("FIXED", "FURTHER", "NOISE")
     delta: float
     preconditioning: str
@@ -324,10 +325,12 @@ class Ambient(Method):
             guidance = Guidance(self.guidance_weight, self.guidance_norm, self.average_masks)
             return guidance(through, noise.to(_device(denoiser)), self.sampler.levels).cpu()
 
-        ways = [Way("one step; samples: fixed mask", restore, sample)]
+        ways = [Way("one step", restore, sample, kind="point", samples="fixed mask")]
         if self.is_guided:
             verb = "guided by" if self.guidance_weight > 0 else "mean of"
-            ways.append(Way(f"{verb} {self.guidance_masks} masks", sample=sample_guided))
+            how = f"{verb} {self.guidance_masks} masks"
+            reason = "guidance only samples"
+            ways.append(Way("", sample=sample_guided, reason=reason, samples=how))
         return ways
 
     def _through(self, denoiser: Denoiser, n: int, generator: Generator) -> Denoise:

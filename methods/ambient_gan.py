@@ -278,7 +278,7 @@ class AmbientGAN(Method):
             return torch.cat([network(part) for part in z.split(256)]).cpu()
 
         reason = "no denoiser: a generator only samples"
-        return [Way("none; samples: generator", sample=sample, reason=reason)]
+        return [Way("", sample=sample, reason=reason, samples="generator")]
 
 
 def _column(values: Float[Tensor, " b"], y: Tensor) -> Tensor:

@@ -258,4 +258,4 @@ class AmbientTweedie(Method):
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
             return sampler(denoiser, noise.to(device)).cpu()
 
-        return [Way("one step; samples: truncated", restore, sample)]
+        return [Way("one step", restore, sample, kind="point", samples="truncated")]

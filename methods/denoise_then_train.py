@@ -128,7 +128,7 @@ class DenoiseThenTrain(Method):
         """Restoration by stage 1, one evaluation."""
         restorer = averaged["restorer"]
         assert isinstance(restorer, Denoiser)
-        return [Way("restorer, one step", OneStep(restorer))]
+        return [Way("restorer, one step", OneStep(restorer), kind="point")]
 
 
 @dataclass(kw_only=True)

@@ -71,7 +71,6 @@ COUNTS = {
     "conv_couplings": 2,
     "rank": 1,
     "final_draws": 1,
-    "mean_draws": 1,
 }
 FLOWS = ("auto", "dense", "conv")
 #: flow=auto is dense up to 8x8 in three channels: with random masks each training image has a
@@ -113,7 +112,6 @@ class FlowDiff(Method):
         levels: How the bound's noise levels are drawn: ``stratified`` or ``importance``.
         final_draws: Draws of the flow for each y that the final stage trains on.
         project: Overwrite observed pixels by y in what theta is trained on, where y is noise-free.
-        mean_draws: Draws in the restoration by the flow's mean.
     """
 
     needs: Sequence[str] = ("SIGMA0", "GAUSS")
@@ -140,7 +138,6 @@ class FlowDiff(Method):
     levels: str
     final_draws: int
     project: bool
-    mean_draws: int
 
     def __post_init__(self) -> None:
         if self.sigma_floor < 0:
@@ -325,25 +322,20 @@ class FlowDiff(Method):
         return self.make_prior(averaged["denoiser"])
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
-        """One draw of the flow, and the mean of several; no denoiser is evaluated."""
+        """Draws of the flow; no denoiser is evaluated."""
         flow = averaged["flow"]
 
         @torch.no_grad()
-        def restore(batch: Batch, generators: list[Generator], draws: int) -> Tensor:
+        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
             rows = []
             for part in torch.arange(len(batch)).split(64):
                 some = _select(batch, part)
                 base = self._start.base(flow, some, is_training=False)
                 own = [generators[int(i)] for i in part]
-                drawn = [self._start.draw(flow, base, some, own)[0] for _ in range(draws)]
-                rows.append(torch.stack(drawn).mean(0))
-            return torch.cat(rows)
+                rows.append(self._start.draw(flow, base, some, own)[0])
+            return torch.cat(rows), 0
 
-        n = self.mean_draws
-        return [
-            Way("flow sample", lambda b, g: (restore(b, g, 1), 0)),
-            Way(f"flow mean of {n}", lambda b, g: (restore(b, g, n), 0)),
-        ]
+        return [Way("flow", restore)]
 
 
 def _select(batch: Batch, index: Tensor) -> Batch:

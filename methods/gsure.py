@@ -330,4 +330,4 @@ class GSUREDiffusion(Method):
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
             return stopped(denoiser, noise.to(device), generator).cpu()
 
-        return [Way("samples: stopped at the least trained level", sample=sample)]
+        return [Way("", sample=sample, samples="stopped at the least trained level")]

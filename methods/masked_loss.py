@@ -31,6 +31,7 @@ from cleanprior.training import Loss, Method
 class MaskedLoss(Method):
     """Fit observed pixels with a denoiser that is told which they are."""
 
+    gaps = "mask"
     needs: Sequence[str] = ("FIXED", "MASK")
 
     def build(self) -> None:  # noqa: D102

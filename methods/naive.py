@@ -29,6 +29,8 @@ from cleanprior.training import Loss, Method
 class Naive(Method):
     """Fit what was measured, scored on observed pixels."""
 
+    gaps = "mask"
+
     def build(self) -> None:  # noqa: D102
         self.denoiser = self.problem.denoiser()
 

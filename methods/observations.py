@@ -1,4 +1,4 @@
-r"""Observations: what one has before training anything, :math:`A^+ y`.
+r"""Observations: what one has before training anything: y itself where it is an image, else A^+ y.
 
 A method below this row on a metric has made things worse.
 """
@@ -39,9 +39,13 @@ class Observations(Method):
 
     def _sample(self, n: int, generator: Generator) -> Tensor:
         assert self._measurements is not None
-        index = torch.randperm(len(self._measurements), generator=generator)[:n]
+        # With replacement: as many as are asked for.
+        index = torch.randint(len(self._measurements), (n,), generator=generator)
         batch = self._measurements.batch(index).to(self.device)
         return self.problem.operator.lift(batch.y, batch.params)
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:  # noqa: D102
-        return [Way("A^+ y", self._restore, self._sample)]
+        assert self._measurements is not None
+        is_image = self.problem.operator.is_image(self._measurements.y[:1])
+        name = "y itself" if is_image else "A^+ y"
+        return [Way(name, self._restore, self._sample, kind="point")]

@@ -316,7 +316,7 @@ class SureScore(Method):
         def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
             return one_step(self.noisy_images(batch), generators)
 
-        return [Way("f(y), one step", restore)]
+        return [Way("f(y), one step", restore, kind="point")]
 
 
 def is_identity(problem: Problem) -> bool:

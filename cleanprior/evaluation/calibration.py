@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from ..operators.base import Operator, Params, take
+from ..operators.base import Operator, Params
 from ..seeding import randn_like
 
 
@@ -34,6 +34,7 @@ class Calibration:
         ranks: Share of open pixels whose truth has rank 0 ... k among the samples; flat where the
             sampler is calibrated, U-shaped where it is too sure.
         rank_deviation: Total variation distance of ``ranks`` from flat, in [0, 1).
+        images: Images with an open pixel.
     """
 
     spread_ratio: float
@@ -41,6 +42,7 @@ class Calibration:
     coverage: float
     ranks: list[float]
     rank_deviation: float
+    images: int
 
 
 def open_pixels(
@@ -70,6 +72,7 @@ def calibrate(
     samples: Float[Tensor, "k n c h w"],
     truth: Float[Tensor, "n c h w"],
     is_open: Bool[Tensor, "n c h w"],
+    chunk: int = 64,
 ) -> Calibration:
     """Compare the spread of samples with their error.
 
@@ -80,10 +83,11 @@ def calibrate(
         samples: k samples of p(x|y) for each of n measurements, k at least 2; not clipped.
         truth: The images.
         is_open: From :func:`open_pixels`.
+        chunk: Images at a time.
 
     Raises:
-        ValueError: Fewer than 2 samples, no open pixel, or samples that are all alike: a point
-            estimate has no spread.
+        ValueError: Fewer than 2 samples, no open pixel, samples that are all alike (a point
+            estimate has no spread), or samples that all equal the truth.
     """
     from scipy.stats import t as student
 
@@ -92,38 +96,42 @@ def calibrate(
         raise ValueError(f"{k} samples have no spread; needed: at least 2")
     if not is_open.any():
         raise ValueError("the measurements leave no pixel open")
-    drawn, x = samples[:, is_open].double(), truth[is_open].double()
-    mean, variance = drawn.mean(0), drawn.var(0)
-    if variance.max() == 0:
-        raise ValueError("its draws are all alike: a point estimate, without a spread")
-    expected = (1 + 1 / k) * variance
-    error = (mean - x).square()
-    half = float(student.ppf(0.95, k - 1)) * expected.sqrt()
-    ranks = _ranks(drawn, x)
-    squared = expected.sum() / error.sum()
+    half = float(student.ppf(0.95, k - 1))
+    inside, ranks = 0.0, torch.zeros(k + 1).double()
     # Pixels of an image go together, so images are what the delta method counts.
-    image = is_open.nonzero()[:, 0]
-    residual = torch.zeros(len(truth)).double().index_add(0, image, expected - squared * error)
+    expected, error = (torch.zeros(len(truth)).double() for _ in range(2))
+    for part in torch.arange(len(truth)).split(chunk):
+        mask = is_open[part]
+        drawn, x = samples[:, part][:, mask].double(), truth[part][mask].double()
+        image = part[mask.nonzero()[:, 0]]
+        mean, variance = drawn.mean(0), (1 + 1 / k) * drawn.var(0)
+        expected.index_add_(0, image, variance)
+        error.index_add_(0, image, (mean - x).square())
+        inside += ((mean - x).abs() <= half * variance.sqrt()).double().sum().item()
+        ranks += _ranks(drawn, x)
+    if expected.sum() == 0:
+        raise ValueError("its draws are all alike: a point estimate, without a spread")
+    if error.sum() == 0:
+        raise ValueError("its draws have no error")
+    squared = expected.sum() / error.sum()
+    residual = expected - squared * error
     n = int(is_open.flatten(1).any(1).sum())
     variance_of_squared = residual.square().sum() * n / (n - 1) / error.sum() ** 2 if n > 1 else nan
+    ranks /= is_open.sum()
     return Calibration(
         spread_ratio=squared.sqrt().item(),
         spread_ratio_se=float((variance_of_squared / squared) ** 0.5 / 2),
-        coverage=((mean - x).abs() <= half).double().mean().item(),
+        coverage=inside / int(is_open.sum()),
         ranks=ranks.tolist(),
         rank_deviation=0.5 * (ranks - 1 / (k + 1)).abs().sum().item(),
+        images=n,
     )
 
 
 def _ranks(drawn: Float[Tensor, "k m"], x: Float[Tensor, " m"]) -> Float[Tensor, " r"]:
-    """Return the share of each rank; where samples equal the truth, it is split among the ranks."""
+    """Return the count of each rank; where samples equal the truth, it is split among the ranks."""
     k = len(drawn)
     below, equal = (drawn < x).sum(0), (drawn == x).sum(0)
     rank = torch.arange(k + 1)[:, None]
     holds = (rank >= below) & (rank <= below + equal)
-    return (holds.double() / (equal + 1)).mean(1)
-
-
-def repeat(params: Params, k: int, n: int) -> Params:
-    """Return the parameters of the first n images, k times over."""
-    return take(params, torch.arange(n).repeat(k))
+    return (holds.double() / (equal + 1)).sum(1)

@@ -1,67 +1,48 @@
 """One protocol for every cell: restore held-out measurements, draw samples, compare."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
-from ..costs import clock
 from ..data.datasets import CleanData
 from ..data.measured import MeasuredData
-from ..data.measurements import Batch, Measurements
+from ..data.measurements import Measurements
 from ..diffusion.posterior import PosteriorSampler
 from ..diffusion.samplers import Sampler
 from ..operators.base import Operator
-from ..prior import Prior, image_generators
+from ..prior import Prior
 from ..progress import Progress
-from ..seeding import generator_for, seed_for
 from ..training.method import Way
-from .judges import CalibrationJudge, Findings, RestorationJudge, SampleJudge, SampleOptions
+from .features import SILENT
+from .marks import Leak
+from .networks import NETWORKS
+from .references import LEAST
+from .restorations import RestorationJudge
+from .routes import (
+    Route,
+    alone,
+    copied,
+    own_route,
+    restore_all,
+    sample_all,
+    shared_route,
+)
+from .rows import Findings, Row
+from .samples import SampleJudge, SampleOptions
 
-Restore = Callable[[Batch, list[Generator]], tuple[Tensor, int]]
 #: Why a data set of measurements alone has no such numbers.
 NO_CLEAN = "no clean images: no PSNR, SSIM or FD"
-
-
-@dataclass
-class Row:
-    """What one way of restoring and sampling achieved.
-
-    Attributes:
-        way: How it restores, e.g. ``mmps, one sample``.
-        is_own: Whether this is the method's own way and not the shared sampler.
-        metrics: Mean of each metric; :mod:`cleanprior.metric_names` says what each is.
-        per_image: Restoration metrics of each test image, for paired comparisons.
-        seconds: Wall seconds of restoration and sampling.
-        evaluations: Forward passes of the denoiser for one restored image (NFE).
-        backwards: Vector-Jacobian products for one restored image.
-        curves: Values that belong together: ``rank_histogram``, shares of the ranks 0 ... k.
-        missing: Why a metric has no value.
-    """
-
-    way: str
-    is_own: bool
-    metrics: dict[str, float] = field(default_factory=dict)
-    per_image: dict[str, list[float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    evaluations: int = 0
-    backwards: int = 0
-    curves: dict[str, list[float]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def add(self, found: Findings) -> None:
-        """Take over what a judge found."""
-        self.metrics |= found.metrics
-        self.per_image |= found.per_image
-        self.curves |= found.curves
-        self.missing |= found.missing
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for a record."""
-        return asdict(self)
+#: Why a denoiser that never met a whole image is not sampled by the shared sampler.
+NEVER_WHOLE = "never trained on whole images: it samples by its own way, below"
+#: Features of the proximal distance: none that learned from the data's clean images.
+PROXIMAL = ("pixels", *NETWORKS)
+#: Side of images up to which every sample is drawn, whatever it takes.
+SMALL = 32
 
 
 @dataclass(frozen=True)
@@ -70,20 +51,22 @@ class Protocol:
 
     Arguments:
         test_images: Held-out measurements restored, at most.
-        samples: Images generated for the Frechet distance, at most the test split's size, so that
-            the distance of the test split itself is comparable.
+        draws: Restorations of each measurement by a route that draws from p(x|y): their spread is
+            compared with their error, and their mean with point estimates.
+        samples: Images generated for each sampling seed.
+        sampling_seeds: Seeds of the samples; distances have a mean and a standard deviation over
+            them.
+        sampling_seconds: Seconds for the samples of one row where images have more than 32 pixels a
+            side: fewer are drawn where they would take longer, which is told; 0 for no limit.
         features: ``auto``, ``classifier``, ``pixels``, ``inception``, ``efficientnet``,
             ``dinov2``, or a list; the first gives the distances of tables, the others further ones.
-        proximal_features: One of those, of measurements that are lifted to images.
+        proximal_features: Of measurements that are lifted to images: ``pixels`` or a network of
+            other photographs. The classifier was trained on clean images and is refused.
         lpips: Whether LPIPS is computed.
-        kid_subsets: Subsets of the kernel distance.
-        kid_size: Images of a subset, at most half of the smaller set.
+        kid_size: Images of each side of the kernel distance, at most.
         is_splits: Splits of the Inception score; some authors use 1.
         neighbours: Nearest neighbours that make the manifolds of precision and recall.
         manifold: Images of a manifold, at most.
-        calibration_images: Measurements for which a posterior sampler draws several times; 0 for
-            none.
-        calibration_draws: Draws for each of them, at least 2.
         download: Fetch weights of networks that are not on this machine.
         grid: Columns of the picture grids.
         chunk: Images at a time.
@@ -91,40 +74,52 @@ class Protocol:
     """
 
     test_images: int
+    draws: int
     samples: int
+    sampling_seeds: Sequence[int]
+    sampling_seconds: float
     features: str | Sequence[str]
     proximal_features: str
     lpips: bool
-    kid_subsets: int
     kid_size: int
     is_splits: int
     neighbours: int
     manifold: int
-    calibration_images: int
-    calibration_draws: int
     download: bool
     grid: int
     chunk: int
     seed: int
 
     def __post_init__(self) -> None:
-        if min(self.test_images, self.samples, self.grid, self.chunk) < 2:
-            raise ValueError("test_images, samples, grid and chunk are counts; allowed: at least 2")
-        if self.calibration_images < 0 or self.calibration_draws < 2:
+        for name in ("test_images", "samples", "grid", "chunk"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}={getattr(self, name)}; allowed: a count, at least 2")
+        for name in ("draws", "kid_size", "is_splits", "neighbours"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; allowed: a count, at least 1")
+        seeds = self.sampling_seeds
+        is_list = not isinstance(seeds, (str, int)) and len(seeds) > 0
+        if not is_list or any(type(s) is not int for s in seeds) or len(set(seeds)) < len(seeds):
             raise ValueError(
-                f"calibration_images={self.calibration_images}, calibration_draws="
-                f"{self.calibration_draws}; allowed: at least 0 (off) and at least 2"
+                f"sampling_seeds={seeds}; allowed: a list of different whole numbers, e.g. [0,1,2]"
             )
-        if min(self.kid_subsets, self.kid_size, self.is_splits, self.neighbours) < 1:
-            raise ValueError("kid_subsets, kid_size, is_splits, neighbours; allowed: at least 1")
+        if not 0 <= self.sampling_seconds < float("inf"):
+            raise ValueError(
+                f"sampling_seconds={self.sampling_seconds}; allowed: seconds, or 0 for no limit"
+            )
         if self.manifold <= self.neighbours:
             raise ValueError(f"manifold={self.manifold}; allowed: above neighbours")
+        if self.proximal_features not in PROXIMAL:
+            raise ValueError(
+                f"proximal_features={self.proximal_features}; allowed: {', '.join(PROXIMAL)}: the "
+                "distance claims to need no clean image"
+            )
 
     def evaluate(
         self,
         prior: Prior | None,
         prior_ways: dict[str, PosteriorSampler],
-        own_ways: list[Way],
+        own_ways: Sequence[Way],
         sampler: Sampler,
         data: CleanData | MeasuredData,
         measured: Measurements,
@@ -132,20 +127,23 @@ class Protocol:
         cache: Path | None,
         progress: Progress,
         trained: Measurements | None = None,
+        has_gaps: bool = False,
     ) -> tuple[list[Row], dict[str, Tensor], dict[str, Any]]:
         """Evaluate a prior by the shared samplers, and a method's own ways.
 
         Arguments:
             prior: The prior, or None for a method without a denoiser.
-            prior_ways: Posterior samplers by name; the first is the one that all rows share.
+            prior_ways: Posterior samplers by name; the first row also holds the samples.
             own_ways: The method's own ways.
             sampler: The sampler of p(x).
             data: Clean images, or measurements alone: then only metrics without a reference.
             measured: Measurements of the test split.
             operator: Their operator.
-            cache: Where feature networks are kept.
+            cache: Where feature networks and values of the reference are kept.
             progress: Where to show progress.
             trained: Measurements of the training split, for the proximal distance.
+            has_gaps: Whether the method's network never met a whole image: then its own ways, where
+                one samples, sample in place of the shared sampler.
 
         Returns:
             The rows, pictures by name (the first ``grid`` images), and notes on the protocol.
@@ -153,90 +151,48 @@ class Protocol:
         clean = data if isinstance(data, CleanData) else None
         n = min(self.test_images, len(data.test))
         truth = None if clean is None else clean.test[:n]
-        count = min(self.samples, len(data.test))
         batch = measured.batch(torch.arange(n))
-        judge = RestorationJudge(batch, truth, operator, self.lpips, self.download)
-        calibration = CalibrationJudge(
-            batch, truth, operator, self.calibration_images, self.calibration_draws, self.seed
-        )
-        judge_samples = SampleJudge(
-            self._options(), clean, trained, operator, count, cache, progress
-        )
-        again = seed_for(self.seed, "calibration")
+        leak = None
+        if clean is not None and truth is not None:
+            leak = Leak.of(clean.train, truth, batch, operator)
+        judge = RestorationJudge(batch, truth, operator, self.lpips, self.download, self.seed, leak)
+        judge_samples = SampleJudge(self._options(), clean, trained, operator, cache, progress)
         rows: list[Row] = []
         pictures: dict[str, Tensor] = {}
+        shape = operator.image_shape
 
-        for name, posterior in prior_ways.items():
-            if prior is None:
-                break
-            row = Row(f"{name}, one sample", is_own=False)
-            start = clock()
-            with progress.task(f"restore · {name}", n) as task:
-                draw = prior.restore(
-                    batch.y,
-                    batch.params,
-                    batch.sigma_y,
-                    operator,
-                    posterior,
-                    self.seed,
-                    self.chunk,
-                    task.advance,
-                )
-            row.seconds["restoration"] = clock() - start
-            row.evaluations, row.backwards = draw.evaluations, draw.backwards
-            row.add(judge(draw.x))
-            start = clock()
-
-            def draw_again(more: Batch, posterior: PosteriorSampler = posterior) -> Tensor:
-                assert prior is not None
-                given = (more.y, more.params, more.sigma_y)
-                return prior.restore(*given, operator, posterior, again, self.chunk).x
-
-            row.add(calibration(draw.x, draw_again))
-            row.seconds["calibration"] = clock() - start
-            pictures[f"restored.{row.way}"] = draw.x
-            if not rows:
-                start = clock()
-                with progress.task("sample", count) as task:
-                    drawn = prior.sample(count, sampler, self.seed, self.chunk)
-                    task.advance(count)
-                row.seconds["sampling"] = clock() - start
+        replaces = has_gaps and any(way.sample is not None for way in own_ways)
+        for route in _routes(prior, prior_ways, own_ways, sampler, operator, replaces):
+            row = Row(route.label(self.draws), route.is_own, route.draws(self.draws))
+            if route.restore is None:
+                row.missing["restoration"] = route.no_restoration
+            else:
+                given, k = copied(batch), row.draws
+                with progress.task(f"restore · {route.name}", k * n) as task:
+                    asked = partial(
+                        restore_all, route, given, k, self.seed, self.chunk, shape, task
+                    )
+                    restored = alone(asked)
+                row.seconds["restoration"] = restored.seconds
+                row.evaluations, row.backwards = restored.evaluations, restored.backwards
+                row.add(judge(restored.x, route.kind == "point"))
+                pictures[f"restored.{row.way}"] = restored.x[0]
+                if k > 1:
+                    pictures[f"mean.{row.way}"] = restored.x.mean(0)
+            if route.sample is None:
+                if route.no_generation:
+                    row.missing["generation"] = route.no_generation
+            else:
+                count, seeds = self._count(route, shape, row)
+                row.samples = count
+                with progress.task("sample", count * len(seeds)) as task:
+                    drawn, row.seconds["sampling"] = alone(
+                        partial(sample_all, route, count, seeds, self.chunk, shape, task)
+                    )
                 found = judge_samples(drawn)
                 row.add(found)
                 pictures = found.pictures | pictures
-                pictures[f"samples.{row.way}"] = drawn
-            rows.append(row)
-
-        for way in own_ways:
-            row = Row(way.name, is_own=True)
-            if way.restore is None:
-                row.missing["restoration"] = way.reason or f"{way.name} does not restore"
-            else:
-                start = clock()
-                restored, row.evaluations = way.restore(
-                    batch, image_generators(self.seed, range(n))
-                )
-                row.seconds["restoration"] = clock() - start
-                row.add(judge(restored))
-                start = clock()
-                restore = way.restore
-
-                def draw_way(more: Batch, restore: Restore = restore) -> Tensor:
-                    return restore(more, image_generators(again, range(len(more))))[0]
-
-                row.add(calibration(restored, draw_way))
-                row.seconds["calibration"] = clock() - start
-                pictures[f"restored.{row.way}"] = restored
-            if way.sample is None:
-                row.missing["generation"] = way.reason or f"{way.name} does not sample p(x)"
-            else:
-                start = clock()
-                drawn = way.sample(count, generator_for(self.seed, "own-samples"))
-                row.seconds["sampling"] = clock() - start
-                found = judge_samples(drawn)
-                row.add(found)
-                pictures = found.pictures | pictures
-                pictures[f"samples.{row.way}"] = drawn
+                pictures[f"samples.{row.way}"] = drawn[0]
             rows.append(row)
 
         if truth is not None:
@@ -248,22 +204,51 @@ class Protocol:
         if operator.is_image(batch.y):
             pictures["seen"] = operator.observed(batch.y, batch.params)
         kept = {k: v[: self.grid].float().contiguous() for k, v in pictures.items()}
+        count = next((row.samples for row in rows if row.samples), self.samples)
         notes: dict[str, Any] = {
             "has_clean": clean is not None,
             "samples": count,
+            "sampling_seeds": list(self.sampling_seeds),
             "test_images": n,
+            "draws": self.draws,
             "expected_consistency": judge.expected_consistency,
-            "calibration_images": calibration.n if truth is not None else 0,
-            "calibration_draws": self.calibration_draws,
         }
-        notes |= judge_samples.notes()
+        if leak is not None:
+            notes["least_error"] = leak.bound.mean().item()
+        notes |= judge_samples.notes(count)
         return rows, kept, notes
+
+    def _count(self, route: Route, shape: tuple[int, int, int], row: Row) -> tuple[int, list[int]]:
+        """Return how many samples of which seeds the budget of seconds allows; tell fewer."""
+        seeds = list(self.sampling_seeds)
+        if max(shape[1:]) <= SMALL or self.sampling_seconds == 0:
+            return self.samples, seeds
+        trial = min(4, self.samples)
+        with SILENT.task("", trial) as task:
+            _, seconds = alone(partial(sample_all, route, trial, seeds[:1], trial, shape, task))
+        seconds /= trial
+        count = self.samples
+        # Halves, so that rows of about the same cost have the same number.
+        while count > LEAST and count * len(seeds) * seconds > self.sampling_seconds:
+            count = max(LEAST, count // 2)
+        if count * len(seeds) * seconds > self.sampling_seconds:
+            seeds = seeds[:1]
+        if count < self.samples or len(seeds) < len(self.sampling_seeds):
+            row.add(
+                Findings(
+                    marked={
+                        "fewer": f"{count} samples of {len(seeds)} sampling seeds, where "
+                        f"{self.samples} of {len(self.sampling_seeds)} were asked for: one takes "
+                        f"{seconds:.2g} s (evaluation.sampling_seconds={self.sampling_seconds:g})"
+                    }
+                )
+            )
+        return count, seeds
 
     def _options(self) -> SampleOptions:
         return SampleOptions(
             features=self.features,
             proximal_features=self.proximal_features,
-            kid_subsets=self.kid_subsets,
             kid_size=self.kid_size,
             is_splits=self.is_splits,
             neighbours=self.neighbours,
@@ -272,3 +257,21 @@ class Protocol:
             is_downloading=self.download,
             seed=self.seed,
         )
+
+
+def _routes(
+    prior: Prior | None,
+    prior_ways: dict[str, PosteriorSampler],
+    own_ways: Sequence[Way],
+    sampler: Sampler,
+    operator: Operator,
+    is_replaced: bool,
+) -> Iterator[Route]:
+    """Yield the shared routes, the first of which samples, then the method's own."""
+    for number, (name, posterior) in enumerate(prior_ways.items()):
+        if prior is not None:
+            chosen = None if number or is_replaced else sampler
+            reason = NEVER_WHOLE if is_replaced and not number else ""
+            yield shared_route(name, prior, posterior, operator, chosen, reason)
+    for way in own_ways:
+        yield own_route(way)

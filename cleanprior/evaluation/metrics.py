@@ -1,5 +1,8 @@
 """Metrics as functions: images in [-1, 1], one value an image where that makes sense."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -53,6 +56,14 @@ def ssim_window(height: int, width: int) -> int:
     return max(3, side if side % 2 else side - 1)
 
 
+def ssim_refusal(image_shape: Sequence[int]) -> str | None:
+    """Return why SSIM has no value for images of this shape, or None."""
+    height, width = image_shape[1:]
+    if min(height, width) < 3:
+        return f"SSIM's smallest window is 3x3; images have {height}x{width} pixels"
+    return None
+
+
 def ssim(x: Float[Tensor, "n c h w"], truth: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
     """Return the structural similarity of each image, data range 2, images clipped to [-1, 1].
 
@@ -104,6 +115,53 @@ def expected_consistency(
     return sigma_y.double() * (2 / m.clamp_min(1)).sqrt() * log_ratio.exp() * (m > 0)
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of features, for Frechet distances to many sets.
+
+    Attributes:
+        mean: (d,).
+        covariance: (d, d).
+        root: Its symmetric root.
+    """
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    root: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: NDArray[np.float64]) -> "Moments":
+        """Take the moments of features, (n, d).
+
+        Raises:
+            ValueError: Fewer than 2 samples, or features that are not finite.
+        """
+        mean, covariance = _moments(features)
+        values, vectors = np.linalg.eigh(covariance)
+        return cls(mean, covariance, (vectors * np.sqrt(values.clip(0))) @ vectors.T)
+
+    def distance(self, features: NDArray[np.float64]) -> float:
+        """Return the Frechet distance to features, (n, d); see :func:`frechet_distance`."""
+        mean, covariance = _moments(features)
+        return self.distance_to(mean, covariance)
+
+    def distance_to(self, mean: NDArray[np.float64], covariance: NDArray[np.float64]) -> float:
+        """Return the Frechet distance to a Gaussian of these moments."""
+        inner = np.linalg.eigvalsh(self.root @ covariance @ self.root).clip(0)
+        offset = float(((self.mean - mean) ** 2).sum())
+        traces = float(np.trace(self.covariance) + np.trace(covariance))
+        return max(0.0, offset + traces - 2 * float(np.sqrt(inner).sum()))
+
+
+def _moments(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x = np.asarray(features, np.float64)
+    if len(x) < 2:
+        raise ValueError(f"a Frechet distance needs 2 samples on each side; got {len(x)}")
+    if not np.isfinite(x).all():
+        raise ValueError("features hold NaN or infinity")
+    return x.mean(0), np.atleast_2d(np.cov(x.T))
+
+
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     r"""Return the Frechet distance of two Gaussians fitted to feature sets, in float64.
 
@@ -120,15 +178,4 @@ def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     References:
         GANs Trained by a Two Time-Scale Update Rule (Heusel et al., 2017), Eq. 6, arXiv:1706.08500
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"a Frechet distance needs 2 samples on each side; got {len(a)}, {len(b)}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("features hold NaN or infinity")
-    covariance_a, covariance_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    inner = np.linalg.eigvalsh(root @ covariance_b @ root).clip(0)
-    offset = float(((a.mean(0) - b.mean(0)) ** 2).sum())
-    traces = float(np.trace(covariance_a) + np.trace(covariance_b))
-    return max(0.0, offset + traces - 2 * float(np.sqrt(inner).sum()))
+    return Moments.of(a).distance(b)

@@ -7,8 +7,8 @@ is needed, so it may choose checkpoints and settings where a distance to clean i
 blind to what the operator hides from everybody (the null space of a fixed operator), and large
 noise or masks compress differences: read it between its floor and its ceiling.
 
-A classifier's features were learned from clean, labelled images: with them, the distance is for
-reporting. Choose by pixel features.
+Features that were learned from clean images of the data would break that promise: pixels, or a
+network of other photographs.
 
 References:
     Score Distillation Beyond Acceleration: Generative Modeling from Corrupted Data (Zhang et al.,
@@ -29,7 +29,9 @@ from ..operators.base import Operator, take
 from ..progress import Progress
 from ..seeding import generator_for, randn_like
 from .features import SILENT, Features, compute, reference_features
-from .metrics import frechet_distance
+from .generation import MeanStd
+from .metrics import Moments
+from .references import remembered, repeats, resampled_distance
 
 
 def corrupt(
@@ -82,33 +84,40 @@ class Proximal:
     progress: Progress = SILENT
 
     _reference: NDArray[np.float64] = field(init=False, repr=False)
+    _moments: Moments = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         lifted = self.operator.lift(self.measured.y, self.measured.params)
         found = reference_features(self.features, lifted, self.cache, self.progress)
         object.__setattr__(self, "_reference", found)
+        object.__setattr__(self, "_moments", Moments.of(found))
 
-    def __call__(self, x: Float[Tensor, "n c h w"]) -> float:
-        """Return the distance of samples; they are corrupted by the same draws each time."""
-        like = None if self.is_simulated else self.measured
-        lifted = corrupt(x, self.operator, generator_for(self.seed, "proximal"), like)
-        found, _ = compute(self.features, lifted, self.progress)
-        return frechet_distance(self._reference, found)
+    def __call__(self, x: Float[Tensor, "n c h w"], number: int = 0) -> float:
+        """Return the distance of samples.
 
-    def floor(self, n: int, splits: int = 5) -> float:
-        """Return the distance of measurements to themselves: n of them against all others.
-
-        A Frechet distance grows with fewer samples, so the floor belongs to n (at most half of
-        the measurements). It is the mean over ``splits`` random choices of the n.
+        Arguments:
+            x: The samples.
+            number: Of the draws that corrupt them; the same number corrupts alike.
         """
-        n = min(n, len(self.measured) // 2)
-        found = []
-        for split in range(splits):
-            generator = generator_for(self.seed, "proximal-floor", split=split)
-            order = torch.randperm(len(self.measured), generator=generator).numpy()
-            parts = self._reference[order[:n]], self._reference[order[n:]]
-            found.append(frechet_distance(*parts))
-        return sum(found) / splits
+        like = None if self.is_simulated else self.measured
+        keys = {"number": number} if number else {}
+        lifted = corrupt(x, self.operator, generator_for(self.seed, "proximal", **keys), like)
+        found, _ = compute(self.features, lifted, self.progress)
+        return self._moments.distance(found)
+
+    def floor(self, n: int) -> MeanStd:
+        """Return the distance of n measurements, drawn with replacement, to all measurements.
+
+        A Frechet distance grows with fewer samples, so the floor belongs to n: samples of the very
+        law of the measurements have it on average, and whatever else has more.
+        """
+        times = repeats(self._reference)
+        return remembered(
+            self.cache,
+            "floor",
+            [self._reference, f"{n},{times},{self.seed}"],
+            lambda: resampled_distance(self._reference, n, times, self.seed, self.progress),
+        )
 
     def ceiling(self, n: int) -> float:
         """Return the distance of n corrupted images that are 0 everywhere."""

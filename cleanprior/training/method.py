@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -126,16 +126,29 @@ class Way:
     :meth:`Method.own_ways` returns, with all on the CPU. Generators are always the CPU's.
 
     Attributes:
-        name: Shown in the table, e.g. ``one step``.
-        restore: ``(batch, generators) -> (x, evaluations per image)``, or None.
+        name: How it restores, e.g. ``one step``; empty where it only samples.
+        restore: ``(batch, generators) -> (x, evaluations per image)``, or None. It is asked for
+            several restorations of a measurement, with other generators, where it draws.
         sample: ``(n, generator) -> x``, or None.
         reason: Why it does not restore or does not sample, for the notes under the table.
+        kind: What a restoration is: ``draws``, one draw from p(x|y), or ``point``, an estimate that
+            is the same each time. Draws are compared with draws, estimates with means of draws.
+        samples: How it samples, e.g. ``fixed mask``.
+
+    Raises:
+        ValueError: Another kind.
     """
 
     name: str
     restore: Callable[[Batch, list[Generator]], tuple[Tensor, int]] | None = None
     sample: Callable[[int, Generator], Tensor] | None = None
     reason: str = ""
+    kind: str = "draws"
+    samples: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("draws", "point"):
+            raise ValueError(f"a way of kind '{self.kind}'; allowed: draws, point")
 
     def on(self, device: torch.device) -> "Way":
         """Return the way for batches and images of the CPU, computed on ``device``."""
@@ -181,6 +194,9 @@ class Method(ABC):
 
     #: The network whose batches are the budget that all methods share.
     budgeted = "denoiser"
+    #: Capability of operators that leave gaps in what the network is trained on: it never met a
+    #: whole image. Empty for a method whose network learns to be asked for whole images.
+    gaps: ClassVar[str] = ""
     #: Learning rate of a network, where it is not the Trainer's.
     learning_rates: Mapping[str, float] = field(default_factory=dict, init=False, repr=False)
     #: AdamW's decay rates of a network, where they are not (0.9, 0.999).
@@ -202,8 +218,25 @@ class Method(ABC):
         return refusal(self.name, self.needs, self.facts(problem))
 
     def warning(self, problem: Problem) -> str:
-        """Return the warning code printed beside the row, or an empty string."""
-        return warning(self.needs, self.facts(problem))
+        """Return the warning codes printed beside the row, or an empty string."""
+        codes = [warning(self.needs, self.facts(problem))]
+        if self.has_gaps(problem):
+            codes.append("shift")
+        return "+".join(c for c in codes if c)
+
+    def has_gaps(self, problem: Problem) -> bool:
+        """Whether the network is trained with missing coordinates and sampled with none.
+
+        A mask that leaves half of the images whole leaves no gap.
+        """
+        operator = problem.operator
+        if self.gaps not in operator.capabilities:
+            return False
+        if self.gaps != "mask":
+            return True
+        params = operator.draw(64, generator_for(0, "gaps"))
+        y = operator.A(torch.zeros(64, *operator.image_shape), params)
+        return operator.observed(y, params).flatten(1).amin(1).mean().item() < 0.5
 
     def setup(self, problem: Problem, device: torch.device) -> None:
         """Remember the problem, with a copy of its operator on ``device``, and build the networks.

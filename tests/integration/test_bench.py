@@ -12,7 +12,9 @@ import pytest
 TINY = [
     "training.budget=256",
     "evaluation.test_images=16",
-    "evaluation.samples=16",
+    "evaluation.draws=2",
+    "evaluation.samples=50",
+    "evaluation.sampling_seeds=[0]",
     "posterior.steps=3",
     "sampler.steps=3",
 ]
@@ -41,17 +43,22 @@ def test_the_table_has_its_reference_rows_and_own_ways(finished: Path) -> None:
     frame = pd.read_parquet(table_folder(finished) / "records.parquet")
     rows = list(zip(frame["method"], frame["way"], strict=True))
     assert rows == [
-        ("observations", "A^+ y"),
-        ("naive", "mmps, one sample"),
-        ("ambient", "mmps, one sample"),
-        ("ambient", "one step; samples: fixed mask"),
-        ("oracle", "mmps, one sample"),
+        ("observations", "y itself: point estimate"),
+        ("naive", "mmps: one draw, mean of 2"),
+        ("ambient", "mmps: one draw, mean of 2"),
+        ("ambient", "one step: point estimate; samples: fixed mask"),
+        ("oracle", "mmps: one draw, mean of 2"),
     ]
     assert frame["measurements_sha256"].nunique() == 1
     assert frame.set_index("method").loc["oracle", "clean_images"] == 1437
     trained = frame[~frame["method"].eq("observations")]
     assert trained["images_seen"].eq(256).all()
-    assert frame[["psnr", "ssim", "consistency", "fd"]].notna().all(axis=None)
+    assert frame[["psnr_point", "ssim_point", "consistency_point"]].notna().all(axis=None)
+    is_point = frame["way"].str.contains("point estimate")
+    assert frame["psnr"].isna().eq(is_point).all()
+    # A network that never met a whole image samples by its own way alone.
+    shared = frame["method"].eq("ambient") & ~frame["is_own"]
+    assert frame["fd"].isna().eq(shared).all()
 
 
 def test_every_output_is_written(finished: Path) -> None:

@@ -25,7 +25,9 @@ TINY = [
     "training.device=cpu",
     "training.precision=fp32",
     "evaluation.test_images=6",
-    "evaluation.samples=6",
+    "evaluation.draws=2",
+    "evaluation.samples=50",
+    "evaluation.sampling_seeds=[0]",
     "posterior.steps=2",
     "sampler.steps=2",
 ]
@@ -55,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         (folder / "photos").mkdir()
         rng = np.random.default_rng(0)
-        for i in range(40):
+        for i in range(80):
             pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(f"photos/{i}.png")
         photos = ["data=folder", "data.path=photos", "data.resolution=8", "data.channels=1"]
@@ -141,7 +143,7 @@ def test_the_record_says_what_the_noise_alone_would_leave() -> None:
     record = json.loads(file.read_text())
     assert 0.095 < record["evaluation"]["expected_consistency"] < 0.1
     assert record["clean_images"] == 0
-    assert record["rows"][0]["per_image"].keys() == {"consistency"}
+    assert record["rows"][0]["per_image"].keys() == {"consistency", "consistency_point"}
 
 
 def test_a_moved_file_is_the_same_cell() -> None:

@@ -8,7 +8,7 @@ from cleanprior.config import compose
 from cleanprior.errors import UserError
 from cleanprior.own_sampler import load_own_sampler
 from cleanprior.progress import Progress
-from cleanprior.records import cell_folder
+from cleanprior.records import cell_folder, pictures_path
 from cleanprior.run import load_prior, run_cell
 from cleanprior.training.checkpoint import read_tensors, write_tensors
 
@@ -19,7 +19,9 @@ TINY = [
     "training.budget=512",
     "training.device=cpu",
     "evaluation.test_images=8",
-    "evaluation.samples=8",
+    "evaluation.draws=2",
+    "evaluation.samples=50",
+    "evaluation.sampling_seeds=[0]",
     "evaluation.features=pixels",
 ]
 
@@ -48,11 +50,11 @@ def test_a_finished_cell_samples_with_its_averaged_generator(finished):
     record, folder = finished
     sample = load_own_sampler(folder)
     assert sample is not None
-    pictures, _ = read_tensors(next(folder.glob("pictures-*.safetensors")))
-    kept = pictures["samples.none; samples: generator"]
+    pictures, _ = read_tensors(pictures_path(folder.parents[1], record["config"]))
+    kept = pictures["samples.samples: generator"]
     from cleanprior.seeding import generator_for
 
-    drawn = sample(8, generator_for(record["config"]["evaluation"]["seed"], "own-samples"))
+    drawn = sample(50, generator_for(record["config"]["evaluation"]["seed"], "own-samples"))
     assert torch.equal(drawn[: len(kept)], kept)
 
 

@@ -1,0 +1,108 @@
+r"""Marks: results that cannot be what they seem.
+
+``range``: samples or restorations leave the range of the data. ``leak?``: a restoration is nearer
+to the truth than its measurement allows. The yardstick is the posterior of the Gaussian of the
+clean training images,
+
+.. math:: \frac1d \operatorname{tr}\big(\Sigma^{-1} + A^\top A / \sigma_y^2\big)^{-1},
+
+the mean square error of the best linear restorer: 0 where noise and null space allow an exact one.
+A restorer that knows more than covariances is better by a few dB; one that is :data:`ALLOWED` times
+better has seen the truth, or the data are simpler than they look. So that copies of training images
+among the test images do not count, an image's yardstick is at most its distance to the nearest
+training image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..data.measurements import Batch
+from ..operators.base import Operator, take
+
+#: Images lie in [-1, 1]; what lies beyond twice that counts.
+LIMIT = 2.0
+#: Share of values beyond the limit that is let pass.
+SHARE = 1e-3
+#: How many times better than the best linear restorer a restorer may be: 17 dB.
+ALLOWED = 50.0
+#: Images that the yardstick is computed for, at most.
+IMAGES = 32
+#: The same where images are large: a dense solve takes seconds for each.
+FEW = 2
+#: Numbers of an image, at most: it needs a dense matrix.
+SIZE = 3072
+
+
+def out_of_range(x: Tensor, what: str) -> dict[str, str]:
+    """Return the mark ``range`` where more than :data:`SHARE` of the values are beyond the limit.
+
+    Arguments:
+        x: Images of any leading shape.
+        what: What they are, for the sentence.
+    """
+    share = (x.abs() > LIMIT).double().mean().item()
+    if share <= SHARE:
+        return {}
+    return {
+        "range": f"{what} leave the range of the data: {share:.1%} of their values lie beyond "
+        f"twice [-1, 1], up to {x.abs().max().item():.3g}; distances and PSNR cut them off"
+    }
+
+
+@dataclass(frozen=True)
+class Leak:
+    """The least error that measurements allow.
+
+    Attributes:
+        index: Which images were looked at, (m,).
+        bound: Mean square error of the best linear restorer of each, (m,).
+    """
+
+    index: Int[Tensor, " m"]
+    bound: Float[Tensor, " m"]
+
+    @classmethod
+    def of(cls, train: Tensor, truth: Tensor, batch: Batch, operator: Operator) -> "Leak | None":
+        """Fit the Gaussian; None where images have more than :data:`SIZE` numbers.
+
+        Arguments:
+            train: Clean training images.
+            truth: Clean images of the measurements.
+            batch: The measurements.
+            operator: Their operator.
+        """
+        d = train[0].numel()
+        if d > SIZE or len(train) < 2:
+            return None
+        count = min(len(truth), IMAGES if d <= 1024 else FEW)
+        index = torch.linspace(0, len(truth) - 1, count).round().long()
+        flat = train.flatten(1).double()
+        covariance = torch.cov(flat.T).reshape(d, d)
+        matrices = operator.matrix(take(batch.params, index), count)
+        bounds = []
+        for A, j in zip(matrices, index, strict=True):
+            # A floor in the noise's place: without noise, what A shows is known exactly.
+            level = max(float(batch.sigma_y[j]), 1e-4)
+            seen = covariance @ A.T
+            inner = A @ seen + level**2 * torch.eye(len(A), dtype=torch.float64)
+            gain = torch.linalg.solve(inner, seen.T)
+            variance = (covariance.trace() - (seen * gain.T).sum()).clamp_min(0) / d
+            nearest = (flat - truth[j].flatten().double()).square().mean(1).min()
+            bounds.append(torch.minimum(variance, nearest))
+        return cls(index, torch.stack(bounds))
+
+    def mark(self, x: Tensor, truth: Tensor) -> dict[str, str]:
+        """Return the mark ``leak?`` where restorations are better than :data:`ALLOWED` explains."""
+        error = (x[self.index].clamp(-1, 1).double() - truth[self.index]).square()
+        found, bound = error.mean().item(), self.bound.mean().item()
+        # 1e-8: rounding of float32 images, where the measurement does determine the image.
+        if bound <= 1e-8 or found * ALLOWED >= bound:
+            return {}
+        return {
+            "leak?": f"restorations are nearer to the truth (mean square error {found:.2g}) than "
+            f"noise and null space allow (the best linear restorer: {bound:.2g}): the truth "
+            "reached the method, or the data are simpler than they look"
+        }
