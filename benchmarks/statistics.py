@@ -127,14 +127,20 @@ def entries(records: dict[str, list[Record]], references: Sequence[str]) -> list
             for key in RANKED:
                 each = [r["per_image"].get(key) for r in rows]
                 if all(each) and len({len(v) for v in each}) == 1:
-                    images[key] = np.array(each, float)
+                    images[key] = _finite(each)
                 elif all(r["metrics"].get(key) is not None for r in rows):
-                    seeds[key] = np.array([r["metrics"][key] for r in rows], float)
+                    seeds[key] = _finite([r["metrics"][key] for r in rows])
             sampling = {key: _sampling(rows, key) for key in seeds}
             track = int(cells[0].get("clean_images") or 0)
             is_reference = method in references
             found.append(Entry(method, way, track, is_reference, images, seeds, sampling))
     return found
+
+
+def _finite(values: Any) -> Array:
+    """Return numbers as an array; what is infinite cannot be averaged and becomes NaN."""
+    array = np.array(values, float)
+    return np.where(np.isfinite(array), array, math.nan)
 
 
 def _sampling(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
@@ -165,7 +171,9 @@ def compare(records: dict[str, list[Record]], references: Sequence[str]) -> pd.D
     lines: list[dict[str, Any]] = []
     for metric in RANKED:
         # What is seen image by image is compared so; the rest by one number a run.
-        lines += _lines(metric, [r for r in rows if metric in r.images])
+        for n in sorted({r.images[metric].shape[1] for r in rows if metric in r.images}):
+            alike = [r for r in rows if metric in r.images and r.images[metric].shape[1] == n]
+            lines += _lines(metric, alike)
         lines += _lines(metric, [r for r in rows if metric in r.seeds])
     frame = pd.DataFrame(lines, columns=_COLUMNS)
     if len(frame):
@@ -235,9 +243,7 @@ def _differences(metric: str, rows: list[Entry], a: Array, b: Array) -> tuple[Ar
     within, freedom = np.zeros(len(a)), 1.0
     sampling = np.array([row.sampling.get(metric, (0.0, 1.0)) for row in rows])
     if metric in rows[0].images:
-        n = {row.images[metric].shape[1] for row in rows}
-        assert len(n) == 1, "rows of one problem restore the same images"
-        freedom = float(n.pop() - 1)
+        freedom = rows[0].images[metric].shape[1] - 1.0
         within = of_images(np.array([row.images[metric].mean(0) for row in rows]), a, b)
     else:
         # A run's number cannot be steadier than its sampling seeds leave it.
@@ -308,16 +314,18 @@ def needed(
     in_images = float(np.median(of_images(each, a, b))) * n
     seen = [x.mean(1).var(ddof=1) for x in chosen if len(x) >= SEEDS_FOR_T]
     spreads = [math.sqrt(float(np.median(seen)))] if seen else ASSUMED
-    told = []
-    for spread in spreads:
-        count = seeds_needed(difference, spread**2, in_images, n)
-        told.append(
-            f"with --seeds {count} where training runs scatter by {spread:.2g} dB"
-            if count
-            else f"with no number of seeds where they scatter by {spread:.2g} dB on {n} test images"
+    if seeds_needed(difference, 0.0, in_images, n) is None:
+        return (
+            f"{n} test images cannot show a difference of {difference:g} dB with any number of "
+            "seeds: raise evaluation.test_images"
         )
-    origin = "as the median row here does" if seen else "an assumption: these runs cannot tell"
+    told = [
+        f"--seeds {seeds_needed(difference, spread**2, in_images, n) or 'above 1000'} where "
+        f"training runs scatter by {spread:.2g} dB"
+        for spread in spreads
+    ]
+    origin = "as the median row here does" if seen else "assumed: these runs cannot tell"
     return (
-        f"a difference of {difference:g} dB between two rows is seen four times out of five "
+        f"to see a difference of {difference:g} dB between two rows four times out of five: "
         f"{', '.join(told)} ({origin})"
     )

@@ -13,7 +13,9 @@ import pandas as pd
 
 from cleanprior.records import Record, is_finished
 
+from .numbers import significant
 from .statistics import LEVEL, NETWORKS, RANKED, SEEDS_FOR_T, Entry, best, compare, entries
+from .tables import row_name
 from .warned import warning
 
 Name = tuple[str, str]
@@ -127,13 +129,12 @@ def verdict(
 
 
 def called(records: dict[str, list[Record]], rows: Sequence[Entry]) -> dict[Name, str]:
-    """Return how each row is called: its method, and its way unless that is the shared sampler."""
+    """Return how each row is called: as in its table, by its method and what further ways do."""
     names = {}
     for row in rows:
         found = records[row.method][0]["rows"]
         is_plain = len(found) == 1 or (found[0]["way"] == row.way and not found[0]["is_own"])
-        way = row.way.removeprefix("none; ").partition(";")[0].partition(":")[0]
-        names[row.method, row.way] = row.method if is_plain else f"{row.method} ({way})"
+        names[row.method, row.way] = row_name(row.method, row.way, not is_plain)
     return names
 
 
@@ -215,7 +216,7 @@ def _cost(
         cheapest = min(costs, key=costs.__getitem__)
         told = []
         for method in dict.fromkeys(leaders):
-            text = f"{method} {costs[method] / size:.2g} {unit}"
+            text = f"{method} {significant(costs[method] / size, 2)} {unit}"
             if costs[method] > 1.05 * costs[cheapest]:
                 text += f", {costs[method] / costs[cheapest]:.1f} times {cheapest}"
             told.append(text)

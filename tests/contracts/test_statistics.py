@@ -283,8 +283,13 @@ def test_seeds_that_are_said_to_be_needed_suffice(mixed: dict[str, Any]) -> None
     told = needed(mixed, ("oracle",))
     assert "--seeds" in told and "median row" in told
     one = needed({m: cells[:1] for m, cells in mixed.items()}, ("oracle",))
-    assert one.count("--seeds") == 2 and "assumption" in one
+    assert one.count("--seeds") == 2 and "assumed" in one
     assert needed({"good": mixed["good"]}, ()) == ""
+    few = {
+        m: [record(m, 0, np.random.default_rng(i).normal(18, 2, 30))]
+        for i, m in enumerate(("a", "b"))
+    }
+    assert "raise evaluation.test_images" in needed(few, ())
 
 
 def test_a_large_table_is_compared_in_no_time() -> None:
@@ -293,3 +298,17 @@ def test_a_large_table_is_compared_in_no_time() -> None:
     start = time.process_time()
     frame = compare(records, ())
     assert len(frame) == 190 and time.process_time() - start < 1
+
+
+def test_numbers_that_are_not_finite_are_no_evidence() -> None:
+    rng = np.random.default_rng(11)
+    records = {
+        m: [record(m, s, rng.normal(18, 1, 20), fd=float(rng.normal(40, 1))) for s in range(3)]
+        for m in ("sound", "other", "broken")
+    }
+    records["broken"][1]["rows"][0]["per_image"]["psnr"][3] = float("inf")
+    records["broken"][1]["rows"][0]["metrics"]["fd"] = float("nan")
+    frame = compare(records, ()).set_index(["metric", "a", "b"])
+    for metric in ("psnr", "fd"):
+        assert np.isfinite(frame.loc[(metric, "sound", "other"), "p"])
+        assert frame.loc[(metric, "sound", "broken"), ["p", "low", "high"]].isna().all()

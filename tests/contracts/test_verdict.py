@@ -94,7 +94,7 @@ def test_three_seeds_tell_who_is_best() -> None:
     first, second = said(table())
     assert "by one draw: em_mmps best (18.0" in first
     assert "em with 50 clean images 19.0" in first
-    assert "point estimate: ambient (one step) best (21.0" in first
+    assert "point estimate: ambient: one step best (21.0" in first
     assert "samples: em_mmps best (FD 40" in first
     assert "em_mmps 20 TFLOP, 2.0 times ambient" in first
     assert "oracle" not in first and "naive" not in first
