@@ -178,8 +178,8 @@ def power(procedure: Procedure, x: Array) -> tuple[float, float]:
 def main(tries: int = 2000, images: int = 100) -> None:
     """Print rates in percent: false positives by the spread of runs, power by the lead.
 
-    Each cell is *pairs / bold*: a pair called different after Holm's correction (for a lead: of each
-    pair with the leader), and a row called best. Power is at a spread of 0.1 dB.
+    Each cell is *pairs / bold*: a pair called different after Holm's correction (for a lead: of
+    each pair with the leader), and a row called best. Power is at a spread of 0.1 dB.
     """
     false = [f"sd {name}" for name in SPREADS]
     found = [f"{lead} dB" for lead in POWER]
