@@ -14,6 +14,8 @@ from cleanprior.records import Record
 from .plan import Problem
 
 STAMP = ".drawn.json"
+#: What decides how pictures look.
+CODE = ("figures.py", "palette.py", "pictures.py", "plots.py", "tables.py", "tiles.py")
 
 
 def draw(
@@ -56,6 +58,6 @@ def draw(
 def _digest(problem: Problem, records: dict[str, list[Record]]) -> str:
     """Return the hash of what decides the pictures: records, and the code that draws them."""
     digest = hashlib.sha256(json.dumps([problem.title, records, version("matplotlib")]).encode())
-    for module in ("pictures.py", "plots.py", "tables.py"):
+    for module in CODE:
         digest.update(files("cleanprior.benchmarks").joinpath(module).read_bytes())
     return digest.hexdigest()

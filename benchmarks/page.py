@@ -1,6 +1,7 @@
 """The page of a benchmark: one HTML file that opens offline, everything inside. No torch."""
 
 import base64
+import io
 import json
 import math
 import mimetypes
@@ -12,21 +13,28 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 from cleanprior.files import write_text
 from cleanprior.metric_names import describe, in_order
 from cleanprior.records import Record, is_finished
 
-from .tables import COLUMNS, TEXTS, number
+from . import commands
+from .matrix import matrix
+from .palette import looks
+from .pictures import STRIPS
+from .tables import COLUMNS, DASH, TEXTS, number
 
 #: Pictures in their order.
 CAPTIONS = {
     "sweep.png": "Quality against the strength of the corruption",
-    "samples.png": "Generated samples",
+    "quality_cost.png": "Quality against cost: FLOP of training, which no other process disturbs, "
+    "and seconds; hollow: a method's own way",
     "restorations.png": "Restorations of the first held-out measurements",
-    "quality_cost.png": "Quality against cost",
-    "curves.png": "Training",
-    "calibration.png": "Is the spread of posterior draws right?",
+    "samples.png": "Generated samples",
+    "calibration.png": "Is the spread of posterior draws right? Flat is calibrated, high at both "
+    "ends too sure",
+    "curves.png": "Training: the loss, and what rounds logged",
     "memorised.png": "Samples nearest to a training image, that image below",
 }
 #: Rows that can be hidden together.
@@ -35,6 +43,21 @@ KINDS = {
     "own": "methods' own ways",
     "unfinished": "skipped and failed",
 }
+#: Columns that are shown before anybody asks for all.
+MAIN = (
+    "clean_images",
+    "psnr",
+    "psnr_point",
+    "spread_ratio",
+    "fd",
+    "proximal_fd",
+    "train_flops",
+    "train_seconds",
+)
+#: Where nobody has a clean image, this tells restorations apart.
+WITHOUT_CLEAN = ("consistency", "consistency_point")
+#: Bytes from which a picture of photographs is embedded as JPEG.
+HEAVY = 300_000
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,8 @@ class Sheet:
         files: Everything written beside; pictures are shown, the rest is offered as downloads.
         records: Records by method, one a seed.
         references: Methods that are not ranked.
+        verdict: What the table says, in two sentences; empty for none.
+        comparisons: From :func:`cleanprior.benchmarks.statistics.compare`, or None.
     """
 
     tab: str
@@ -62,11 +87,19 @@ class Sheet:
     files: list[Path]
     records: dict[str, list[Record]]
     references: tuple[str, ...]
+    verdict: str = ""
+    comparisons: pd.DataFrame | None = None
 
 
 def _uri(path: Path) -> str:
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    data = path.read_bytes()
+    if kind == "image/png" and len(data) > HEAVY:
+        buffer = io.BytesIO()
+        Image.open(path).convert("RGB").save(buffer, "jpeg", quality=88)
+        if len(buffer.getvalue()) < len(data) / 2:  # photographs; drawings stay as they are
+            kind, data = "image/jpeg", buffer.getvalue()
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _value(line: dict[str, Any], key: str | None) -> float | None:
@@ -84,10 +117,42 @@ def _further(summary: pd.DataFrame) -> list[str]:
     return [k for k in in_order(summary.columns) if k not in left_out and summary[k].notna().any()]
 
 
-def _rows(sheet: Sheet, further: list[str]) -> list[dict[str, Any]]:
-    keys: dict[str, str | None] = {heading: key for key, heading, _, _ in COLUMNS}
-    keys |= dict.fromkeys(TEXTS)
+def _main(summary: pd.DataFrame) -> set[str]:
+    """Return the keys of columns that are shown at once."""
+    has_clean = any(key in summary and summary[key].notna().any() for key in ("psnr", "psnr_point"))
+    return {*MAIN, *(() if has_clean else WITHOUT_CLEAN)}
+
+
+def _headings(sheet: Sheet, further: list[str]) -> list[dict[str, Any]]:
+    meanings = {heading: meaning for _, heading, _, meaning in COLUMNS}
+    keys = {heading: key for key, heading, _, _ in COLUMNS}
+    main = _main(sheet.summary)
+    headings = [
+        {
+            "name": heading,
+            "key": keys.get(heading, heading if heading not in TEXTS else None),
+            "is_text": heading in TEXTS,
+            "is_further": heading in keys and keys[heading] not in main,
+            "meaning": meanings.get(heading, ""),
+        }
+        for heading in map(str, sheet.shown.columns)
+    ]
+    headings += [
+        {
+            "name": key.replace("_", " "),
+            "key": key,
+            "is_text": False,
+            "is_further": True,
+            "meaning": describe(key),
+        }
+        for key in further
+    ]
+    return headings
+
+
+def _rows(sheet: Sheet, headings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
+    colours = looks(dict.fromkeys(sheet.records))
     tables = (sheet.summary, sheet.shown, sheet.bold)
     for numbers, texts, bold in zip(*(t.to_dict("records") for t in tables), strict=True):
         line = {str(k): v for k, v in numbers.items()}
@@ -98,55 +163,30 @@ def _rows(sheet: Sheet, further: list[str]) -> list[dict[str, Any]]:
             kinds.append("own")
         if line.get("status", "done") != "done":
             kinds.append("unfinished")
-        cells = [
-            {
-                "text": text,
-                "is_text": heading in TEXTS,
-                "is_best": bool(bold[heading]),
-                "is_further": False,
-                "value": _value(line, keys.get(str(heading), str(heading))),
-            }
-            for heading, text in texts.items()
-        ]
-        cells += [
-            {
-                "text": number(line, key, ".3g", " ± "),
-                "is_text": False,
-                "is_best": False,
-                "is_further": True,
-                "value": _value(line, key),
-            }
-            for key in further
-        ]
-        rows.append({"kinds": " ".join(kinds), "cells": cells})
+        cells = []
+        for heading in headings:
+            name, key = heading["name"], heading["key"]
+            text = texts[name] if name in texts else number(line, key, ".3g", " ± ")
+            cells.append(
+                {
+                    "heading": heading,
+                    "text": text,
+                    "is_best": bool(bold.get(name, False)),
+                    "is_empty": text == DASH,
+                    "value": _value(line, key),
+                }
+            )
+        look = colours.get(str(line.get("method")))
+        rows.append(
+            {"kinds": " ".join(kinds), "cells": cells, "colour": look.colour if look else ""}
+        )
     return rows
 
 
-def _headings(sheet: Sheet, further: list[str]) -> list[dict[str, Any]]:
-    meanings = {heading: meaning for _, heading, _, meaning in COLUMNS}
-    headings = [
-        {
-            "name": heading,
-            "is_text": heading in TEXTS,
-            "is_further": False,
-            "meaning": meanings.get(heading, ""),
-        }
-        for heading in sheet.shown.columns
-    ]
-    headings += [
-        {
-            "name": key.replace("_", " "),
-            "is_text": False,
-            "is_further": True,
-            "meaning": describe(key),
-        }
-        for key in further
-    ]
-    return headings
-
-
-def _cells(records: dict[str, list[Record]]) -> list[dict[str, str]]:
-    """Return what defines each cell and where it ran, as readable JSON."""
+def _cells(
+    records: dict[str, list[Record]], out: Path, priors: dict[str, Path]
+) -> list[dict[str, Any]]:
+    """Return what defines each cell, where it ran and how to get it again."""
     cells = []
     for method, found in records.items():
         for record in found:
@@ -158,8 +198,40 @@ def _cells(records: dict[str, list[Record]]) -> list[dict[str, str]]:
                 title += f" · {record['device']}, {record['time']}"
             else:
                 title += f" · {record['status'].partition(':')[0]}"
-            cells.append({"title": title, "text": json.dumps(kept, indent=1, ensure_ascii=False)})
+            cells.append(
+                {
+                    "title": title,
+                    "notes": commands.notes(record, out, priors),
+                    "text": json.dumps(kept, indent=1, ensure_ascii=False),
+                }
+            )
     return cells
+
+
+def _strips(sheet: Sheet) -> dict[str, Any] | None:
+    """Return the strips of restorations that can be put side by side."""
+    for file in sheet.files:
+        if file.name == STRIPS:
+            strips: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            rows = [tuple(s["row"]) for s in strips["strips"] if s["kind"] == "row"]
+            return {**strips, "chosen": _chosen(sheet, rows)}
+    return None
+
+
+def _chosen(sheet: Sheet, rows: list[tuple[str, ...]]) -> list[int]:
+    """Return the two strips that are shown first: of the best row of each of the two best methods.
+
+    Of a row's strips that is the last one, the mean of its draws where there is one.
+    """
+    key = next((k for k in ("psnr_point", "psnr") if k in sheet.summary), None)
+    ranked = sheet.summary if key is None else sheet.summary.sort_values(key, ascending=False)
+    names = [(str(m), str(w)) for m, w in zip(ranked["method"], ranked["way"], strict=True)]
+    names = [name for name in names if name in rows and name[0] not in sheet.references]
+    first = {method: (method, way) for method, way in reversed(names)}
+    best = sorted(first.values(), key=names.index)
+    last = {row: place for place, row in enumerate(rows)}
+    found = [last[name] for name in best[:2]]
+    return [*found, *range(len(rows))][:2] if len(rows) > 1 else [0, 0]
 
 
 @lru_cache(maxsize=1)
@@ -172,33 +244,37 @@ def write(path: Path, name: str, about: str, sheets: list[Sheet]) -> Path:
     """Write the page.
 
     Arguments:
-        path: The file.
+        path: The file, in ``tables/KEY/`` of the folder of all runs.
         name: Name of the benchmark.
         about: One sentence below it.
         sheets: The tabs, in order.
     """
     views = []
+    out = path.parents[2] if len(path.parents) > 2 else path.parent
+    priors = commands.priors(out)
+    order = list(CAPTIONS)
     for sheet in sheets:
-        order = list(CAPTIONS)
         pictures = sorted(
             (f for f in sheet.files if f.suffix == ".png"), key=lambda f: order.index(f.name)
         )
-        further = _further(sheet.summary)
-        rows = _rows(sheet, further)
+        headings = _headings(sheet, _further(sheet.summary))
+        rows = _rows(sheet, headings)
+        others = [f for f in sheet.files if f not in pictures and f.name != STRIPS]
         views.append(
             {
                 "tab": sheet.tab,
                 "title": sheet.title,
-                "headings": _headings(sheet, further),
+                "verdict": sheet.verdict,
+                "headings": headings,
                 "rows": rows,
-                "has_further": bool(further),
+                "has_further": any(h["is_further"] for h in headings),
                 "kinds": {kind for row in rows for kind in row["kinds"].split()},
                 "lines": sheet.lines,
-                "downloads": [
-                    {"name": f.name, "uri": _uri(f)} for f in sheet.files if f not in pictures
-                ],
+                "downloads": [{"name": f.name, "uri": _uri(f)} for f in others],
                 "pictures": [{"caption": CAPTIONS[f.name], "uri": _uri(f)} for f in pictures],
-                "cells": _cells(sheet.records),
+                "cells": _cells(sheet.records, out, priors),
+                "matrix": matrix(sheet.comparisons, sheet.summary),
+                "strips": _strips(sheet),
             }
         )
     write_text(path, _template().render(name=name, about=about, sheets=views, kinds=KINDS))

@@ -1,83 +1,165 @@
-"""Labelled picture grids: generated samples and restorations, a row a method. No torch."""
+"""Labelled picture grids, a row a method, and the strips that a page compares. No torch."""
 
+import io
+import json
 import textwrap
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import get_data_path
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.numpy import load_file
 
 from cleanprior.config import Config
-from cleanprior.errors import UserError
+from cleanprior.files import write_bytes, write_text
 from cleanprior.records import Record, is_finished, pictures_path
-from cleanprior.rendering import Images, rgb
 
+from . import tiles
 from .plan import Problem
 from .tables import row_name
+from .tiles import Images, View
 
-# Hidden pixels are drawn in this colour: 0 is mid-grey in [-1, 1] and would look like content.
-HIDDEN = np.array([0.62, 0.76, 0.92], np.float32)
-
-
-def strip(images: Images, seen: Images | None = None, gap: int = 1) -> NDArray[np.float32]:
-    """Return images side by side as one RGB array in [0, 1], separated by white."""
-    x = rgb(images)
-    if seen is not None:
-        shown = seen.min(axis=1)[..., None]
-        x = shown * x + (1 - shown) * HIDDEN
-    white = np.ones((x.shape[1], gap, 3), np.float32)
-    parts = [p for image in x for p in (image, white)][:-1]
-    return np.concatenate(parts, axis=1)
+#: What the page compares, beside the pictures.
+STRIPS = "strips.json"
+#: Pixels of a picture's width that images may take, and of its text.
+WIDTH, TEXT, MARGIN = 1000, 17, 10
+INK, SOFT = (28, 36, 48), (91, 102, 117)
 
 
-def draw_grid(rows: list[tuple[str, NDArray[np.float32]]], title: str, path: Path) -> None:
-    """Draw one labelled strip a row."""
-    longest = max(len(label) for label, _ in rows)
-    height, width = rows[0][1].shape[:2]
-    row_inches = 0.62
-    picture = row_inches * width / height * 0.9
-    margin = 0.075 * longest + 0.25
-    total_width = margin + picture + 0.15
-    lines = textwrap.wrap(title, int(14 * total_width))  # 14 characters of this size an inch
-    total_height = row_inches * len(rows) + 0.3 + 0.15 * len(lines)
-    figure = Figure(figsize=(total_width, total_height), dpi=150)
-    figure.suptitle(
-        "\n".join(lines),
-        x=0.1 / total_width,
-        y=1 - 0.08 / total_height,
-        ha="left",
-        va="top",
-        fontsize=9,
-        parse_math=False,  # a path may hold dollars
-    )
-    for number, (label, image) in enumerate(rows):
-        bottom = 0.05 + row_inches * (len(rows) - 1 - number)
-        axis = figure.add_axes(
-            (
-                margin / total_width,
-                bottom / total_height,
-                picture / total_width,
-                0.9 * row_inches / total_height,
-            )
-        )
-        axis.imshow(image, interpolation="nearest", aspect="auto")
-        axis.set_axis_off()
-        figure.text(
-            (margin - 0.1) / total_width,
-            (bottom + 0.45 * row_inches) / total_height,
-            label,
-            ha="right",
-            va="center",
-            fontsize=8,
-        )
-    staging = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(staging, format="png")
-        staging.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error}") from error
+@dataclass(frozen=True)
+class Strip:
+    """A labelled row of images.
+
+    Attributes:
+        label: What they are.
+        images: (n, c, h, w) in [-1, 1].
+        seen: 1 where an entry was measured, or None.
+        row: Method and way that restored them; empty for none.
+    """
+
+    label: str
+    images: Images
+    seen: Images | None = None
+    row: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=2)
+def _font(is_bold: bool) -> Any:
+    name = "DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", name)), TEXT)
+
+
+def grid(strips: list[Strip], view: View, title: str) -> bytes:
+    """Return strips under each other as a PNG file, each below its label.
+
+    Arguments:
+        strips: At least one; their images have one size.
+        view: How images become colours.
+        title: Written above; how the images are shown is added to it.
+    """
+    height, width = strips[0].images.shape[-2:]
+    factor, smaller = tiles.enlargement(height, width), tiles.reduction(height, width)
+    gap = max(2, factor // 3)
+    cell = -(-width // smaller) * factor + gap
+    count = max(1, (WIDTH + gap) // cell)
+    drawn = []
+    for strip in strips:
+        colours = view.colours(strip.images[:count], _first(strip.seen, count))
+        pixels = tiles.enlarged(tiles.reduced(colours), factor)
+        drawn.append((strip.label, tiles.side_by_side(pixels, gap)))
+    said = [view.said] if view.said else []
+    if smaller > 1:
+        said.append(f"{width} x {height} pixels, means of {smaller} x {smaller}")
+    elif factor > 1:
+        said.append(f"{width} x {height} pixels, enlarged {factor} times")
+    lines = textwrap.wrap(f"{title} · {'; '.join(said)}" if said else title, WIDTH * 17 // 180)
+    picture = _paste(drawn, lines)
+    buffer = io.BytesIO()
+    picture.save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def _first(images: Images | None, count: int) -> Images | None:
+    return None if images is None else images[:count]
+
+
+def _paste(drawn: list[tuple[str, NDArray[np.uint8]]], lines: list[str]) -> Image.Image:
+    """Put the title's lines, labels and pictures under each other."""
+    line = TEXT + 6
+    named = [(textwrap.wrap(label, WIDTH // 10) or [""], pixels) for label, pixels in drawn]
+    tall = sum(line * len(label) + pixels.shape[0] + MARGIN for label, pixels in named)
+    wide = max(WIDTH, *(pixels.shape[1] for _, pixels in drawn)) + 2 * MARGIN
+    picture = Image.new("RGB", (wide, tall + line * len(lines) + 3 * MARGIN), "white")
+    pen = ImageDraw.Draw(picture)
+    y = MARGIN
+    for text in lines:
+        pen.text((MARGIN, y), text, SOFT, _font(is_bold=False))
+        y += line
+    y += MARGIN
+    for label, pixels in named:
+        for text in label:
+            pen.text((MARGIN, y), text, INK, _font(is_bold=True))
+            y += line
+        picture.paste(Image.fromarray(pixels), (MARGIN, y))
+        y += pixels.shape[0] + MARGIN
+    return picture
+
+
+@dataclass
+class _Found:
+    """The strips of a problem."""
+
+    measured: list[Strip]
+    truth: list[Strip]
+    samples: list[Strip]
+    restored: list[Strip]
+    nearest: list[Strip]
+
+
+def _collect(problem: Problem, records: dict[str, list[Record]], out: Path) -> _Found:
+    """Read the pictures of the first finished seed of each method."""
+    found = _Found([], [], [], [], [])
+    for method, cells in records.items():
+        place = next((i for i, r in enumerate(cells) if is_finished(r)), None)
+        if place is None:
+            continue
+        config: Config = problem.cells[method][place]
+        pictures = load_file(pictures_path(out, config))
+        if not found.measured:
+            label = str(cells[place].get("evaluation", {}).get("observations") or "measurements")
+            found.measured.append(Strip(label, pictures["measurement"], pictures.get("seen")))
+            if "truth" in pictures:
+                found.truth.append(Strip("truth: clean test images", pictures["truth"]))
+        rows = cells[place]["rows"]
+        for row in rows:
+            _add_row(found, method, row, len(rows) > 1, pictures)
+        share = next((r["metrics"]["memorised"] for r in rows if "memorised" in r["metrics"]), None)
+        if share is not None and "memorised.sample" in pictures:
+            label = f"{method}, memorised {share:.1%}"
+            found.nearest.append(Strip(label, pictures["memorised.sample"]))
+            found.nearest.append(Strip("nearest of training", pictures["memorised.neighbour"]))
+    return found
+
+
+def _add_row(
+    found: _Found, method: str, row: dict[str, Any], has_more: bool, pictures: dict[str, Images]
+) -> None:
+    """Add what a row drew and restored; what a restoration is stands in its label."""
+    way, draws = row["way"], row.get("draws")
+    name = row_name(method, way, row["is_own"] and has_more)
+    if (key := f"samples.{way}") in pictures:
+        found.samples.append(Strip(f"{name}: samples", pictures[key]))
+    if (key := f"restored.{way}") in pictures:
+        # Records of earlier versions do not say what they restored.
+        kind = "restoration" if draws is None else "point estimate" if draws <= 1 else "one draw"
+        found.restored.append(Strip(f"{name}: {kind}", pictures[key], row=(method, way)))
+    if (key := f"mean.{way}") in pictures:
+        label = f"{name}: mean of {draws} draws"
+        found.restored.append(Strip(label, pictures[key], row=(method, way)))
 
 
 def write(
@@ -85,45 +167,49 @@ def write(
 ) -> list[Path]:
     """Write the grids of the first finished seed of each method.
 
-    ``samples.png``, ``restorations.png`` and, where clean images can tell, ``memorised.png``.
+    ``samples.png``, ``restorations.png``, where clean images can tell ``memorised.png``, and the
+    strips of the page (:data:`STRIPS`).
     """
-    samples: list[tuple[str, NDArray[np.float32]]] = []
-    restored: list[tuple[str, NDArray[np.float32]]] = []
-    nearest: list[tuple[str, NDArray[np.float32]]] = []
-    truth = None
-    for method, cells in records.items():
-        found = next((i for i, r in enumerate(cells) if is_finished(r)), None)
-        if found is None:
-            continue
-        config: Config = problem.cells[method][found]
-        pictures = load_file(pictures_path(out, config))
-        if not restored:
-            restored.append(("measurement", strip(pictures["measurement"], pictures.get("seen"))))
-            if "truth" in pictures:
-                truth = strip(pictures["truth"])
-                samples.append(("clean test images", truth))
-        rows = cells[found]["rows"]
-        for row in rows:
-            label = row_name(method, row["way"], row["is_own"] and len(rows) > 1)
-            if (key := f"samples.{row['way']}") in pictures:
-                samples.append((label, strip(pictures[key])))
-            if (key := f"restored.{row['way']}") in pictures:
-                restored.append((label, strip(pictures[key])))
-        share = next((r["metrics"]["memorised"] for r in rows if "memorised" in r["metrics"]), None)
-        if share is not None and "memorised.sample" in pictures:
-            nearest.append(
-                (f"{method}, memorised {share:.1%}", strip(pictures["memorised.sample"]))
-            )
-            nearest.append(("nearest of training", strip(pictures["memorised.neighbour"])))
-    if restored and truth is not None:
-        restored.append(("truth", truth))
+    found = _collect(problem, records, out)
+    if not found.measured:
+        return []
+    anchors = found.truth or found.restored or found.measured
+    view = View.of(np.concatenate([strip.images for strip in anchors]))
     written = []
-    for name, title, rows_shown in (
-        ("samples.png", "generated samples", samples),
-        ("restorations.png", "restorations", restored),
-        ("memorised.png", "samples nearest to a training image", nearest),
+    for name, title, strips in (
+        ("samples.png", "generated samples", [*found.truth, *found.samples]),
+        ("restorations.png", "restorations", [*found.measured, *found.restored, *found.truth]),
+        ("memorised.png", "samples nearest to a training image", found.nearest),
     ):
-        if rows_shown:
-            draw_grid(rows_shown, f"{title} · {problem.title}", folder / name)
+        if len(strips) > len(found.truth):
+            write_bytes(folder / name, grid(strips, view, f"{title} · {problem.title}"))
             written.append(folder / name)
-    return written
+    write_text(folder / STRIPS, json.dumps(_strips(found, view)))
+    return [*written, folder / STRIPS]
+
+
+def _strips(found: _Found, view: View) -> dict[str, Any]:
+    """Return every restored row as one picture for the page, images side by side, no gap."""
+    height, width = found.measured[0].images.shape[-2:]
+    smaller = tiles.reduction(height, width)
+    shown = []
+    for kind, strips in (
+        ("measured", found.measured),
+        ("row", found.restored),
+        ("truth", found.truth),
+    ):
+        for strip in strips:
+            pixels = tiles.reduced(view.colours(strip.images, strip.seen))
+            picture = tiles.side_by_side(pixels, 0) if len(pixels) else pixels
+            known = {"kind": kind, "label": strip.label, "row": strip.row}
+            shown.append({**known, "uri": tiles.uri(picture)})
+    said = [view.said] if view.said else []
+    if smaller > 1:
+        said.append(f"means of {smaller} x {smaller} pixels")
+    return {
+        "count": len(found.measured[0].images),
+        "width": -(-width // smaller),
+        "height": -(-height // smaller),
+        "said": "; ".join(said),
+        "strips": shown,
+    }

@@ -1,8 +1,8 @@
 """Plots of a table: quality against cost, training, calibration, a sweep. No torch."""
 
-import io
 import math
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,130 +10,36 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-)
+from matplotlib.ticker import MaxNLocator
 
 from cleanprior.files import write_bytes
 from cleanprior.records import Record, is_finished
 
+from . import figures
+from .figures import png, styled
+from .palette import Look, looks
 from .plan import Problem
 from .tables import row_name
 
+__all__ = ["calibration", "curves", "png", "quality_cost", "sweep", "write"]
+
 #: key in the summary, label of the axis
-QUALITIES = (("psnr", "PSNR in dB (higher is better)"), ("fd", "FD (lower is better)"))
+QUALITIES = (
+    ("psnr", "PSNR in dB,\none draw (higher is better)"),
+    ("psnr_point", "PSNR in dB, mean of\ndraws (higher is better)"),
+    ("fd", "FD of samples\n(lower is better)"),
+)
 #: What stands in their place where nobody has a clean image.
-WITHOUT_CLEAN = (("proximal_fd", "proximal FD (lower is better)"),)
-#: Seconds that read as whole seconds, minutes, hours or days.
-TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200, 18000, 36000, 86400, 432000)
-#: The same where the slowest row takes less than four times the fastest.
-CLOSE_TICKS = tuple(
-    unit * n
-    for unit in (1, 60, 3600)
-    for n in (1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50)
-    if unit < 3600 or n < 30
-)
-COLOURS = (
-    "#4269d0",
-    "#e08a00",
-    "#ff725c",
-    "#2f9e8f",
-    "#3ca951",
-    "#c0568f",
-    "#8a55d7",
-    "#9c6b4e",
-    "#6b7280",
-    "#1f77b4",
-)
-
-
-def png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def _headed(width: float, height: float, title: str) -> Figure:
-    """Return a figure in inches with its title beside where a legend stands."""
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    characters = max(40, int(13 * (width - 2)))  # 13 of this size an inch
-    lines = textwrap.wrap(title, characters)
-    figure.suptitle("\n".join(lines), fontsize=9, ha="left", x=0.01)
-    return figure
-
-
-def _seconds(value: float, _: Any = None) -> str:
-    if value < 60:
-        return f"{value:.3g} s"
-    return f"{value / 60:.3g} min" if value < 3600 else f"{value / 3600:.3g} h"
-
-
-def _place(labels: list[tuple[float, float, str]], axes: Axes) -> None:
-    """Write numbers beside points; one that would cover another is moved up."""
-    taken: list[tuple[float, float]] = []
-    for x, y, text in sorted(labels, key=lambda item: item[1]):
-        px, py = axes.transData.transform((x, y))
-        shift = 0.0
-        while any(abs(px - tx) < 14 and abs(py + shift - ty) < 12 for tx, ty in taken):
-            shift += 4
-        taken.append((px, py + shift))
-        axes.annotate(text, (x, y), (6, -3 + shift * 0.72), textcoords="offset points", fontsize=8)
-
-
-def quality_cost(summary: pd.DataFrame, title: str) -> Figure | None:
-    """Draw quality against the seconds of training, one point a row; None without numbers.
-
-    Arguments:
-        summary: From :func:`cleanprior.benchmarks.tables.summarise`.
-        title: Written above.
-    """
-    done = summary[(summary["status"] == "done") & (summary["train_seconds"] > 0)]
-    shown = _qualities(done)
-    if not shown:
-        return None
-    figure = _headed(4.4 * len(shown) + 2.6, 4.4, title)
-    lines = done.to_dict("records")
-    handles = [_handle(line, number + 1, summary) for number, line in enumerate(lines)]
-    drawn = [h for h, line in zip(handles, lines, strict=True) if _has_any(line, shown)]
-    figure.legend(handles=drawn, loc="outside right upper", fontsize=8, frameon=False)
-    for place, (key, label) in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), place + 1)
-        axes.set_xscale("log")
-        if key != "psnr" and (done[key].max() > 8 * done[key].min()):
-            _plain_log(axes)
-        names: list[tuple[float, float, str]] = []
-        for number, (line, handle) in enumerate(zip(lines, handles, strict=True)):
-            x, y, spread = line["train_seconds"], line[key], line[f"{key}_std"]
-            if math.isnan(y):
-                continue
-            if not math.isnan(spread):
-                axes.errorbar(x, y, yerr=spread, color=handle.get_color(), capsize=2, lw=1)
-            axes.plot(
-                x,
-                y,
-                marker=handle.get_marker(),
-                color=handle.get_color(),
-                markersize=6,
-                mfc=handle.get_markerfacecolor(),
-            )
-            names.append((x, y, str(number + 1)))
-        axes.set_xlabel("seconds of training, E-steps included")
-        axes.set_ylabel(label)
-        is_close = done["train_seconds"].max() < 4 * done["train_seconds"].min()
-        axes.xaxis.set_major_locator(FixedLocator(CLOSE_TICKS if is_close else TICKS))
-        axes.xaxis.set_major_formatter(FuncFormatter(_seconds))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        low, high = axes.get_xlim()
-        axes.set_xlim(low / 1.15, high * 1.15)
-        _place(names, axes)
-    return figure
+WITHOUT_CLEAN = (("proximal_fd", "proximal FD of samples\n(lower is better)"),)
+#: key of a method's log, label of the axis
+LOGGED = {
+    "residual": "residual of draws,\nsquared units of x",
+    "residual_ratio": "residual over noise\n(1: as expected)",
+    "drift": "change of the draws'\ncovariance (share)",
+    "scales": "guidance scale\n(a factor)",
+    "scale": "guidance scale\n(a factor)",
+}
+INK = "#1c2430"
 
 
 def _qualities(done: pd.DataFrame) -> list[tuple[str, str]]:
@@ -144,34 +50,141 @@ def _qualities(done: pd.DataFrame) -> list[tuple[str, str]]:
     return []
 
 
-def _has_any(line: dict[Any, Any], shown: list[tuple[str, str]]) -> bool:
+def _is_wide(values: pd.Series) -> bool:
+    """Whether a distance spans so much that its axis must be logarithmic."""
+    found = values.dropna()
+    return bool(len(found) and found.min() > 0 and found.max() > 8 * found.min())
+
+
+def _place(names: list[tuple[float, float, str]], axes: Axes) -> None:
+    """Write numbers beside points; one that would cover another is moved up."""
+    taken: list[tuple[float, float]] = []
+    for x, y, text in sorted(names, key=lambda item: item[1]):
+        px, py = axes.transData.transform((x, y))
+        shift = 0.0
+        while any(abs(px - tx) < 22 and abs(py + shift - ty) < 18 for tx, ty in taken):
+            shift += 6
+        taken.append((px, py + shift))
+        points = shift * 72 / figures.DPI
+        axes.annotate(
+            text,
+            (x, y),
+            (6, -3 + points),
+            textcoords="offset points",
+            fontsize=figures.SMALL,
+            annotation_clip=False,
+        )
+
+
+def train_flops(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
+    """Return the mean FLOPs of training of each method whose finished cells all have them."""
+    found = {}
+    for method, cells in records.items():
+        counted = [r.get("costs", {}).get("train_flops") for r in cells if is_finished(r)]
+        if counted and all(f is not None for f in counted):
+            found[method] = sum(counted) / len(counted)
+    return found
+
+
+@styled
+def quality_cost(
+    summary: pd.DataFrame, records: Mapping[str, Sequence[Record]], title: str
+) -> Figure | None:
+    """Draw quality against the cost of training, a point a row; None without numbers.
+
+    FLOPs first, which no other process disturbs; seconds beside them. A row that trains nothing is
+    a line across.
+
+    Arguments:
+        summary: From :func:`cleanprior.benchmarks.tables.summarise`.
+        records: Records by method, one a seed.
+        title: Written above.
+    """
+    done = summary[summary["status"] == "done"].reset_index(drop=True)
+    flops = train_flops(records)
+    done["train_flop"] = done["method"].map(flops).astype(float)
+    trained = done[done["train_seconds"] > 0]
+    shown = _qualities(trained)
+    if not shown:
+        return None
+    costs = [
+        ("train_seconds", "time of training, whatever else ran", figures.SECONDS, figures.seconds)
+    ]
+    if trained["train_flop"].gt(0).any():
+        about = "FLOP of training, E-steps included"
+        costs.insert(0, ("train_flop", about, figures.COUNTS, figures.lettered))
+    figure = figures.headed(2.3 * len(shown) + 0.4, title)
+    panels = figure.subplots(len(shown), len(costs), squeeze=False, sharey="row", sharex="col")
+    styles = looks(records)
+    lines = [{str(k): v for k, v in line.items()} for line in done.to_dict("records")]
+    drawn = [i for i, line in enumerate(lines) if _has_any(line, shown)]
+    numbers = {i: str(n + 1) for n, i in enumerate(drawn)}
+    for across, (key, label) in zip(panels, shown, strict=True):
+        for axes, (cost, about, choice, form) in zip(across, costs, strict=True):
+            for i in drawn:
+                _point(axes, lines[i], cost, key, styles[lines[i]["method"]])
+            if key != "psnr" and not key.startswith("psnr") and _is_wide(done[key]):
+                figures.log_ticks(axes, "y", figures.NUMBERS, figures.number)
+            axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            axes.set_xlim(low / 1.15, high * 1.3)
+            figures.log_ticks(axes, "x", choice, form)
+            if axes is across[0]:
+                axes.set_ylabel(label)
+            if key == shown[-1][0]:
+                axes.set_xlabel(about)
+    handles = [_handle(styles[lines[i]["method"]], lines[i]) for i in drawn]
+    names = [f"{numbers[i]}  {_row(lines[i])}" for i in drawn]
+    uncounted = [m for m in dict.fromkeys(trained["method"]) if m not in flops]
+    if uncounted and len(costs) > 1:
+        handles.append(Line2D([], [], linestyle="none"))
+        names.append(f"no FLOP count: {', '.join(map(str, uncounted))}")
+    figures.legend(figure, handles, names)
+    figure.draw_without_rendering()  # the layout decides where numbers cover each other
+    for across, (key, _) in zip(panels, shown, strict=True):
+        for axes, (cost, *_) in zip(across, costs, strict=True):
+            places = [(lines[i][cost], lines[i][key], numbers[i]) for i in drawn]
+            finite = [p for p in places if p[0] > 0 and not math.isnan(p[1])]
+            _place(finite, axes)
+    return figure
+
+
+def _row(line: Mapping[str, Any]) -> str:
+    return row_name(str(line["method"]), str(line["way"]), bool(line["is_own"]))
+
+
+def _has_any(line: Mapping[str, Any], shown: list[tuple[str, str]]) -> bool:
     return not all(math.isnan(line[key]) for key, _ in shown)
 
 
-def _handle(line: dict[Any, Any], number: int, summary: pd.DataFrame) -> Line2D:
-    """Return what stands for a row: a disc, or an open square for a method's own way."""
-    methods = list(summary["method"].unique())
-    colour = COLOURS[methods.index(line["method"]) % len(COLOURS)]
-    return Line2D(
-        [],
-        [],
-        linestyle="none",
-        marker="s" if line["is_own"] else "o",
-        color=colour,
-        mfc="white" if line["is_own"] else colour,
-        label=f"{number}  {row_name(line['method'], line['way'], line['is_own'])}",
-    )
+def _point(axes: Axes, line: Mapping[str, Any], cost: str, key: str, style: Look) -> None:
+    """Draw a row: a point with its spread over seeds, or a line where nothing was trained."""
+    x, y, spread = line[cost], line[key], line.get(f"{key}_std", math.nan)
+    if math.isnan(y):
+        return
+    if line["train_seconds"] <= 0 or x == 0:
+        axes.axhline(y, color=style.colour, lw=1, ls=style.line)
+    elif not math.isnan(x):
+        if not math.isnan(spread):
+            axes.errorbar(x, y, yerr=spread, color=style.colour, capsize=2, lw=1)
+        axes.plot(x, y, ls="none", color=style.colour, **_marker(style, line["is_own"]))
 
 
-def _plain_log(axes: Axes) -> None:
-    """Make the y axis logarithmic, with ticks that read 20, 50, 100."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+def _marker(style: Look, is_own: bool) -> dict[str, Any]:
+    """Return a marker's settings: hollow for a method's own way."""
+    face = "white" if is_own else style.colour
+    edge = style.colour if is_own else INK
+    width = 1.4 if is_own else 0.4
+    return {"marker": style.marker, "markersize": 6.5, "mfc": face, "mec": edge, "mew": width}
 
 
-def _numbers(log: dict[str, Any]) -> dict[str, list[float]]:
+def _handle(style: Look, line: Mapping[str, Any]) -> Line2D:
+    if line["train_seconds"] <= 0:
+        return Line2D([], [], color=style.colour, lw=1, ls=style.line)
+    return Line2D([], [], ls="none", color=style.colour, **_marker(style, bool(line["is_own"])))
+
+
+def _numbers(log: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the entries of a method's log that have one number a round."""
     found = {}
     for name, values in log.items():
@@ -181,7 +194,8 @@ def _numbers(log: dict[str, Any]) -> dict[str, list[float]]:
     return found
 
 
-def curves(records: dict[str, list[Record]], title: str) -> Figure | None:
+@styled
+def curves(records: Mapping[str, Sequence[Record]], title: str) -> Figure | None:
     """Draw the training loss of each method, and what its rounds logged; first finished seed."""
     found = {
         m: next((r for r in rs if is_finished(r) and r["training"]["history"]), None)
@@ -192,46 +206,55 @@ def curves(records: dict[str, list[Record]], title: str) -> Figure | None:
         return None
     rounds = {m: _numbers(r["training"].get("log", {})) for m, r in runs.items()}
     keys = list(dict.fromkeys(k for values in rounds.values() for k in values))
-    panels = 1 + len(keys)
-    columns = min(3, panels)
-    rows = math.ceil(panels / columns)
-    figure = _headed(4.6 * columns + 1.2, 3.2 * rows, title)
-    places = {m: i for i, m in enumerate(records)}  # colours are those of the other plots
-    colours = {m: COLOURS[places[m] % len(COLOURS)] for m in runs}
-    dashes = {m: "-" if places[m] < len(COLOURS) else "--" for m in runs}
-    axes = figure.add_subplot(rows, columns, 1)
-    for method, record in runs.items():
-        losses = [(p["step"], p["loss"]) for p in record["training"]["history"]]
-        steps, offset, last = [], 0, -1
-        for step, _ in losses:
-            if step <= last:  # a new round counts from 0
-                offset += last + 1
-            steps.append(offset + step)
-            last = step
-        values = [v if v > 0 else math.nan for _, v in losses]
-        axes.plot(steps, values, dashes[method], label=method, color=colours[method], lw=1.2)
-    _plain_log(axes)
-    axes.set_xlabel("step")
-    axes.set_title("training loss, each method's own; above 0", fontsize=8, loc="left")
-    for number, key in enumerate(keys):
-        panel = figure.add_subplot(rows, columns, number + 2)
+    rows = 1 + math.ceil(len(keys) / 2)
+    figure = figures.headed(2.4 + 1.9 * (rows - 1), title)
+    grid = figure.add_gridspec(rows, 2, height_ratios=[1.3] + [1.0] * (rows - 1))
+    styles = looks(records)
+    axes = figure.add_subplot(grid[0, :])
+    handles = {m: _loss(axes, r, styles[m]) for m, r in runs.items()}
+    figures.log_ticks(axes, "y", figures.NUMBERS, figures.number)
+    axes.set_xlabel("optimiser steps of all rounds")
+    axes.set_ylabel("training loss, above 0\n(each method's own units)")
+    for place, key in enumerate(keys):
+        is_last_alone = place == len(keys) - 1 and place % 2 == 0
+        cell = grid[1 + place // 2, :] if is_last_alone else grid[1 + place // 2, place % 2]
+        panel = figure.add_subplot(cell)
         for method, logged in rounds.items():
             if key in logged:
-                panel.plot(
-                    range(1, len(logged[key]) + 1), logged[key], "o-", color=colours[method], lw=1.2
-                )
-        panel.set_title(f"{key.replace('_', ' ')} by round", fontsize=8, loc="left")
+                style, values = styles[method], logged[key]
+                line: dict[str, Any] = {"color": style.colour, "ls": style.line, "lw": 1.4}
+                places = range(1, len(values) + 1)
+                panel.plot(places, values, **line, **_marker(style, is_own=False))
+        panel.set_ylabel(LOGGED.get(key, f"{key},\nas the method logs it"))
         panel.set_xlabel("round")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for panel in figure.axes:
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=8)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figures.legend(figure, list(handles.values()), list(handles))
     return figure
 
 
-def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
+def _loss(axes: Axes, record: Record, style: Look) -> Line2D:
+    """Draw the loss over all rounds; what is not positive has no place on this axis."""
+    steps, losses, offset, last = [], [], 0, -1
+    for entry in record["training"]["history"]:
+        if entry["step"] <= last:  # a new round counts from 0
+            offset += last + 1
+        last = entry["step"]
+        steps.append(offset + last)
+        losses.append(entry["loss"] if entry["loss"] > 0 else math.nan)
+    (line,) = axes.plot(
+        steps,
+        losses,
+        color=style.colour,
+        ls=style.line,
+        lw=1.4,
+        markevery=max(1, len(steps) // 6),
+        **_marker(style, is_own=False),
+    )
+    return line
+
+
+@styled
+def calibration(records: Mapping[str, Sequence[Record]], title: str) -> Figure | None:
     """Draw where the truth ranks among posterior draws, a panel a row; first finished seed.
 
     A flat histogram is calibrated; one that is high at both ends is too sure of itself.
@@ -240,39 +263,44 @@ def calibration(records: dict[str, list[Record]], title: str) -> Figure | None:
     for method, cells in records.items():
         for row in next((r["rows"] for r in cells if is_finished(r)), []):
             if ranks := row.get("curves", {}).get("rank_histogram"):
-                found.append((row_name(method, row["way"], row["is_own"]), ranks, row))
+                found.append((method, row, ranks))
     if not found:
         return None
-    columns = max(3, min(5, len(found)))  # room for the title
+    columns = min(len(found), 3) if len(found) != 4 else 2
     rows = math.ceil(len(found) / columns)
-    figure = _headed(2.3 * columns + 0.4, 1.7 * rows + 0.6, title)
-    figure.supxlabel("rank of the truth among the draws; dashed: calibrated", fontsize=8)
-    figure.supylabel("share of hidden pixels", fontsize=8)
-    top = 1.1 * max(max(ranks) for _, ranks, _ in found)
-    for number, (name, ranks, row) in enumerate(found):
+    figure = figures.headed(1.75 * rows + 0.5, title)
+    figure.supxlabel(
+        "rank of the truth among the draws (dashed: calibrated)", fontsize=figures.TEXT
+    )
+    figure.supylabel("share of hidden pixels", fontsize=figures.TEXT)
+    styles = looks(records)
+    top = 1.1 * max(max(ranks) for _, _, ranks in found)
+    for number, (method, row, ranks) in enumerate(found):
         axes = figure.add_subplot(rows, columns, number + 1)
-        axes.bar(range(len(ranks)), ranks, width=0.9, color=COLOURS[0])
-        axes.axhline(1 / len(ranks), color="#1c2430", lw=1, ls="--")
+        axes.bar(range(len(ranks)), ranks, width=0.9, color=styles[method].colour)
+        axes.axhline(1 / len(ranks), color=INK, lw=1, ls="--")
         ratio = row["metrics"].get("spread_ratio", math.nan)
-        words = "\n".join(textwrap.wrap(name, 30))
-        axes.set_title(f"{words}\nspread / error {ratio:.2f}", fontsize=8, loc="left")
+        name = row_name(method, row["way"], row["is_own"])
+        words = "\n".join(textwrap.wrap(name, 66 // columns))
+        axes.set_title(f"{words}\nspread / error {ratio:.2f}", fontsize=figures.SMALL, loc="left")
         axes.set_ylim(0, top)
-        axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.grid(visible=False)
     return figure
 
 
+@styled
 def sweep(
     points: list[tuple[float, pd.DataFrame]], key: str, references: tuple[str, ...], title: str
 ) -> Figure | None:
     """Draw quality of each row against a key that differs between problems.
 
-    A method's own way is an open square on a dotted line.
+    A method's own way has hollow markers on a dotted line; reference rows are thin.
 
     Arguments:
         points: Value of the key and summary of its problem.
         key: The key, e.g. ``operator.p``.
-        references: Drawn in grey.
+        references: Methods that anchor the table.
         title: Written above.
     """
     joined = pd.concat([s.assign(value=v) for v, s in points], ignore_index=True)
@@ -280,41 +308,35 @@ def sweep(
     shown = _qualities(done)
     if not shown or done["value"].nunique() < 2:
         return None
-    figure = _headed(5.2 * len(shown) + 3, 4.0, title)
-    ranked = [m for m in done["method"].unique() if m not in references]
-    styles = ("--", ":", "-.")
+    figure = figures.headed(2.4 * math.ceil(len(shown) / 2) + 0.3, title)
+    grid = figure.add_gridspec(math.ceil(len(shown) / 2), 2)
+    styles = looks(str(m) for m in joined["method"])
     handles: dict[str, Any] = {}
-    for number, (quality, label) in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), number + 1)
+    for place, (quality, label) in enumerate(shown):
+        is_last_alone = place == len(shown) - 1 and place % 2 == 0
+        axes = figure.add_subplot(grid[place // 2, :] if is_last_alone else grid[divmod(place, 2)])
         for (method, way, is_own), group in done.groupby(["method", "way", "is_own"], sort=False):
             lines = group[group[quality].notna()].sort_values("value")
             is_reference = method in references
             if not len(lines) or (is_own and is_reference):
                 continue
-            colour = "#8b929c" if is_reference else COLOURS[ranked.index(method) % len(COLOURS)]
-            style = styles[references.index(method) % len(styles)] if is_reference else "-"
+            style = styles[str(method)]
             name = row_name(str(method), str(way), bool(is_own))
             handles[name] = axes.errorbar(
                 lines["value"],
                 lines[quality],
                 yerr=lines[f"{quality}_std"].fillna(0),
-                marker="s" if is_own else "o",
-                mfc="white" if is_own else colour,
-                markersize=4,
                 capsize=2,
-                lw=1 if is_own else 1.4,
-                ls=":" if is_own else style,
-                color=colour,
+                lw=1 if is_own or is_reference else 1.6,
+                ls=":" if is_own else style.line,
+                color=style.colour,
+                **_marker(style, bool(is_own)),
             )
         axes.set_xlabel(key)
         axes.set_ylabel(label)
-        if quality != "psnr":
-            _plain_log(axes)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside right upper", fontsize=8, frameon=False
-    )
+        if not quality.startswith("psnr") and _is_wide(done[quality]):
+            figures.log_ticks(axes, "y", figures.NUMBERS, figures.number)
+    figures.legend(figure, list(handles.values()), list(handles))
     return figure
 
 
@@ -322,12 +344,12 @@ def write(
     problem: Problem, records: dict[str, list[Record]], summary: pd.DataFrame, folder: Path
 ) -> list[Path]:
     """Write quality against cost, curves and calibration; what has no numbers is left out."""
-    figures = {
-        "quality_cost.png": quality_cost(summary, problem.title),
+    drawn = {
+        "quality_cost.png": quality_cost(summary, records, problem.title),
         "curves.png": curves(records, problem.title),
         "calibration.png": calibration(records, problem.title),
     }
-    for name, figure in figures.items():
+    for name, figure in drawn.items():
         if figure is not None:
             write_bytes(folder / name, png(figure))
-    return [folder / name for name, figure in figures.items() if figure is not None]
+    return [folder / name for name, figure in drawn.items() if figure is not None]

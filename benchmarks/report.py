@@ -12,6 +12,7 @@ from .overview import OVERVIEWS, overview
 from .page import Sheet
 from .plan import Plan, Problem
 from .printing import print_notes, print_table
+from .verdict import verdict
 
 Best = dict[str, dict[str, list[tuple[str, str]]]]
 
@@ -56,7 +57,7 @@ def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best
     bold = tables.marks(summary, best[problem.label])
     said = notes.write_notes(problem, records, plan.references)
     folder = out / "tables" / f"{plan.name}-{problem.key}"
-    sentences: list[str] = []
+    sentences = verdict(records, plan.references, comparisons)
     files = writing.write(
         folder, problem.title, shown, summary, frame, sentences, said.lines, bold, comparisons
     )
@@ -76,10 +77,12 @@ def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best
         shown,
         summary,
         bold,
-        [*sentences, *said.lines],
+        said.lines,
         files,
         records,
         plan.references,
+        verdict=" ".join(sentences),
+        comparisons=comparisons,
     )
 
 

@@ -1,0 +1,48 @@
+"""A page's command trains the same cell again."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from cleanprior.benchmarks import commands
+
+from cleanprior.config import compose, identity
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=naive"],
+        ["method=em", "operator=denoising", "operator.sigma=0.25", "seed=3"],
+        ["method=em_mmps", "method.posterior.steps=3", "training.budget=6400", "data_seed=2"],
+        ["method=oracle_50", "operator=blur", "evaluation.lpips=false", "method.clean_images=7"],
+    ],
+)
+def test_the_command_composes_the_same_configuration(overrides):
+    config = compose(overrides)
+    program, verb, *given = shlex.split(commands.train_command(config))
+    assert (program, verb) == ("cleanprior", "train")
+    again = compose(given)
+    assert again == config and identity(again) == identity(config)
+
+
+def test_the_command_names_only_what_was_changed():
+    assert commands.train_command(compose(["method=naive", "seed=4"])) == (
+        "cleanprior train method=naive seed=4"
+    )
+
+
+def test_a_cell_tells_where_its_prior_is(tmp_path):
+    prior = tmp_path / "a folder" / "cells" / "naive-0-abc" / "prior"
+    prior.mkdir(parents=True)
+    (prior.parent / "record-123.json").write_text("{}")
+    (tmp_path / "a folder" / "cells" / "none").mkdir()
+    (tmp_path / "a folder" / "cells" / "none" / "record-9.json").write_text("{}")
+    out = tmp_path / "a folder"
+    found = commands.priors(out)
+    assert found == {"123": prior}
+    record = {"cell": "123", "config": compose(["method=naive"])}
+    told = commands.notes(record, out, found)
+    assert told["prior"] == str(prior) and shlex.split(told["use it"])[-1] == str(prior)
+    assert shlex.split(told["again"])[-2:] == ["--out", str(out)]
+    assert commands.notes({"cell": "9"}, Path("runs"), found) == {}
