@@ -77,14 +77,20 @@ def write_notes(problem: Problem, records: Records, references: Sequence[str]) -
 
 
 def _unfinished(records: Records) -> Iterable[str]:
+    changed = []
     for method, cells in records.items():
         yield from (f"{method}: {_flat(r['status'])}" for r in cells if ":" in r["status"])
-        done = [r for r in cells if is_finished(r)]
         if any(
             r["code"]["method_sha256"] != registry.code_hash(r["config"]["method"]["name"])
-            for r in done
+            for r in cells
+            if is_finished(r)
         ):
-            yield f"{method}: its code changed after this row; retrain with --force {method}"
+            changed.append(method)
+    if changed:
+        theirs = "its code changed after this row"
+        if len(changed) > 1:
+            theirs = "their code changed after these rows"
+        yield f"{', '.join(changed)}: {theirs}; retrain with --force {','.join(changed)}"
 
 
 def _flat(text: str) -> str:
@@ -130,8 +136,8 @@ def _distances(found: Mapping[str, Any]) -> Iterable[str]:
     count = found["samples"]
     if "fd_exact" in found:
         yield (
-            f"FD of {count:,} samples with exactly the right moments: "
-            f"{_with_std(found, 'fd_exact')}; a row as near to 0 as that has nothing left to gain"
+            f"FD of a perfect sampler: {_with_std(found, 'fd_exact')} ({count:,} samples with "
+            "exactly the right mean and covariance)"
         )
     sampling = found.get("sampling_seeds")
     if sampling is not None and len(sampling) > 1:

@@ -26,16 +26,17 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def with_spread(value: float, spread: float, plus_minus: str) -> str:
-    """Return a number and its spread, written to the spread's second digit: ``45.0 ± 2.1``.
+    """Return a number and its spread, as precise as the spread: ``45.0 ± 1.3``, ``129 ± 12``.
 
-    A number keeps at most five significant digits.
+    A spread has one significant digit, or two where the first is 1. A number keeps at most five.
     """
     if not (math.isfinite(value) and math.isfinite(spread)) or spread == 0:
         return f"{significant(value)}{plus_minus}{significant(spread)}"
-    rounded = float(f"{spread:.1e}")
-    decimals = max(1 - math.floor(math.log10(rounded)), 0)
+    digits = 2 if f"{spread:.1e}".startswith("1") else 1
+    rounded = float(f"{spread:.{digits - 1}e}")
+    decimals = max(digits - 1 - math.floor(math.log10(rounded)), 0)
     if decimals > DECIMALS or max(abs(value), spread) >= 1e6:
-        return f"{significant(value)}{plus_minus}{significant(spread, 2)}"
+        return f"{significant(value)}{plus_minus}{significant(spread, digits)}"
     most = 4 if value == 0 else max(4 - math.floor(math.log10(abs(value))), 0)
     if most < decimals:
         return f"{value:.{most}f}{plus_minus}{significant(spread, 1)}"

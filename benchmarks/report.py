@@ -11,7 +11,7 @@ from . import drawing, notes, page, published, runner, statistics, tables, writi
 from .overview import OVERVIEWS, overview
 from .page import Sheet
 from .plan import Plan, Problem
-from .printing import print_notes, print_table
+from .printing import print_blocks, print_notes, print_table
 from .verdict import verdict
 
 Best = dict[str, dict[str, list[tuple[str, str]]]]
@@ -129,7 +129,7 @@ def _overviews(
             continue
         title = f"{heading} on every problem of {plan.name}"
         files = writing.write_plain(folder, f"overview_{key}", title, shown, numbers, lines, bold)
-        print_table(screen, title, shown, bold, files[0])
+        print_blocks(screen, title, shown, bold)
         print_notes(screen, "", lines)
         files += plotted
         plotted = []  # on the first tab only

@@ -1,10 +1,8 @@
 """What ``cleanprior list`` prints: what is installed, and what may be trained on what. No torch."""
 
-from collections.abc import Sequence
-
 from . import capabilities, registry
 from .errors import unknown
-from .terminal import GAP, Column, Screen
+from .terminal import Column, Screen
 
 #: What can be listed, and the group of its configurations.
 KINDS = {
@@ -65,27 +63,7 @@ def _print_matrix(screen: Screen) -> None:
         Column("clean images", [_words(m.get("clean_images", 0)) for m in methods.values()]),
     ]
     screen.note("May be trained with its default parameters on (ok), or may not (code, see below):")
-    for block in _blocks(
-        first, [Column(o, cells, is_text=True) for o, cells in able.items()], screen
-    ):
-        screen.say()
-        screen.table([*first, *block])
+    screen.blocks(first, [Column(o, cells, is_text=True) for o, cells in able.items()])
     screen.say()
     for code in codes:
         screen.note(f"{code}: {capabilities.rule(code)}")
-
-
-def _blocks(
-    first: Sequence[Column], columns: Sequence[Column], screen: Screen
-) -> list[list[Column]]:
-    """Return the columns in blocks that fit beside the first ones; each has at least one."""
-    blocks: list[list[Column]] = []
-    room = 0
-    for column in columns:
-        needed = GAP + max(column.least, len(column.heading))
-        if not blocks or needed > room:
-            blocks.append([])
-            room = screen.width - sum(c.least + GAP for c in first) + GAP
-        blocks[-1].append(column)
-        room -= needed
-    return blocks

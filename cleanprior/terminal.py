@@ -89,11 +89,16 @@ def layout(columns: Sequence[Column], width: int, rule: str = "\u2500") -> list[
     if room < 0:
         widths[0] = max(widths[0] + room, min(SHORTEST, widths[0]))
     texts = [i for i, c in enumerate(columns) if c.is_text]
-    for _ in range(max(room, 0)):  # a cell at a time, to the column that lacks most
-        lacking = max(texts, key=lambda i: columns[i].most - widths[i], default=None)
-        if lacking is None or widths[lacking] >= columns[lacking].most:
+    for i in sorted(texts, key=lambda i: columns[i].most - widths[i]):  # whole, where there is room
+        lacking = columns[i].most - widths[i]
+        if 0 < lacking <= room:
+            widths[i] += lacking
+            room -= lacking
+    for _ in range(max(room, 0)):  # then a cell at a time, to the column that lacks most
+        most = max(texts, key=lambda i: columns[i].most - widths[i], default=None)
+        if most is None or widths[most] >= columns[most].most:
             break
-        widths[lacking] += 1
+        widths[most] += 1
     rows = max((len(c.cells) for c in columns), default=0)
     headings = [wrap(c.heading, w) for c, w in zip(columns, widths, strict=True)]
     top = max(map(len, headings))
@@ -198,6 +203,7 @@ class Screen:
 
     Attributes:
         width: That of the terminal or of COLUMNS; :data:`PIPE` where there is neither.
+        is_assumed: Whether it is :data:`PIPE`.
         is_terminal: Whether a person is reading.
     """
 
@@ -205,13 +211,11 @@ class Screen:
         self._console = Console(highlight=False, markup=False, emoji=False)
         self.is_terminal = self._console.is_terminal
         self.is_wide = is_wide
-        self.width = max(self._width(), LEAST)
-
-    def _width(self) -> int:
         told = os.environ.get("COLUMNS", "")
-        if told.isdecimal() and int(told) > 0:
-            return int(told)
-        return self._console.width if self.is_terminal else PIPE
+        is_told = told.isdecimal() and int(told) > 0
+        self.is_assumed = not (is_told or self.is_terminal)
+        width = int(told) if is_told else PIPE if self.is_assumed else self._console.width
+        self.width = max(width, LEAST)
 
     def say(self, text: str | Text = "") -> None:
         """Print a line as it is, however long."""
@@ -253,3 +257,23 @@ class Screen:
         for line in layout([plained[i] for i in kept], width, plain("\u2500", encoding)):
             self.say(line)
         return [i for i in range(len(columns)) if i not in kept]
+
+    def blocks(self, first: Sequence[Column], columns: Sequence[Column]) -> None:
+        """Print a table whose columns matter alike, in as many blocks as the width needs.
+
+        Arguments:
+            first: Columns that stand in each block.
+            columns: The others; each stands in one block, with its heading on one line.
+        """
+        found: list[list[Column]] = []
+        room = 0
+        for column in columns:
+            needed = GAP + max(column.least, cell_len(column.heading))
+            if not found or (needed > room and not self.is_wide):
+                found.append([])
+                room = self.width - sum(c.least + GAP for c in first) + GAP
+            found[-1].append(column)
+            room -= needed
+        for block in found:
+            self.say()
+            self.table([*first, *block])
