@@ -7,6 +7,7 @@ from typing import Any
 from cleanprior import registry
 from cleanprior.records import Record, is_finished
 
+from . import statistics
 from .numbers import significant, with_spread
 from .plan import Problem
 from .tables import COLUMNS, codes_of
@@ -26,12 +27,11 @@ POINTS = (
     "more PSNR than a draw of the same prior, and is smoother"
 )
 
-BOLD = (
-    "bold: better than every other row of its track (clean images handed out), 5 % level after "
-    "Holm's correction; pairs in comparisons.csv"
+NO_BOLD = (
+    "nothing is bold: it needs {needed} training seeds; intervals of all pairs in comparisons.csv"
 )
 
-Records = Mapping[str, Sequence[Record]]
+Records = Mapping[str, list[Record]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def write_notes(problem: Problem, records: Records, references: Sequence[str]) -
     details = []
     if done:
         details = [*_protocol(done[0], rows), *_proximal(found), *_missing(records)]
-        details.append(BOLD)
+        is_bold = seeds >= statistics.SEEDS_FOR_T
+        told = NO_BOLD.format(needed=statistics.SEEDS_FOR_T)
+        details.append(statistics.BOLD if is_bold else told)
     return Notes(list(dict.fromkeys(careful)), list(dict.fromkeys(details)))
 
 
@@ -114,14 +116,11 @@ def _codes(records: Records) -> Iterable[str]:
         yield f"[{code}] {', '.join(methods)}: {meaning}"
 
 
-def _seeds(records: Records, references: Sequence[str], seeds: int) -> Iterable[str]:
-    if seeds == 1:
-        yield (
-            "one training seed: differences hold for these trained networks; another training of "
-            "the same method may differ by as much"
-        )
-    else:
-        yield f"mean ± standard deviation over {seeds} training seeds"
+def _seeds(records: Records, references: Sequence[str], n: int) -> Iterable[str]:
+    if n > 1:  # of one seed the verdict speaks
+        yield f"mean ± standard deviation over {n} training seeds"
+    if needed := statistics.needed(dict(records), references):
+        yield needed
 
 
 def _with_std(found: Mapping[str, Any], key: str) -> str:
@@ -212,6 +211,9 @@ def _missing(records: Records) -> Iterable[str]:
     methods: dict[str, None] = {}
     for method, cells in records.items():
         for record in cells:
+            uncounted = (record.get("costs") or {}).get("uncounted") or {}
+            for network, reason in uncounted.items():
+                methods[f"{method}: FLOP of {network} cannot be counted: {reason}"] = None
             for row in record.get("rows") or ():
                 for kind, reason in row["missing"].items():
                     if kind in headings:

@@ -64,7 +64,7 @@ def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best
     files += drawing.draw(problem, records, summary, out, folder)
     print_table(screen, problem.title, shown, bold, folder / "table.md")
     for heading, lines in (
-        ("", [" ".join(sentences)]),
+        ("", sentences),
         ("Careful:", said.careful),
         ("Measured:", said.details),
     ):
