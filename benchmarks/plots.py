@@ -26,7 +26,7 @@ __all__ = ["calibration", "curves", "png", "quality_cost", "sweep", "write"]
 #: key in the summary, label of the axis
 QUALITIES = (
     ("psnr", "PSNR in dB,\none draw (higher is better)"),
-    ("psnr_point", "PSNR in dB, mean of\ndraws (higher is better)"),
+    ("psnr_point", "PSNR in dB, mean of draws\nor estimate (higher is better)"),
     ("fd", "FD of samples\n(lower is better)"),
 )
 #: What stands in their place where nobody has a clean image.
