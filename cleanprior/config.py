@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -259,6 +260,19 @@ def placeless(data: Mapping[str, Any]) -> Config:
     return kept
 
 
+def operator_code(operator: Mapping[str, Any]) -> list[str | None] | None:
+    """Return hashes of a stranger's operator: of its code and of the files that its keys name.
+
+    None for an operator of this package, whose version is known. Its constructor draws from the
+    data seed, so that code, keys, files and seed are the operator.
+    """
+    module = str(operator["_target_"]).rpartition(".")[0]
+    if module.split(".")[0] == "cleanprior":
+        return None
+    files = [v for k, v in sorted(operator.items()) if isinstance(v, str) and os.path.isfile(v)]
+    return [registry.module_hash(module), *(fingerprint(v) for v in files)]
+
+
 def identity(config: Config, is_training: bool = False) -> str:
     """Return the hash of what defines a cell's numbers, 16 hexadecimal digits.
 
@@ -275,7 +289,10 @@ def identity(config: Config, is_training: bool = False) -> str:
 
     keys = [k for k in _IDENTITY if not (is_training and k in _EVALUATION)]
     parts = {**config, "data": placeless(config["data"])}
-    text = json.dumps([__version__, {k: strip(parts[k]) for k in keys}], sort_keys=True)
+    named = {k: strip(parts[k]) for k in keys}
+    if (code := operator_code(config["operator"])) is not None:
+        named["operator_code"] = code
+    text = json.dumps([__version__, named], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from .config import build
 from .errors import UserError
-from .operators.base import Operator
+from .operators.building import build_operator
 from .records import Record, is_finished
 from .training.averages import Averages
 from .training.checkpoint import read_tensors
@@ -49,7 +49,8 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
     if record is None:
         return None
     config = record["config"]
-    operator: Operator = build(config["operator"], image_shape=tuple(record["image_shape"]))
+    channels, height, width = record["image_shape"]
+    operator = build_operator(config["operator"], (channels, height, width), config["data_seed"])
     trainer: Trainer = build(config["training"])
     method: Method = build(config["method"])
     problem = Problem(

@@ -49,7 +49,7 @@ class Prior(nn.Module):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.image_shape = tuple(image_shape)
+        self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.backbone_config = backbone_config
         self.about = about or {}
 

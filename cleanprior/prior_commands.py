@@ -9,6 +9,7 @@ import typer
 from . import registry
 from .errors import UserError
 from .files import check_folder
+from .notices import tell
 from .options import GIVEN, Overrides, live_progress
 
 #: What :func:`write_images` writes, beside the names that have another meaning.
@@ -87,6 +88,7 @@ def restore(
     from .data.measured import check_measurements
     from .data.measurements import Measurements
     from .operators.base import Operator, take
+    from .operators.building import build_operator
     from .run import Cell, load_prior
 
     loaded = load_prior(prior)
@@ -102,9 +104,10 @@ def restore(
         else:
             measured = cell.data.test
     else:
-        physics = build(config["operator"], image_shape=loaded.image_shape)
-        measured = Measurements.load(measurements, config["operator"]["sigma"])
-        check_measurements(measured, physics)
+        physics = build_operator(config["operator"], loaded.image_shape, config["data_seed"])
+        level = config["operator"]["sigma"]
+        measured = Measurements.load(measurements, level, loaded.image_shape)
+        tell(check_measurements(measured, physics))
     if physics.image_shape != loaded.image_shape:
         raise UserError(
             f"the measurements are of images {physics.image_shape}; the prior makes "
@@ -170,6 +173,9 @@ def remembered(
         elif group not in groups and name is not None:
             chosen.append(f"{group}={name}")
             kept[group] = values
+    # The draws of the training: held-out measurements, and an operator that was drawn itself.
+    if isinstance(data_seed := trained.get("data_seed"), int) and "data_seed" not in groups:
+        chosen.append(f"data_seed={data_seed}")
     return [*chosen, *given], kept
 
 

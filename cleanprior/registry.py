@@ -73,11 +73,22 @@ def code_hash(method: str) -> str:
 
     The module is found and not imported.
     """
-    module = installed(METHODS)[method].value.split(":")[0]
-    spec = importlib.util.find_spec(module)
+    return module_hash(installed(METHODS)[method].value.split(":")[0])
+
+
+def module_hash(module: str) -> str:
+    """Return the hash of a module's source, or of all a package's; empty where there is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return ""
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return ""
-    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(Path(spec.origin).read_bytes())
+    for folder in spec.submodule_search_locations or ():
+        for path in sorted(Path(folder).rglob("*.py")):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def read(group: str, name: str) -> dict[str, Any]:

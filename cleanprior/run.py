@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import __version__, capabilities
 from .cell_costs import training_costs, use_costs
-from .config import Config, build, identity, placeless
+from .config import Config, build, identity, operator_code, placeless
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, write_splits
 from .data.measurements import Measurements
@@ -31,6 +31,7 @@ from .evaluation.routes import alone
 from .files import write_with
 from .notices import tell
 from .operators.base import Operator
+from .operators.building import build_operator, state_hash
 from .own_sampler import finished_without_prior
 from .prior import Prior
 from .progress import Progress
@@ -68,10 +69,15 @@ class Cell:
     def __init__(self, config: Config, out: Path) -> None:
         self.config, self.out = config, out
         self.data = load_data(json.dumps(config["data"]), json.dumps(placeless(config["data"])))
-        tell(self.data.notices)
-        self.operator: Operator = build(config["operator"], image_shape=self.data.image_shape)
+        self.notices = self.data.notices
+        self.operator: Operator = build_operator(
+            config["operator"], self.data.image_shape, config["data_seed"]
+        )
         if isinstance(self.data, MeasuredData):
-            self.data.check(self.operator)
+            self.notices += self.data.check(self.operator)
+            # A fixed mask in a file is a fixed operator, whatever the family draws.
+            self.operator = self.operator.with_law_of(self.data.train.params)
+        tell(self.notices)
         self.trainer: Trainer = build(config["training"])
         self.method: Method = build(config["method"])
         self.protocol: Protocol = build(config["evaluation"])
@@ -91,7 +97,9 @@ class Cell:
         """Return the measurements of a split: drawn once, stored, the same for every method."""
         if isinstance(self.data, MeasuredData):
             return self.data.split(split)
-        keys = {k: self.config[k] for k in ("operator", "data_seed")}
+        keys = {"operator": self.config["operator"], "data_seed": self.config["data_seed"]}
+        if (code := operator_code(self.config["operator"])) is not None:
+            keys["operator_code"] = [code, state_hash(self.operator)]
         keys["data"] = placeless(self.config["data"])
         text = json.dumps([__version__, keys, split], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -282,8 +290,9 @@ def _head(cell: Cell) -> Record:
         "clean_ids_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
         "image_shape": list(cell.data.image_shape),
         "train_images": len(cell.data.train),
-        "data_notices": [notice.text for notice in cell.data.notices],
+        "data_notices": [notice.text for notice in cell.notices],
         "code": {"cleanprior": __version__, "method_sha256": code_hash(config["method"]["name"])},
+        "operator_sha256": state_hash(cell.operator),
         "libraries": libraries,
         "device": str(cell.trainer.device),
         "precision": str(cell.trainer.autocast or torch.float32).removeprefix("torch."),

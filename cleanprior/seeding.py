@@ -7,9 +7,11 @@ step 7 of round 2 draws the same numbers whether or not the run was interrupted 
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -36,16 +38,23 @@ def generator_for(run_seed: int, role: str, **keys: int | str) -> Generator:
 
 @contextmanager
 def scoped_rng(seed: int) -> Iterator[None]:
-    """Seed torch's global generator inside the block and put it back afterwards.
+    """Seed the global generators of torch, numpy and Python; put them back afterwards.
 
-    For third-party code that can draw only from the global stream: weight initialisation, dropout.
-    A GPU's stream is put back where this process uses one; asking for the streams of all GPUs of a
-    machine would take memory on each.
+    For third-party code that can draw only from a global stream: weight initialisation, dropout, an
+    operator's constructor. A GPU's stream is put back where this process uses one; asking for the
+    streams of all GPUs of a machine would take memory on each.
     """
+    python, legacy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 def randn_like(x: Tensor, generator: Generator | Sequence[Generator]) -> Tensor:

@@ -14,13 +14,14 @@ name                shape                 what
                                           out by a hash of each measurement
 =================== ===================== ======================================================
 
-For masks, blur and noise y has the shape of the images, (n, c, h, w). ``.`` instead of ``/`` in a
-name is the same.
+For masks, blur and noise y has the shape of the images, (n, c, h, w); :mod:`measured_arrays
+<cleanprior.data.measured_arrays>` says which other ways to store it are read. ``.`` instead of
+``/`` in a name is the same.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,18 @@ from ..notices import Notice
 from ..operators.base import ImageShape, Operator, take
 from ..seeding import generator_for
 from .containers import SUFFIXES, optional
-from .measurements import Measurements, read_splits
-from .splits import held_out
+from .contents import LEAST_SHARE
+from .layouts import check_layout
+from .measured_arrays import arrange, read_arrays, y_layout
+from .measurements import Measurements
+from .splits import LEAST_HELD_OUT, held_out
 
 #: Measurements that are checked at a time.
 CHUNK = 512
 #: y beyond 4 + 10 sigma_y is on another scale than images in [-1, 1], noise and all.
 LARGEST, OUTLIER = 4.0, 10.0
+#: y below this is on another scale too, as k-space that a scanner wrote.
+SMALLEST = 0.01
 
 
 @dataclass(frozen=True)
@@ -65,24 +71,35 @@ class MeasuredData:
         """Return the measurements of ``train`` or ``test``."""
         return self.train if name == "train" else self.test
 
-    def check(self, operator: Operator) -> None:
+    def check(self, operator: Operator) -> tuple[Notice, ...]:
         """Check that these are measurements of ``operator``.
 
+        Returns:
+            What should be told.
+
         Raises:
-            UserError: Parameters that are missing, unknown or of another shape, a y of another
-                shape or scale, values where nothing was measured, or another noise level.
+            UserError: Parameters that are missing, unknown, of another shape or of another law, a y
+                of another shape or scale, values where nothing was measured, or another noise
+                level.
         """
-        check_measurements(self.train, operator)
-        check_measurements(self.test, operator, "test/")
+        train = check_measurements(self.train, operator)
+        test = check_measurements(self.test, operator, "test/")
+        for split, measured in (("", self.train), ("test/", self.test)):
+            if measured.params and (reason := operator.mismatch(measured.params)) is not None:
+                raise UserError(f"{split}params of the {len(measured)} measurements: {reason}")
         largest = max(self.train.sigma_y.max().item(), self.test.sigma_y.max().item())
         if abs(largest - operator.sigma) > 1e-5 * max(largest, operator.sigma):
             raise UserError(
                 f"the measurements have a sigma_y of (at most) {largest:.6g}, and "
                 f"operator.sigma is {operator.sigma:g}; set operator.sigma={largest:.6g}"
             )
+        found = (*(train or test), *_law(self.train, operator))
+        return tuple(replace(n, text=f"{self.name}: {n.text}") for n in found)
 
 
-def check_measurements(measured: Measurements, operator: Operator, split: str = "") -> None:
+def check_measurements(
+    measured: Measurements, operator: Operator, split: str = ""
+) -> tuple[Notice, ...]:
     """Check that measurements are those of ``operator``.
 
     Arguments:
@@ -90,13 +107,75 @@ def check_measurements(measured: Measurements, operator: Operator, split: str = 
         operator: Their operator.
         split: What stands before the names of this split in its file.
 
+    Returns:
+        What should be told.
+
     Raises:
         UserError: Parameters that are missing, unknown or of another shape, a y of another shape
             or scale, or values where nothing was measured.
     """
     _check_params(measured, operator, split)
+    seen = _Seen()
     for index in torch.arange(len(measured)).split(CHUNK):
-        _check_y(measured, index, operator, split)
+        _check_y(measured, index, operator, split, seen)
+    return tuple(_scale(seen, operator, measured, split))
+
+
+@dataclass
+class _Seen:
+    """What the measured entries of y look like."""
+
+    count: int = 0
+    below: int = 0
+    least: float = float("inf")
+    most: float = float("-inf")
+
+    def add(self, y: Tensor, sigma_y: Tensor, seen: Tensor) -> None:
+        values, levels = y[seen > 0], sigma_y.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y)
+        if len(values):
+            self.count += len(values)
+            self.below += int((values < -2 * levels[seen > 0]).sum())
+            self.least = min(self.least, values.min().item())
+            self.most = max(self.most, values.max().item())
+
+
+def _scale(seen: _Seen, operator: Operator, measured: Measurements, split: str) -> Iterator[Notice]:
+    """Tell of a y whose scale is not that of images in [-1, 1].
+
+    Raises:
+        UserError: Nothing was measured, or all of y is one number.
+    """
+    if seen.count == 0:
+        raise UserError(f"{split}params say that nothing was measured in any image (1 = measured)")
+    if seen.least == seen.most:
+        raise UserError(f"{split}y is {seen.least:g} wherever it was measured: nothing to learn")
+    largest = max(-seen.least, seen.most)
+    if largest < SMALLEST:
+        text = f"{split}y reaches only {largest:.3g}; images are in [-1, 1] and y in the same units"
+        yield Notice(f"{text}: multiply y and sigma_y by about {1 / largest:.1g}", True)
+        return
+    if measured.y.dim() != 4 or "fourier" in operator.capabilities:
+        return
+    # Of images in [0, 1] at most 2.3 % of y lie two standard deviations of the noise below 0.
+    if seen.below <= 0.03 * seen.count * (measured.sigma_y.max() > 0) and seen.most > 0:
+        text = f"{split}y has no values below 0 but for its noise ({seen.least:.3g} the least)"
+        advice = "if they are in [0, 1], store 2 y - 1 where measured, and 2 sigma_y"
+        yield Notice(f"{text}; images are in [-1, 1]: {advice}", True)
+    elif seen.most - seen.least < 2 * LEAST_SHARE:
+        text = f"{split}y lies from {seen.least:.3g} to {seen.most:.3g}, and images in [-1, 1]"
+        yield Notice(f"{text}: almost a constant, so that distances flatter", True)
+
+
+def _law(measured: Measurements, operator: Operator) -> Iterator[Notice]:
+    """Tell of parameters that are no random draws."""
+    found = operator.with_law_of(measured.params)
+    gained, shown = found.capabilities - operator.capabilities, operator.shown(measured.params)
+    if "fixed" in gained:
+        names = ", ".join(f"params/{k}" for k in measured.params)
+        yield Notice(f"{names}: equal for all images, {operator.name} is one fixed operator", True)
+    if "null_space" in gained and shown is not None:
+        text = f"{int((~shown).sum())} of {shown.numel()} entries of y are measured in no image"
+        yield Notice(f"{text}: what lies there comes from the method, not from y (null)", True)
 
 
 def _check_params(measured: Measurements, operator: Operator, split: str) -> None:
@@ -120,15 +199,17 @@ def _check_params(measured: Measurements, operator: Operator, split: str) -> Non
         )
 
 
-def _check_y(measured: Measurements, index: Tensor, operator: Operator, split: str) -> None:
+def _check_y(
+    measured: Measurements, index: Tensor, operator: Operator, split: str, total: _Seen
+) -> None:
     y, params = measured.y[index], take(measured.params, index)
     one = take(params, slice(0, 1))
     shape = tuple(operator.A(torch.zeros(1, *operator.image_shape), one).shape[1:])
     if y.shape[1:] != shape:
         raise UserError(
             f"{split}y has shape {_shape(measured.y.shape)}; {operator.name} makes "
-            f"{_shape((len(measured), *shape))} of images {operator.image_shape}; set "
-            "data.image_shape=[channels,height,width] where y has not the shape of the images"
+            f"{_shape((len(measured), *shape))} of images {operator.image_shape}"
+            + _advice(y, operator, shape)
         )
     seen = operator.observed(y, params)
     first = int(index[0])
@@ -140,6 +221,7 @@ def _check_y(measured: Measurements, index: Tensor, operator: Operator, split: s
             f"{split}y of image {number} holds values where its parameters say that nothing was "
             "measured; set them to 0, or mend the mask (1 = measured)"
         )
+    total.add(y, measured.sigma_y[index], seen)
     if not operator.is_image(y):
         return
     limit = LARGEST + OUTLIER * measured.sigma_y[index].reshape(-1, *[1] * (y.dim() - 1))
@@ -152,12 +234,24 @@ def _check_y(measured: Measurements, index: Tensor, operator: Operator, split: s
         )
 
 
+def _advice(y: Tensor, operator: Operator, shape: tuple[int, ...]) -> str:
+    """Say what to set where y has another shape than A x."""
+    if y.shape[1:] == operator.image_shape and shape != operator.image_shape:
+        return "; set data.image_shape=[channels,height,width] to the shape of the images, not of y"
+    if sorted(y.shape[1:]) == sorted(shape):
+        return "; set data.layout to the order of y's axes, e.g. NHWC"
+    return "; choose the operator that y was measured with, or mend the file"
+
+
 def _shape(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
 def measured_file(
-    path: str | None, image_shape: Sequence[int] | None, test_share: float
+    path: str | None,
+    image_shape: Sequence[int] | None,
+    test_share: float,
+    layout: str | None = None,
 ) -> MeasuredData:
     """Load a user's measurements; the module says what the file holds.
 
@@ -166,6 +260,8 @@ def measured_file(
         image_shape: (channels, height, width) of the images, or None where y has their shape.
         test_share: Share of measurements held out by a hash of y, where the file holds no
             ``test/y``.
+        layout: Order of y's axes, one of :data:`cleanprior.data.layouts.LAYOUTS`; None tells it
+            from the shape, by the rule of arrays.
 
     Raises:
         UserError: The file is missing, damaged, lacks an array or holds one that is not known, or
@@ -179,24 +275,39 @@ def measured_file(
         raise UserError(f"test_share={test_share} is not a share; allowed: between 0 and 1")
     if image_shape is not None and (len(image_shape) != 3 or min(image_shape) < 1):
         raise UserError(f"image_shape={image_shape}; allowed: [channels,height,width]")
+    check_layout(layout)
     file = Path(path)
-    splits = read_splits(file)
-    train = Measurements.of(file, splits["train"])
+    splits = read_arrays(file)
+    axes = y_layout(file, splits["train"]["y"], image_shape, layout)
+    arrays, notices = arrange(file, splits["train"], axes)
+    train = Measurements.of(file, arrays)
     if splits["test"]:
-        test = Measurements.of(file, splits["test"], split="test/")
+        if "y" not in splits["test"]:
+            found = ", ".join(f"test/{k}" for k in sorted(splits["test"]))
+            raise UserError(f"'{file}' holds no array 'test/y'; found: {found}")
+        arrays, more = arrange(file, splits["test"], axes, "test/")
+        test, how = Measurements.of(file, arrays, split="test/"), "of the file's arrays test/"
+        notices += more
+        if len(test) < LEAST_HELD_OUT:
+            raise UserError(
+                f"'{file}' holds one measurement below test/; needed: at least {LEAST_HELD_OUT}, "
+                "or none (a share is held out)"
+            )
     else:
-        if len(train) < 2:
-            raise UserError(f"'{file}' holds one measurement; needed: at least 2, one is held out")
         keys = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in train.y]
         is_test = held_out(keys, test_share)
         train, test = _chosen(train, ~is_test), _chosen(train, is_test)
+        how = "by a hash of each y"
     if image_shape is None and train.y.dim() != 4:
         raise UserError(
             f"'{file}' holds y of shape {_shape(train.y.shape)}, which are no images; set "
             "data.image_shape=[channels,height,width]"
         )
     channels, height, width = image_shape or train.y.shape[1:]
-    return MeasuredData(file.stem, train, test, (int(channels), int(height), int(width)))
+    counts = f"{len(train)} measurements for training and {len(test)} held out, {how}"
+    notices = (Notice(f"{file.name}: {counts}"), *notices)
+    shape = (int(channels), int(height), int(width))
+    return MeasuredData(file.stem, train, test, shape, notices)
 
 
 def _chosen(measured: Measurements, chosen: Tensor) -> Measurements:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..operators.base import Operator, Params, take
+from ..notices import tell
+from ..operators.base import ImageShape, Operator, Params, take
 from ..seeding import generator_for
-from .containers import named_arrays, whole
+from .measured_arrays import arrange, read_arrays, y_layout
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,13 @@ class Measurements:
         save_file({k: v.contiguous() for k, v in self.tensors().items()}, path)
 
     @classmethod
-    def load(cls, path: str | Path, sigma_y: float | None = None) -> "Measurements":
+    def load(
+        cls,
+        path: str | Path,
+        sigma_y: float | None = None,
+        image_shape: ImageShape | None = None,
+        layout: str | None = None,
+    ) -> "Measurements":
         """Read a user's measurements; :mod:`cleanprior.data.measured` says what the file holds.
 
         What the file holds out (``test/y``) is not read.
@@ -142,12 +148,18 @@ class Measurements:
         Arguments:
             path: The file.
             sigma_y: Noise level, for a file that holds none.
+            image_shape: (channels, height, width) of the images, where it is known.
+            layout: One of :data:`cleanprior.data.layouts.LAYOUTS`; None tells it from the shape.
 
         Raises:
             UserError: The file is missing, damaged, lacks ``y`` or the noise level, or holds an
                 array that is not known.
         """
-        return cls.of(Path(path), read_splits(Path(path))["train"], sigma_y)
+        file = Path(path)
+        arrays = read_arrays(file)["train"]
+        found, notices = arrange(file, arrays, y_layout(file, arrays["y"], image_shape, layout))
+        tell(notices)
+        return cls.of(file, found, sigma_y)
 
     @classmethod
     def of(
@@ -161,16 +173,13 @@ class Measurements:
 
         Arguments:
             path: The file, for errors.
-            arrays: One split of :func:`read_splits`.
+            arrays: One split, by :func:`cleanprior.data.measured_arrays.arrange`.
             sigma_y: Noise level, where the file holds none.
             split: What stands before the names of this split, ``""`` or ``"test/"``.
 
         Raises:
-            UserError: ``y`` or the noise level is missing, or a value is no measurement.
+            UserError: The noise level is missing, or a value is no measurement.
         """
-        if "y" not in arrays:
-            found = ", ".join(f"{split}{k}" for k in sorted(arrays)) or "none"
-            raise UserError(f"'{path}' holds no array '{split}y'; found: {found}")
         y = arrays["y"]
         level = arrays.get("sigma_y", None if sigma_y is None else torch.tensor(sigma_y))
         if level is None:
@@ -179,36 +188,6 @@ class Measurements:
         if level.dim() == 0 and y.dim() > 0:
             level = level.expand(len(y))
         return cls(y, params, level.float().clone())
-
-
-def read_splits(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Read the arrays of a measurement file as float32, by split (``train``, ``test``).
-
-    Raises:
-        UserError: The file is missing or damaged, or holds an array that is not known.
-    """
-    splits: dict[str, dict[str, Tensor]] = {"train": {}, "test": {}}
-    with named_arrays(path, "measurement file") as found:
-        names = ", ".join(sorted(found)) or "none"
-        if "y" not in found:
-            raise UserError(f"'{path}' holds no array 'y'; found: {names}")
-        for stored, get in found.items():
-            name = stored.replace(".", "/")
-            key = name.removeprefix("test/")
-            if key not in ("y", "sigma_y") and not key.startswith("params/"):
-                raise UserError(
-                    f"'{path}' holds '{stored}', which is no part of measurements; allowed: y, "
-                    f"sigma_y, params/NAME, and the same below test/; found: {names}"
-                )
-            array = whole(get())
-            if array.dtype.kind not in "biuf":
-                raise UserError(
-                    f"'{path}' is damaged or not a measurement file: '{stored}' holds values of "
-                    f"type {array.dtype}"
-                )
-            split = "train" if name == key else "test"
-            splits[split][key] = torch.from_numpy(array.astype(np.float32))
-    return splits
 
 
 @dataclass(frozen=True)

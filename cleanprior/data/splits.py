@@ -57,7 +57,7 @@ def held_out(keys: Sequence[str], share: float) -> Tensor:
             chosen.add(key)
     if len(chosen) == len(places):
         raise UserError(
-            f"{len(keys)} images, {len(places)} of them different; needed: at least 3 different "
+            f"{len(keys)} in all, {len(places)} of them different; needed: at least 3 different "
             f"ones, of which {LEAST_HELD_OUT} are held out"
         )
     return torch.tensor([k in chosen for k in keys])

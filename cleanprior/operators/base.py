@@ -1,11 +1,10 @@
 r"""The Operator: :math:`y = A x + \sigma_y z`, its parameters' law, further corruption."""
 
 import copy
-from typing import ClassVar
 
 import torch
 from deepinv.physics import LinearPhysics
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from ..seeding import randn_like
@@ -26,14 +25,15 @@ class Operator:
         sigma: Noise level of the measurements in units of x (images in [-1, 1]), at least 0.
 
     Attributes:
-        capabilities: Keys of :data:`cleanprior.capabilities.CAPABILITIES`.
+        capabilities: Keys of :data:`cleanprior.capabilities.CAPABILITIES`, of the class; parameters
+            from a file may show others, see :meth:`with_law_of`.
         device: Where the physics lies, and with it images and measurements; the CPU at first.
 
     Raises:
         ValueError: ``sigma`` negative or not finite.
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset()
+    capabilities: frozenset[str] = frozenset()
 
     def __init__(self, physics: LinearPhysics, image_shape: ImageShape, sigma: float) -> None:
         if not 0 <= sigma < float("inf"):
@@ -64,6 +64,45 @@ class Operator:
         They lie on the CPU, as the generator does, wherever the physics is.
         """
         return {}
+
+    def mismatch(self, params: Params) -> str | None:
+        """Return how parameters from a file contradict this operator's law, or None.
+
+        What a random draw explains (:func:`beyond_chance`) is no contradiction. The sentence says
+        what was found, what is assumed, and what to set.
+        """
+        return None
+
+    def with_law_of(self, params: Params) -> "Operator":
+        """Return this operator as the parameters of a data set show it.
+
+        Equal parameters of all images are one fixed operator: it has ``fixed`` and not ``random``,
+        and draws what it was given. An entry that no image shows is a ``null_space``.
+        """
+        n = len(next(iter(params.values()), ()))
+        if n == 0:
+            return self
+        found = set(self.capabilities)
+        twin = copy.copy(self)
+        if n > 1 and all(bool((v == v[:1]).all()) for v in params.values()):
+            found = found - {"random"} | {"fixed"}
+            twin.__dict__["draw"] = _Same(take(params, slice(0, 1)))
+        shown = self.shown(params)
+        if shown is not None and not shown.all():
+            found.add("null_space")
+        twin.capabilities = frozenset(found)
+        return twin
+
+    def shown(self, params: Params) -> Bool[Tensor, "..."] | None:
+        """Return which entries of y some image shows; None where entries have no basis of x."""
+        if not self.capabilities & {"mask", "fourier"}:
+            return None
+        zero = torch.zeros(1, *self.image_shape)
+        found = torch.zeros(self.A(zero, take(params, slice(0, 1))).shape[1:], dtype=torch.bool)
+        for part in torch.arange(len(next(iter(params.values())))).split(512):
+            y = torch.zeros(len(part), *found.shape)
+            found |= (self.observed(y, take(params, part)) > 0).any(0)
+        return found
 
     def A(self, x: Float[Tensor, "b c h w"], params: Params) -> Float[Tensor, "b ..."]:
         """Apply the forward operator, without noise. Differentiable in ``x``."""
@@ -143,6 +182,30 @@ class Operator:
             for i in range(n)
         ]
         return torch.stack([r.flatten(1).T for r in rows]).double()
+
+
+class _Same:
+    """Draws the same parameters for every image."""
+
+    def __init__(self, one: Params) -> None:
+        self.one = one
+
+    def __call__(self, n: int, generator: Generator) -> Params:
+        return {k: v.expand(n, *v.shape[1:]).clone() for k, v in self.one.items()}
+
+
+def beyond_chance(found: float, assumed: float, draws: int) -> bool:
+    """Whether a share among independent draws contradicts a probability.
+
+    Five standard deviations of the draws, and half a percent for what is rounded in a file.
+    """
+    spread = (assumed * (1 - assumed) / max(draws, 1)) ** 0.5
+    return abs(found - assumed) > 5 * spread + 0.005
+
+
+def distinct(params: Tensor) -> int:
+    """Return how many different rows a tensor has."""
+    return len({row.numpy().tobytes() for row in params})
 
 
 def take(params: Params, index: Tensor | slice) -> Params:

@@ -1,7 +1,6 @@
 r"""Gaussian and motion blur with periodic edges, diagonal in the Fourier basis."""
 
 import math
-from typing import ClassVar
 
 import torch
 from deepinv.physics import BlurFFT
@@ -26,7 +25,7 @@ class GaussianBlur(Operator):
         ValueError: A kernel that is even, larger than the image, or of no width.
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset(
+    capabilities: frozenset[str] = frozenset(
         {"fixed", "svd", "same_shape", "gaussian", "null_space"}
     )
 
@@ -87,7 +86,7 @@ class MotionBlur(Operator):
         ValueError: A length that is below 1 or does not fit the image.
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset(
+    capabilities: frozenset[str] = frozenset(
         {"fixed", "svd", "same_shape", "gaussian", "null_space"}
     )
 

@@ -1,7 +1,5 @@
 r"""Box masks: one square of each image is missing, its place drawn once for each image."""
 
-from typing import ClassVar
-
 import torch
 from deepinv.physics import Inpainting
 from jaxtyping import Bool, Float, Int
@@ -32,7 +30,7 @@ class BoxInpainting(Operator):
         Ambient Diffusion (Daras et al., 2023), section 3.1, arXiv:2305.19256
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset(
+    capabilities: frozenset[str] = frozenset(
         {"random", "mask", "further", "svd", "same_shape", "gaussian"}
     )
 
@@ -84,6 +82,25 @@ class BoxInpainting(Operator):
     def draw(self, n: int, generator: Generator) -> Params:  # noqa: D102
         place = torch.randint(len(self._corners), (n,), generator=generator)
         return {"mask": self._mask(place)}
+
+    def mismatch(self, params: Params) -> str | None:
+        """Compare each mask with a box of ``side`` pixels."""
+        mask = params["mask"]
+        hidden = (mask == 0).flatten(1).sum(1)
+        sides = (hidden.double() ** 0.5).round()
+        odd = (sides**2 != hidden).nonzero()
+        if len(odd):
+            return f"the mask of image {int(odd[0])} hides {int(hidden[odd[0]])} pixels: no square"
+        low, high = int(sides.min()), int(sides.max())
+        if (low, high) != (self.side, self.side):
+            found = f"{low}" if low == high else f"{low} to {high}"
+            advice = f"; set operator.side={low}" if low == high > 0 else ""
+            return f"the boxes have sides of {found} and operator.side is {self.side}{advice}"
+        corners = self._places(mask)[:, 0].clamp(0, len(self._corners) - 1)
+        odd = (self._mask(corners) != mask).flatten(1).any(1).nonzero()
+        if len(odd):
+            return f"what the mask of image {int(odd[0])} hides is no square of {self.side} pixels"
+        return None
 
     def observed(  # noqa: D102
         self, y: Float[Tensor, "b ..."], params: Params

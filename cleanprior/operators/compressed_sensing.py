@@ -1,13 +1,13 @@
 r"""Gaussian measurements: m random rows, drawn once for each image."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from deepinv.physics import LinearPhysics
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from .base import ImageShape, Operator, Params
+from .base import ImageShape, Operator, Params, distinct
 
 
 class RowMatrices(LinearPhysics):  # type: ignore[misc]
@@ -65,7 +65,7 @@ class GaussianMeasurements(Operator):
         Ambient Diffusion (Daras et al., 2023), section 4 (one row dropped), arXiv:2305.19256
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"random", "further", "gaussian"})
+    capabilities: frozenset[str] = frozenset({"random", "further", "gaussian"})
 
     def __init__(self, image_shape: ImageShape, m: int, sigma: float) -> None:
         d = image_shape[0] * image_shape[1] * image_shape[2]
@@ -82,6 +82,24 @@ class GaussianMeasurements(Operator):
         d = self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
         matrix = torch.randn((n, self.m, d), generator=generator) / self.m**0.5
         return {"matrix": matrix, "rows": torch.ones(n, self.m)}
+
+    def mismatch(self, params: Params) -> str | None:
+        """Compare the share of rows and the variance of the entries with what is assumed."""
+        matrix, rows = params["matrix"], params["rows"]
+        if (missing := 1 - rows.mean().item()) > 0:
+            return (
+                f"params/rows marks {missing:.1%} of the rows as missing and the operator draws "
+                "none; leave them out of y, params/matrix and params/rows and set operator.m"
+            )
+        power = matrix.double().pow(2).mean().item() * self.m
+        draws = distinct(matrix) * matrix[0].numel()
+        if abs(power - 1) > 5 * (2 / draws) ** 0.5 + 0.01:
+            return (
+                f"the entries of params/matrix have the variance {power / self.m:.4g} and the "
+                f"operator draws 1/m = {1 / self.m:.4g}; multiply params/matrix, y and sigma_y by "
+                f"{power**-0.5 if power else 0:.4g}"
+            )
+        return None
 
     def observed(  # noqa: D102
         self, y: Float[Tensor, "b ..."], params: Params

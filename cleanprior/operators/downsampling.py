@@ -1,7 +1,5 @@
 r"""Downsampling: a low-pass filter with periodic edges, then every f-th pixel."""
 
-from typing import ClassVar
-
 import torch
 from deepinv.physics import Downsampling as DownsamplingPhysics
 from jaxtyping import Float
@@ -30,7 +28,7 @@ class Downsampling(Operator):
             larger than the image.
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset({"fixed", "gaussian", "null_space"})
+    capabilities: frozenset[str] = frozenset({"fixed", "gaussian", "null_space"})
 
     def __init__(self, image_shape: ImageShape, factor: int, filter: str, sigma: float) -> None:
         _, height, width = image_shape

@@ -1,14 +1,12 @@
 r"""Random masks: each pixel is missing with probability p, drawn once for each image."""
 
-from typing import ClassVar
-
 import torch
 from deepinv.physics import Inpainting
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..seeding import bernoulli
-from .base import ImageShape, Operator, Params
+from .base import ImageShape, Operator, Params, beyond_chance, distinct
 
 
 def further_mask(
@@ -50,7 +48,7 @@ class RandomInpainting(Operator):
         ValueError: ``p`` outside [0, 1) or ``sigma`` negative.
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset(
+    capabilities: frozenset[str] = frozenset(
         {"random", "mask", "further", "svd", "same_shape", "gaussian"}
     )
 
@@ -69,6 +67,23 @@ class RandomInpainting(Operator):
         channels, height, width = self.image_shape
         shape = (n, channels if self.per_channel else 1, height, width)
         return {"mask": bernoulli(shape, 1 - self.p, generator)}
+
+    def mismatch(self, params: Params) -> str | None:  # noqa: D102
+        mask = params["mask"]
+        missing = 1 - mask.mean().item()
+        # Masks that repeat say no more than one of them.
+        draws = distinct(mask) * mask[0].numel()
+        if beyond_chance(missing, self.p, draws):
+            return (
+                f"the masks hide {missing:.1%} of the pixels and operator.p is {self.p:g}; set "
+                f"operator.p={missing:.3g}"
+            )
+        if self.per_channel and mask.shape[1] > 1 and (mask == mask[:, :1]).all() and missing > 0:
+            return (
+                "the masks are equal in all channels and operator.per_channel is true; set "
+                "operator.per_channel=false and store params/mask with one channel"
+            )
+        return None
 
     def observed(  # noqa: D102
         self, y: Float[Tensor, "b ..."], params: Params

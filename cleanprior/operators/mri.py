@@ -1,13 +1,11 @@
 r"""Single-coil Cartesian MRI: some lines of the Fourier transform, drawn once for each image."""
 
-from typing import ClassVar
-
 import torch
 from deepinv.physics import MRI
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from .base import ImageShape, Operator, Params
+from .base import ImageShape, Operator, Params, distinct
 
 
 class CartesianMRI(Operator):
@@ -30,7 +28,7 @@ class CartesianMRI(Operator):
         Ambient Diffusion Posterior Sampling (Aali et al., 2024), section 4, arXiv:2403.08728
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset(
+    capabilities: frozenset[str] = frozenset(
         {"random", "further", "svd", "same_shape", "fourier", "gaussian"}
     )
 
@@ -78,6 +76,51 @@ class CartesianMRI(Operator):
         chosen = torch.multinomial(outside, count, generator=generator)
         mask = self._centre.repeat(n, 1).scatter(1, chosen, 1.0)
         return {"mask": mask[:, None, None, :]}
+
+    def mismatch(self, params: Params) -> str | None:
+        """Compare the number of lines and those of the centre with what is assumed."""
+        lines = params["mask"][:, 0, 0]
+        width = self.image_shape[2]
+        low, high = (int(v) for v in lines.sum(1).aminmax())
+        if (low, high) != (self.lines, self.lines):
+            found = f"{low}" if low == high else f"{low} to {high}"
+            fitting = width // low if low == high and low > 0 else 0
+            advice = f"; set operator.acceleration={fitting}" if fitting else ""
+            return (
+                f"the masks measure {found} of {width} lines and operator.acceleration="
+                f"{self.acceleration} means {self.lines}{advice}"
+            )
+        always = lines.amin(0)
+        if (always < self._centre).any():
+            centre = width // 2
+            count = self.centre_lines
+            while count and (always[centre - count // 2 : centre - count // 2 + count] == 0).any():
+                count -= 1
+            return (
+                f"the {self.centre_lines} middle lines are not measured in all images, as "
+                f"operator.centre_lines says; the masks have {count}"
+            )
+        start = int(self._centre.nonzero()[0])
+        end = start + self.centre_lines
+        wider = always.clone()
+        wider[start:end] = 1
+        run = int(self.width_of_run(wider, start))
+        share = (self.lines - self.centre_lines) / max(width - self.centre_lines, 1)
+        chance = share ** (distinct(lines) * (run - self.centre_lines))
+        if run > self.centre_lines and distinct(lines) > 1 and chance < 1e-6:
+            return (
+                f"{run} middle lines are measured in every image and operator.centre_lines is "
+                f"{self.centre_lines}; set operator.centre_lines={run}"
+            )
+        return None
+
+    @staticmethod
+    def width_of_run(always: Float[Tensor, " w"], start: int) -> int:
+        """Return how many neighbours of line ``start``, itself included, are always measured."""
+        ends = (always == 0).nonzero()[:, 0]
+        left = int(ends[ends < start].max()) if (ends < start).any() else -1
+        right = int(ends[ends > start].min()) if (ends > start).any() else len(always)
+        return right - left - 1
 
     def observed(  # noqa: D102
         self, y: Float[Tensor, "b ..."], params: Params

@@ -1,7 +1,5 @@
 r"""Denoising: :math:`y = x + \sigma_y z`."""
 
-from typing import ClassVar
-
 from deepinv.physics import Denoising as DenoisingPhysics
 
 from .base import ImageShape, Operator
@@ -15,9 +13,7 @@ class Denoising(Operator):
         sigma: Noise level in units of x (images in [-1, 1]), at least 0.
     """
 
-    capabilities: ClassVar[frozenset[str]] = frozenset(
-        {"fixed", "identity", "svd", "same_shape", "gaussian"}
-    )
+    capabilities: frozenset[str] = frozenset({"fixed", "identity", "svd", "same_shape", "gaussian"})
 
     def __init__(self, image_shape: ImageShape, sigma: float) -> None:
         super().__init__(DenoisingPhysics(), image_shape, sigma)

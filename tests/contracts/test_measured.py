@@ -123,7 +123,7 @@ MISTAKES = {
         r"y of image 0 holds values where its parameters say that nothing was measured",
     ),
     "NaN": (
-        lambda a: a["y"].__setitem__((3, 0, 1, 1), np.nan),
+        lambda a: a["y"].__setitem__((3, *np.argwhere(a["params/mask"][3] == 1)[0]), np.nan),
         "hold NaN or infinity in 'y'",
     ),
     "8 bits": (
@@ -139,7 +139,10 @@ MISTAKES = {
         r"needs params/mask of shape|y has shape",
     ),
     "strings": (lambda a: a.update(y=a["y"].astype(str)), "'y' holds values of type"),
-    "one": (lambda a: a.update({k: v[:1] for k, v in a.items()}), "needed: at least 2"),
+    "one": (
+        lambda a: a.update({k: v[:1] for k, v in a.items()}),
+        "1 in all, 1 of them different; needed: at least 3",
+    ),
     "noise level": (
         lambda a: a.update(sigma_y=a["sigma_y"] * 2),
         "set operator.sigma=0.2",
