@@ -44,7 +44,8 @@ def state_hash(operator: Operator) -> str:
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Tensor):
-        yield name, torch.view_as_real(value.cpu()) if value.is_complex() else value.detach().cpu()
+        plain = value.detach().cpu()
+        yield name, torch.view_as_real(plain) if plain.is_complex() else plain
     elif isinstance(value, np.ndarray | np.number | bool | int | float):
         yield name, np.asarray(value)
     elif isinstance(value, Mapping):
