@@ -1,6 +1,7 @@
 """Records: one JSON file a cell, written whole or not at all. No torch."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,21 @@ def pictures_path(out: Path, config: Config) -> Path:
 
 
 def write_record(out: Path, config: Config, record: Record) -> None:
-    """Write a record atomically.
+    """Write a record atomically, as strict JSON: a number that is not finite becomes null.
 
     Raises:
         UserError: The disk refuses the write; an earlier record is intact.
     """
-    write_text(record_path(out, config), json.dumps(record, indent=1))
+    write_text(record_path(out, config), json.dumps(_strict(record), indent=1, allow_nan=False))
+
+
+def _strict(node: Any) -> Any:
+    """Return plain values with None in the place of NaN and infinity, which are no JSON."""
+    if isinstance(node, dict):
+        return {k: _strict(v) for k, v in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_strict(v) for v in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def read_record(out: Path, config: Config) -> Record | None:

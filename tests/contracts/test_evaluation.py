@@ -40,7 +40,15 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def evaluate(digits_data, make_operator, prior, cache):
-    def run(ways=(), data=digits_data, has_prior=True, has_trained=True, sigma=0.0, **changes):
+    def run(
+        ways=(),
+        data=digits_data,
+        has_prior=True,
+        has_trained=True,
+        sigma=0.0,
+        has_gaps=False,
+        **changes,
+    ):
         config = compose(["method=naive", "posterior.steps=2", "sampler.steps=2"])
         protocol = build(config["evaluation"] | SMALL | changes)
         operator = make_operator("inpainting", (1, 8, 8), f"sigma={sigma}")
@@ -56,6 +64,7 @@ def evaluate(digits_data, make_operator, prior, cache):
             cache,
             Progress(),
             trained=trained if has_trained else None,
+            has_gaps=has_gaps,
         )
         return rows, pictures, notes
 
@@ -231,6 +240,42 @@ def test_further_features_are_further_columns(evaluate, monkeypatch, tmp_path):
     assert "fd" not in row.metrics
     assert "download=true" in row.missing["fd"]
     assert "features" not in notes
+
+
+def test_a_network_that_never_met_a_whole_image_samples_by_its_own_way(evaluate):
+    ways = [
+        Way("", sample=lambda n, g: torch.rand(n, 1, 8, 8, generator=g), samples="through a mask"),
+        Way("one step", lambda b, g: (torch.zeros(len(b), 1, 8, 8), 1), kind="point"),
+    ]
+    shared, own, _ = evaluate(ways, has_gaps=True)[0]
+    assert "psnr" in shared.metrics and "fd" not in shared.metrics
+    assert "never trained on whole images" in shared.missing["generation"]
+    assert own.way == "samples: through a mask" and "fd" in own.metrics
+    # Without such a way, or without gaps, the shared sampler is asked.
+    assert "fd" in evaluate(ways[1:], has_gaps=True)[0][0].metrics
+    assert "fd" in evaluate(ways)[0][0].metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "override", "code"),
+    [
+        ("ambient", "inpainting", "p=0.5", "shift"),
+        ("ambient", "inpainting", "p=0.0", "shift"),  # corrupted further all the same
+        ("masked_loss", "inpainting", "p=0.5", "shift"),
+        ("masked_loss", "inpainting", "p=0.0", ""),
+        ("naive", "inpainting", "p=0.5", "shift"),
+        ("naive", "denoising", "sigma=0.3", ""),
+        ("naive", "mri", "sigma=0.0", ""),
+        ("oracle", "inpainting", "p=0.5", ""),
+    ],
+)
+def test_methods_trained_with_gaps_say_so(
+    make_operator, make_problem, name, operator, override, code
+):
+    method = build(compose([f"method={name}"])["method"])
+    problem = make_problem(make_operator(operator, (2 if operator == "mri" else 1, 8, 8), override))
+    assert method.warning(problem) == code
+    assert method.has_gaps(problem) == (code == "shift")
 
 
 def test_samples_that_are_not_finite_have_no_value(evaluate):
