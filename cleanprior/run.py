@@ -39,7 +39,7 @@ from .records import Record, cell_folder, pictures_path, write_record
 from .registry import code_hash
 from .seeding import generator_for
 from .training.checkpoint import read_tensors, write_tensors
-from .training.method import Method, Problem
+from .training.method import Method, Problem, Way
 from .training.trainer import Trainer, TrainingReport
 
 LIBRARIES = ("torch", "deepinv", "azula", "normflows", "accelerate", "torchmetrics", "numpy")
@@ -198,7 +198,9 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         record["status"] = report.status
         write_record(out, config, record)
         return record
-    prior = cell.method.prior(averaged)
+    # What a method's code returns is asked for where no frame above it holds a clean image.
+    prior = alone(partial(cell.method.prior, averaged))
+    ways = alone(partial(cell.method.own_ways, averaged))
     if prior is not None:
         prior.about = cell.about() | {"measurements_sha256": measured.hash, "config": config}
         prior.save(folder / "prior")
@@ -206,7 +208,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         rows, pictures, notes = cell.protocol.evaluate(
             prior,
             {config["posterior"]["name"]: cell.posterior},
-            cell.method.own_ways(averaged),
+            ways,
             cell.sampler,
             cell.data,
             cell.measurements("test"),
@@ -218,7 +220,7 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
         )
     record["rows"] = [row.as_dict() for row in rows]
     record["evaluation"] = notes
-    _add_costs(cell, record, averaged, prior)
+    _add_costs(cell, record, averaged, prior, ways)
     record["status"] = "done"
     write_tensors(pictures_path(out, config), pictures, {})
     write_record(out, config, record)
@@ -226,7 +228,11 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
 
 
 def _add_costs(
-    cell: Cell, record: Record, averaged: dict[str, torch.nn.Module], prior: Prior | None
+    cell: Cell,
+    record: Record,
+    averaged: dict[str, torch.nn.Module],
+    prior: Prior | None,
+    ways: list[Way],
 ) -> None:
     """Add what one restoration and one sample cost to a record and to its rows."""
     shared, *own = alone(
@@ -236,7 +242,7 @@ def _add_costs(
             prior,
             cell.posterior,
             cell.sampler,
-            cell.method.own_ways(averaged),
+            ways,
             cell.measurements("test"),
             cell.operator,
         )

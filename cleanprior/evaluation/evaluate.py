@@ -154,7 +154,7 @@ class Protocol:
         batch = measured.batch(torch.arange(n))
         leak = None
         if clean is not None and truth is not None:
-            leak = Leak.of(clean.train, truth, batch, operator)
+            leak = Leak.of(clean.train, truth, batch, operator, progress)
         judge = RestorationJudge(batch, truth, operator, self.lpips, self.download, self.seed, leak)
         judge_samples = SampleJudge(self._options(), clean, trained, operator, cache, progress)
         rows: list[Row] = []

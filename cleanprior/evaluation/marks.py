@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ..data.measurements import Batch
 from ..operators.base import Operator, take
+from ..progress import Progress
+from .features import SILENT
 
 #: Images lie in [-1, 1]; what lies beyond twice that counts.
 LIMIT = 2.0
@@ -28,10 +30,12 @@ LIMIT = 2.0
 SHARE = 1e-3
 #: How many times better than the best linear restorer a restorer may be: 17 dB.
 ALLOWED = 50.0
-#: Images that the yardstick is computed for, at most.
-IMAGES = 32
-#: The same where images are large: a dense solve takes seconds for each.
-FEW = 2
+#: Images that the yardstick is computed for: at most, and where a dense solve takes seconds.
+IMAGES, FEW = 32, 2
+#: Numbers in the dense matrices of all of them together, about: a few seconds.
+WORK = 4e9
+#: Training images that the Gaussian is fitted to, at most.
+FITTED = 10_000
 #: Numbers of an image, at most: it needs a dense matrix.
 SIZE = 3072
 
@@ -65,7 +69,14 @@ class Leak:
     bound: Float[Tensor, " m"]
 
     @classmethod
-    def of(cls, train: Tensor, truth: Tensor, batch: Batch, operator: Operator) -> "Leak | None":
+    def of(
+        cls,
+        train: Tensor,
+        truth: Tensor,
+        batch: Batch,
+        operator: Operator,
+        progress: Progress = SILENT,
+    ) -> "Leak | None":
         """Fit the Gaussian; None where images have more than :data:`SIZE` numbers.
 
         Arguments:
@@ -73,26 +84,29 @@ class Leak:
             truth: Clean images of the measurements.
             batch: The measurements.
             operator: Their operator.
+            progress: Where to show it.
         """
         d = train[0].numel()
         if d > SIZE or len(train) < 2:
             return None
-        count = min(len(truth), IMAGES if d <= 1024 else FEW)
+        count = min(len(truth), max(FEW, min(IMAGES, int(WORK / d**3))))
         index = torch.linspace(0, len(truth) - 1, count).round().long()
-        flat = train.flatten(1).double()
-        covariance = torch.cov(flat.T).reshape(d, d)
-        matrices = operator.matrix(take(batch.params, index), count)
+        fitted = torch.linspace(0, len(train) - 1, min(FITTED, len(train))).long()
+        covariance = torch.cov(train[fitted].flatten(1).double().T).reshape(d, d)
         bounds = []
-        for A, j in zip(matrices, index, strict=True):
-            # A floor in the noise's place: without noise, what A shows is known exactly.
-            level = max(float(batch.sigma_y[j]), 1e-4)
-            seen = covariance @ A.T
-            inner = A @ seen + level**2 * torch.eye(len(A), dtype=torch.float64)
-            gain = torch.linalg.solve(inner, seen.T)
-            variance = (covariance.trace() - (seen * gain.T).sum()).clamp_min(0) / d
-            nearest = (flat - truth[j].flatten().double()).square().mean(1).min()
-            bounds.append(torch.minimum(variance, nearest))
-        return cls(index, torch.stack(bounds))
+        with progress.task("least error of the measurements", count) as task:
+            for j in index:
+                (A,) = operator.matrix(take(batch.params, j[None]), 1)
+                # A floor in the noise's place: without noise, what A shows is known exactly.
+                level = max(float(batch.sigma_y[j]), 1e-4)
+                seen = covariance @ A.T
+                inner = A @ seen + level**2 * torch.eye(len(A), dtype=torch.float64)
+                gain = torch.linalg.solve(inner, seen.T)
+                variance = (covariance.trace() - (seen * gain.T).sum()).clamp_min(0) / d
+                nearest = min(_distance(part, truth[j]) for part in train.split(4096))
+                bounds.append(min(variance.item(), nearest))
+                task.advance()
+        return cls(index, torch.tensor(bounds, dtype=torch.float64))
 
     def mark(self, x: Tensor, truth: Tensor) -> dict[str, str]:
         """Return the mark ``leak?`` where restorations are better than :data:`ALLOWED` explains."""
@@ -106,3 +120,8 @@ class Leak:
             f"noise and null space allow (the best linear restorer: {bound:.2g}): the truth "
             "reached the method, or the data are simpler than they look"
         }
+
+
+def _distance(images: Tensor, x: Tensor) -> float:
+    """Return the mean square difference of an image to the nearest of several."""
+    return (images - x).square().flatten(1).mean(1).min().item()

@@ -200,15 +200,20 @@ class SampleJudge:
         self, sets: list[NDArray[np.float64]], reference: _Reference, found: Findings
     ) -> None:
         o, suffix = self.options, reference.suffix
-        _put(found, "fd", suffix, [reference.moments.distance(f) for f in sets])
-        try:
-            generator = generator_for(o.seed, "extrapolation")
-            lines = [extrapolated(reference.moments, f, generator) for f in sets]
+        subsets, members = (generator_for(o.seed, role) for role in ("extrapolation", "kid"))
+        distances, lines, kids = [], [], []
+        with self.progress.task(f"distances · {reference.features.key}", len(sets)) as task:
+            for features in sets:
+                distances.append(reference.moments.distance(features))
+                try:
+                    lines.append(extrapolated(reference.moments, features, subsets))
+                except ValueError as error:
+                    found.missing[f"fd_inf{suffix}"] = str(error)
+                kids.append(kernel_distance(features, reference.train, o.kid_size, members))
+                task.advance()
+        _put(found, "fd", suffix, distances)
+        if lines:
             found.metrics[f"fd_inf{suffix}"] = sum(lines) / len(lines)
-        except ValueError as error:
-            found.missing[f"fd_inf{suffix}"] = str(error)
-        generator = generator_for(o.seed, "kid")
-        kids = [kernel_distance(f, reference.train, o.kid_size, generator) for f in sets]
         sampled = sum(k.sampled for k in kids) / len(kids) ** 2
         variance = sampled + sum(k.reference for k in kids) / len(kids)
         found.metrics[f"kid{suffix}"] = sum(k.value for k in kids) / len(kids)
