@@ -53,7 +53,7 @@ from cleanprior.checks import check_choice
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.diffusion.gating import GATES
-from cleanprior.diffusion.samplers import Heun, Sampler
+from cleanprior.diffusion.samplers import LevelledSampler, Sampler
 from cleanprior.operators import Params
 from cleanprior.operators.base import take
 from cleanprior.operators.identifiability import weakest
@@ -153,7 +153,7 @@ class Ambient(Method):
             raise ValueError(f"guidance_masks={self.guidance_masks}; allowed: at least 1")
         if not self.guidance_weight >= 0:
             raise ValueError(f"guidance_weight={self.guidance_weight}; allowed: at least 0")
-        if self.is_guided and not isinstance(self.sampler, Heun):
+        if self.is_guided and not isinstance(self.sampler, LevelledSampler):
             raise ValueError("guidance takes the noise levels of sampler=heun; choose that one")
 
     @property
@@ -321,7 +321,7 @@ class Ambient(Method):
         def sample_guided(n: int, generator: Generator) -> Tensor:
             through = [self._through(denoiser, n, generator) for _ in range(self.guidance_masks)]
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
-            assert isinstance(self.sampler, Heun)
+            assert isinstance(self.sampler, LevelledSampler)
             guidance = Guidance(self.guidance_weight, self.guidance_norm, self.average_masks)
             return guidance(through, noise.to(_device(denoiser)), self.sampler.levels).cpu()
 

@@ -50,7 +50,7 @@ from torch import Generator, Tensor, nn
 from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
-from cleanprior.diffusion.samplers import Heun
+from cleanprior.diffusion.samplers import LevelledSampler
 from cleanprior.prior import Prior
 from cleanprior.seeding import generator_for, randn_like
 from cleanprior.training import Loss, Method, Problem, Round, Session, Way
@@ -134,7 +134,7 @@ class AmbientTweedie(Method):
     operator_mode: str
     sigma_min: float
     consistency: Consistency
-    sampler: Heun
+    sampler: LevelledSampler
 
     def __post_init__(self) -> None:
         check_choice("sigma_draw", self.sigma_draw, ("truncate", "clamp"))

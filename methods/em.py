@@ -42,7 +42,7 @@ References:
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -51,7 +51,7 @@ from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, denoising_loss
 from cleanprior.diffusion.gaussian import MAX_PIXELS
 from cleanprior.diffusion.low_rank import cheaper_fit
-from cleanprior.diffusion.posterior import DPS, PosteriorSampler, draw_in_chunks
+from cleanprior.diffusion.posterior import DPS, GuidedSampler, PosteriorSampler, draw_in_chunks
 from cleanprior.prior import Prior
 from cleanprior.training import Loss, Method, Problem, Round, Session
 
@@ -72,6 +72,7 @@ CHOICES = {
     "start": ("clean", "gaussian"),
     "gaussian": ("auto", "dense", "low_rank"),
     "handoff": ("float", "minmax_png"),
+    "resume": ("continue", "averaged"),
     "stop": ("none", "scale", "residual"),
 }
 
@@ -85,7 +86,13 @@ class EM(Method):
         clean_images: Clean images of the initial fit; 0 with ``start=gaussian``.
         start: ``clean`` (denoiser fitted to the clean images) or ``gaussian`` (closed-form fit).
         start_share: Share of the budget spent on the first fit, in (0, 1].
-        resume_rounds: Rounds that continue from the last round's averaged weights.
+        resume_rounds: Rounds that go on from the round before.
+        resume: What they go on with: ``continue`` (weights, optimiser and average; one decay of the
+            learning rate over the first fit and all of them) or ``averaged`` (the averaged weights
+            alone; every round has a decay of its own, as when a program is called once a round).
+        narrow_rounds: Resume rounds, from the first, whose draws are narrow (ancestral steps of the
+            same levels, which keep about 0.6 of the variance): they leave a poor start faster.
+            Later rounds draw as ``posterior`` says.
         reset_rounds: Rounds, after those, that train from scratch.
         reset_share: Share of the budget spent on each reset round.
         pool: Share of the measurements restored in a resume round, drawn anew each time, in (0, 1].
@@ -119,6 +126,8 @@ class EM(Method):
     start: str
     start_share: float
     resume_rounds: int
+    resume: str
+    narrow_rounds: int
     reset_rounds: int
     reset_share: float
     pool: float
@@ -174,6 +183,11 @@ class EM(Method):
             )
         if self.stop == "scale" and not self.scales:
             raise ValueError("stop=scale follows the search for a scale, and scales=[]; use none")
+        if not 0 <= self.narrow_rounds <= self.resume_rounds:
+            raise ValueError(
+                f"narrow_rounds={self.narrow_rounds}; allowed: 0 to resume_rounds, "
+                f"{self.resume_rounds}"
+            )
         if self.patience < 1:
             raise ValueError(f"patience={self.patience}; allowed: at least 1")
 
@@ -203,7 +217,7 @@ class EM(Method):
         each, more = divmod(left, max(1, self.resume_rounds))
         plan = [Round(f"round 0 ({self.start} start)", first)]
         for k in range(self.resume_rounds):
-            plan.append(Round(f"round {k + 1}", each + (k < more), begin="averaged"))
+            plan.append(Round(f"round {k + 1}", each + (k < more), begin=self.resume))
         for k in range(self.reset_rounds):
             number = self.resume_rounds + k + 1
             plan.append(Round(f"round {number} (from scratch)", reset, begin="scratch"))
@@ -217,13 +231,14 @@ class EM(Method):
             assert session.clean is not None, "the runner hands clean images to an entitled method"
             return Images(session.clean, data, torch.arange(len(session.clean)))
         kept = self._kept_of(session)
-        if round.begin == "averaged" and self._has_stopped(number, session):
+        is_resumed = 0 < number <= self.resume_rounds
+        if is_resumed and self._has_stopped(number, session):
             last = kept.get(number - 1)
             session.log["skipped"] = [*session.log.get("skipped", []), number]
             kept.put(number, last)
             return Images(self._handed_over(last["x"]), data, last["index"])
         index = torch.arange(len(data))
-        if round.begin == "averaged" and self.pool < 1:
+        if is_resumed and self.pool < 1:
             count = max(1, int(self.pool * len(data)))
             order = torch.randperm(len(data), generator=session.generator("pool", round=number))
             index = order[:count].sort().values
@@ -232,6 +247,8 @@ class EM(Method):
         else:
             denoise = session.averaged["denoiser"]
             sampler = self._choose_scale(denoise, number, session)
+            if number <= self.narrow_rounds and isinstance(sampler, GuidedSampler):
+                sampler = replace(sampler, walk="ancestral")
             restored = self._draws(denoise, sampler, index, number, session)
         restored = restored.clamp(-1, 1)
         covariance = self._log_fit(number, index, restored, kept, session)

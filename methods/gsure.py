@@ -41,7 +41,7 @@ from torch import Generator, Tensor, nn
 
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, edm_weight
-from cleanprior.diffusion.samplers import Heun
+from cleanprior.diffusion.samplers import LevelledSampler
 from cleanprior.diffusion.spectral import Spectrum
 from cleanprior.operators import Operator
 from cleanprior.prior import Prior
@@ -206,7 +206,7 @@ class GSUREDiffusion(Method):
     probe: str
     schedule: str
     min_singular: float
-    sampler: Heun
+    sampler: LevelledSampler
     coverage: Tensor | None = field(default=None, init=False, repr=False)
     floor: float = field(default=0.0, init=False, repr=False)
 

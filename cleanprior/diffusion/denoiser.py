@@ -15,6 +15,9 @@ from torch import Generator, Tensor, nn
 
 from ..checks import check_choice
 
+#: Least batch for which reduced precision pays where no gradient of weights is taken: on one core
+#: with AMX bf16 takes 0.9 times as long as fp32 with 8 images, 0.75 with 64, 0.55 from 256 on.
+REDUCED_BATCH = 64
 PRECONDITIONINGS = ("edm", "split", "ambient_official")
 
 
@@ -48,7 +51,8 @@ class Denoiser(nn.Module):
         condition_channels: Channels of the condition; 0 for an unconditional denoiser.
         preconditioning: ``edm``, ``split`` or ``ambient_official`` (the condition is scaled with
             the input and hidden pixels are treated as noisy ones, as in the authors' code).
-        autocast: dtype in which the backbone runs while training, or None.
+        autocast: dtype in which the backbone runs while training, and in batches of at least
+            :data:`REDUCED_BATCH` afterwards; None for float32 throughout.
 
     Attributes:
         evaluations: Images that went through the backbone so far.
@@ -94,7 +98,8 @@ class Denoiser(nn.Module):
         seen = condition
         if condition is not None and self.preconditioning == "ambient_official":
             condition = condition * c_in
-        use_autocast = self.training and self.autocast is not None
+        is_large = self.training or len(x) >= REDUCED_BATCH
+        use_autocast = is_large and self.autocast is not None
         with torch.autocast(x.device.type, self.autocast, enabled=use_autocast):
             output = self.backbone(c_in * x, sigma.log() / 4, condition)
         output = output.to(x.dtype)

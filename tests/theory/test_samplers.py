@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss, draw_sigma, edm_weight
-from cleanprior.diffusion.samplers import Heun, ancestral_step, karras_levels
+from cleanprior.diffusion.samplers import Heun, ancestral_step, noise_levels
 from cleanprior.seeding import generator_for, randn_like, scoped_rng, seed_for
 
 
@@ -71,8 +71,8 @@ def test_heun_ends_with_the_denoised_image(gaussian):
 
 
 @pytest.mark.parametrize(("low", "high", "rho", "steps"), [(0.002, 80, 7, 18), (0.02, 20, 3, 5)])
-def test_karras_levels_are_those_of_the_formula(low, high, rho, steps):
-    levels = karras_levels(steps, low, high, rho)
+def test_noise_levels_are_those_of_the_formula(low, high, rho, steps):
+    levels = noise_levels(steps, low, high, rho)
     assert levels.dtype == torch.float64
     assert len(levels) == steps + 1
     for i in range(steps):
@@ -86,7 +86,7 @@ def test_karras_levels_are_those_of_the_formula(low, high, rho, steps):
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-1, 1), (2, 1), (1, 1)])
 def test_levels_out_of_order_are_refused(low, high):
     with pytest.raises(ValueError, match="needed: 0 < min < max"):
-        karras_levels(4, low, high, 7.0)
+        noise_levels(4, low, high, 7.0)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

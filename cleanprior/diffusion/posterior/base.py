@@ -2,17 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from ...checks import check_share
+from ...checks import check_choice, check_positive, check_share
 from ...operators.base import Operator, Params
 from ...seeding import randn_like
 from ..denoiser import Denoise
-from ..samplers import ancestral_step, karras_levels
+from ..samplers import ancestral_step, exponential_step, noise_levels
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ class LevelSampler(PosteriorSampler):
         steps: Number of noise levels.
         sigma_min: Lowest noise level, above 0.
         sigma_max: Highest noise level.
-        rho: Exponent of the level spacing (EDM, Eq. 5).
+        rho: Exponent of the level spacing (EDM, Eq. 5); null for equal ratios.
     """
 
     steps: int
     sigma_min: float
     sigma_max: float
-    rho: float
+    rho: float | None
 
     def __post_init__(self) -> None:
         """Check the numbers and lay out the levels."""
-        self.levels = karras_levels(self.steps, self.sigma_min, self.sigma_max, self.rho).tolist()
+        self.levels = noise_levels(self.steps, self.sigma_min, self.sigma_max, self.rho).tolist()
 
     def start(
         self, problem: LinearProblem, generator: Generator | Sequence[Generator]
@@ -112,10 +112,9 @@ class LevelSampler(PosteriorSampler):
     ) -> Float[Tensor, "b c h w"]:
         """Go from noise level ``sigma`` to ``lower``; at ``lower`` = 0 the result is the draw."""
 
-    @property
     @abstractmethod
-    def backwards_per_step(self) -> int:
-        """Vector-Jacobian products of the denoiser in one step."""
+    def backwards_per_step(self, operator: Operator) -> int:
+        """Return the vector-Jacobian products of the denoiser in one step."""
 
     def __call__(  # noqa: D102
         self,
@@ -131,26 +130,34 @@ class LevelSampler(PosteriorSampler):
         for sigma, lower in zip(self.levels[:-1], self.levels[1:], strict=True):
             x = self.step(denoise, x, sigma, lower, problem, generator)
         steps = len(self.levels) - 1
-        return Draw(x, steps, steps * self.backwards_per_step)
+        return Draw(x, steps, steps * self.backwards_per_step(operator))
 
 
 @dataclass(eq=False)
 class GuidedSampler(LevelSampler):
-    """Replaces the denoised image by a posterior mean; DDPM or DDIM steps.
+    """Replaces the denoised image by a posterior mean and walks on with it.
 
     Arguments:
         steps, sigma_min, sigma_max, rho: see :class:`LevelSampler`.
-        eta: 1 for ancestral (DDPM) steps, 0 for deterministic (DDIM) ones.
+        walk: ``exponential`` (:func:`cleanprior.diffusion.samplers.exponential_step`: draws keep
+            their variance in few steps) or ``ancestral`` (DDPM and DDIM steps of the papers: 24
+            keep 0.6 of it).
+        eta: 1 for the reverse diffusion, 0 for a deterministic walk.
+        sigma_data: Standard deviation of images that an exponential step is exact for.
 
     Raises:
-        ValueError: ``eta`` outside [0, 1].
+        ValueError: An unknown ``walk``, ``eta`` outside [0, 1], ``sigma_data`` not above 0.
     """
 
     eta: float
+    walk: str = field(default="ancestral", kw_only=True)
+    sigma_data: float = field(default=0.5, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("eta", self.eta, "0 (deterministic) to 1 (ancestral)")
+        check_choice("walk", self.walk, ("exponential", "ancestral"))
+        check_share("eta", self.eta, "0 (deterministic) to 1 (reverse diffusion)")
+        check_positive("sigma_data", self.sigma_data)
 
     @abstractmethod
     def guide(
@@ -175,7 +182,10 @@ class GuidedSampler(LevelSampler):
         generator: Generator | Sequence[Generator],
     ) -> Float[Tensor, "b c h w"]:
         mean, correction = self.guide(denoise, x, sigma, problem)
-        x = ancestral_step(x, mean, sigma, lower, self.eta, generator)
+        if self.walk == "ancestral":
+            x = ancestral_step(x, mean, sigma, lower, self.eta, generator)
+        else:
+            x = exponential_step(x, mean, sigma, lower, self.eta, self.sigma_data, generator)
         return x if correction is None else x + correction
 
 

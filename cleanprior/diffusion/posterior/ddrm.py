@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ...checks import check_share
+from ...operators.base import Operator
 from ...seeding import randn_like
 from ..denoiser import Denoise
 from ..spectral import Spectrum
@@ -56,8 +57,7 @@ class DDRM(LevelSampler):
         check_share("eta", self.eta, "0 to 1 (all noise fresh)")
         check_share("eta_b", self.eta_b, "0 to 1 (y alone)")
 
-    @property
-    def backwards_per_step(self) -> int:  # noqa: D102
+    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
         return 0
 
     @staticmethod

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ...checks import check_iterations, check_positive, check_share
-from ...operators.base import likelihood_sigma
+from ...operators.base import Operator, likelihood_sigma
 from ...seeding import randn_like
 from ..denoiser import Denoise
 from .base import (
@@ -60,8 +60,7 @@ class DiffPIR(LevelSampler):
         check_share("zeta", self.zeta, "0 (deterministic) to 1 (all noise fresh)")
         check_iterations(self.iterations)
 
-    @property
-    def backwards_per_step(self) -> int:  # noqa: D102
+    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
         return 0
 
     def pull(self, denoised: Tensor, sigma: float, problem: LinearProblem) -> Tensor:

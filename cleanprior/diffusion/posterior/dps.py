@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...checks import check_choice
+from ...operators.base import Operator
 from ..denoiser import Denoise, per_image
 from .base import GuidedSampler, LinearProblem, norms, with_graph
 
@@ -39,8 +40,7 @@ class DPS(GuidedSampler):
         super().__post_init__()
         check_choice("guidance", self.guidance, ("norm", "squared", "batch"))
 
-    @property
-    def backwards_per_step(self) -> int:  # noqa: D102
+    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
         return 1
 
     def gradient(

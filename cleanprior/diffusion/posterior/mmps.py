@@ -7,10 +7,13 @@ from azula.linalg.solve import gmres
 from torch import Tensor
 
 from ...checks import check_choice, check_iterations
-from ...operators.base import likelihood_sigma
+from ...operators.base import Operator, likelihood_sigma
 from ..denoiser import Denoise
 from .base import GuidedSampler, LinearProblem, with_graph
 from .solve import conjugate_gradient
+
+#: Capabilities of operators whose A A^T is a projection.
+PROJECTIONS = frozenset({"mask", "identity", "fourier"})
 
 
 @dataclass(eq=False)
@@ -26,7 +29,11 @@ class MMPS(GuidedSampler):
     of a trained network is only nearly symmetric).
 
     Arguments:
-        iterations: Conjugate-gradient iterations at most.
+        iterations: Conjugate-gradient iterations at most, or ``auto``: 2 where :math:`A A^\top` is
+            a projection (masks, MRI lines, A = I), where two suffice for a Gaussian, and 4
+            elsewhere: under a blur the covariance of draws is then within 6 %, with 2 within 16 %.
+            More follow the Jacobian of a trained network where it is no covariance, and widen
+            draws.
         tolerance: Relative residual at which an image's solve stops.
         growth: An image's solve stops when its residual exceeds this multiple of its start;
             infinity for a map known to be symmetric, whose residual may rise before it falls.
@@ -40,7 +47,7 @@ class MMPS(GuidedSampler):
         2024), section 4, arXiv:2405.13712
     """
 
-    iterations: int
+    iterations: int | str
     tolerance: float
     growth: float
     sigma_floor: float
@@ -49,11 +56,19 @@ class MMPS(GuidedSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("solver", self.solver, ("cg", "gmres"))
-        check_iterations(self.iterations)
+        if self.iterations != "auto":
+            if not isinstance(self.iterations, int):
+                raise ValueError(f"iterations={self.iterations!r}; allowed: auto, or 1 or more")
+            check_iterations(self.iterations)
 
-    @property
-    def backwards_per_step(self) -> int:  # noqa: D102
-        return self.iterations + 1
+    def solve_iterations(self, operator: Operator) -> int:
+        """Return the iterations of a solve under an operator."""
+        if isinstance(self.iterations, int):
+            return self.iterations
+        return 2 if PROJECTIONS & operator.capabilities else 4
+
+    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
+        return self.solve_iterations(operator) + (self.solver == "gmres")
 
     def guide(  # noqa: D102
         self, denoise: Denoise, x: Tensor, sigma: float, problem: LinearProblem
@@ -72,19 +87,25 @@ class MMPS(GuidedSampler):
             weighted = (v * seen).to(predicted.dtype)
             return sigma**2 * torch.autograd.grad(predicted, x, weighted, retain_graph=True)[0]
 
-        def covariance(v: Tensor) -> Tensor:
+        def covariance(v: Tensor) -> tuple[Tensor, Tensor]:
+            """Return (sigma_y^2 + A sigma^2 J^T A^T) v and sigma^2 J^T A^T v."""
             column = variance.reshape(-1, *(1,) * (v.dim() - 1))
-            return column * v + (problem.A(pull_back(v)) * seen).double()
+            pulled = pull_back(v)
+            return column * v + (problem.A(pulled) * seen).double(), pulled
 
         residual = ((problem.y - predicted.detach()) * seen).double()
         if self.solver == "gmres":
             flat = gmres(
-                lambda v: covariance(v.reshape(residual.shape)).flatten(1),
+                lambda v: covariance(v.reshape(residual.shape))[0].flatten(1),
                 residual.flatten(1),
-                iterations=self.iterations,
+                iterations=self.solve_iterations(problem.operator),
             )
             return denoised.detach() + pull_back(flat.reshape(residual.shape)), None
-        solution = conjugate_gradient(
-            covariance, residual, self.iterations, self.tolerance, self.growth
+        shift = conjugate_gradient(
+            covariance,
+            residual,
+            self.solve_iterations(problem.operator),
+            self.tolerance,
+            self.growth,
         )
-        return denoised.detach() + pull_back(solution), None
+        return denoised.detach() + shift, None

@@ -1,11 +1,12 @@
 """PiGDM: guidance by an isotropic covariance of p(x|x_t)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ...checks import check_iterations, check_positive
+from ...checks import check_iterations
+from ...operators.base import Operator
 from ..denoiser import Denoise
 from .base import GuidedSampler, LinearProblem, with_graph
 from .solve import ridge_solution
@@ -27,7 +28,7 @@ class PiGDM(GuidedSampler):
     :math:`\sigma^2`, and not :math:`r^2`, which near the end is the same.
 
     Arguments:
-        sigma_data: :math:`\sigma_d`, standard deviation of the images, above 0.
+        sigma_data: :math:`\sigma_d`, standard deviation of the images, above 0; also of the walk.
         iterations: Conjugate-gradient iterations at most, for operators without decomposition.
         tolerance: Relative residual at which an image's solve stops.
         steps, sigma_min, sigma_max, rho, eta: see :class:`GuidedSampler`.
@@ -39,17 +40,15 @@ class PiGDM(GuidedSampler):
         Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., ICLR 2023), Eq. 7
     """
 
-    sigma_data: float
+    sigma_data: float = field()  # no default here
     iterations: int
     tolerance: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("sigma_data", self.sigma_data)
         check_iterations(self.iterations)
 
-    @property
-    def backwards_per_step(self) -> int:  # noqa: D102
+    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
         return 1
 
     def guide(  # noqa: D102

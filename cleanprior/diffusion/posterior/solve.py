@@ -11,19 +11,22 @@ from .base import LinearProblem
 
 
 def conjugate_gradient(
-    apply: Callable[[Tensor], Tensor],
+    apply: Callable[[Tensor], tuple[Tensor, Tensor]],
     b: Tensor,
     iterations: int,
     tolerance: float,
     growth: float = float("inf"),
 ) -> Tensor:
-    """Solve ``apply(v) = b`` for each image on its own, in float64.
+    r"""Solve :math:`M v = b` for each image on its own, in float64, and return :math:`P v`.
+
+    Where M is built on a map P (:math:`M = A P + \rho I`), each iteration has computed P of its
+    direction, and P of the solution is their sum: no further call of an expensive P.
 
     An image stops when its curvature is not positive or its residual exceeds ``growth`` times its
     start: the Jacobian of a trained network is only nearly symmetric.
 
     Arguments:
-        apply: A linear map of a batch, nearly symmetric positive definite on each image.
+        apply: Returns M v and P v of a batch; M nearly symmetric positive definite on each image.
         b: Right-hand sides, (b, ...), float64.
         iterations: Iterations at most.
         tolerance: Relative residual at which an image stops.
@@ -33,27 +36,32 @@ def conjugate_gradient(
     def dot(u: Tensor, v: Tensor) -> Tensor:
         return (u * v).flatten(1).sum(1).reshape(-1, *(1,) * (u.dim() - 1))
 
-    v = torch.zeros_like(b)
+    solution: Tensor | None = None
     r, direction = b, b
     squared = first = dot(r, r)
     goal = tolerance**2 * squared
     active = squared > goal
     for _ in range(iterations):
-        if not active.any():
+        if solution is not None and not active.any():
             break
-        image = apply(direction)
+        image, mapped = apply(direction)
+        if solution is None:
+            solution = torch.zeros_like(mapped)
         curvature = dot(direction, image)
         active = active & (curvature > 0)
         step = torch.where(active, squared / torch.where(active, curvature, 1.0), 0.0)
         lower = r - step * image
         new = dot(lower, lower)
         active = active & (new < growth**2 * first)
-        v = torch.where(active, v + step * direction, v)
+        columns = (-1, *(1,) * (mapped.dim() - 1))
+        share = torch.where(active, step, 0.0).reshape(columns).to(mapped.dtype)
+        solution = solution + share * mapped
         r = torch.where(active, lower, r)
         direction = torch.where(active, r + new / squared.clamp_min(1e-300) * direction, direction)
         squared = torch.where(active, new, squared)
         active = active & (squared > goal)
-    return v
+    assert solution is not None, "at least one iteration"
+    return solution
 
 
 def ridge_solution(
@@ -83,11 +91,10 @@ def ridge_solution(
         return spectrum.to_image(gain * spectrum.of_measurement(residual))
     seen = operator.observed(problem.y, params)
 
-    def gram(v: Tensor) -> Tensor:
-        """Apply A A^T + rho."""
+    def gram(v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (A A^T + rho) v and A^T v."""
         lifted = operator.A_adjoint((v * seen).to(residual.dtype), params)
         column = ridge.double().reshape(-1, *(1,) * (v.dim() - 1))
-        return column * v + (operator.A(lifted, params) * seen).double()
+        return column * v + (operator.A(lifted, params) * seen).double(), lifted
 
-    v = conjugate_gradient(gram, residual.double(), iterations, tolerance)
-    return operator.A_adjoint((v * seen).to(residual.dtype), params)
+    return conjugate_gradient(gram, residual.double(), iterations, tolerance)
