@@ -22,6 +22,10 @@ MAX_PIXELS = 1024
 # Share of the broad variance that a direction keeps which one fixed operator hides: draws are the
 # sharper the more, 0, 0.03 and 0.1 within 0.6 dB of each other on three blurs.
 UNSEEN = 0.03
+# Relative change of the covariance in one iteration at which EM ends: about 25 iterations on masks.
+TOLERANCE = 1e-3
+# Least variance of a direction in the moment estimate, as a share of the mean variance.
+LEAST = 1e-3
 
 
 def is_shared(params: Params, sigma_y: Float[Tensor, " b"]) -> bool:
@@ -187,12 +191,39 @@ def broad_start(data: Measurements, operator: Operator, sigma_floor: float) -> G
     return GaussianPrior(prior.mean, broad - (1 - UNSEEN) * unexplained[0], shape)
 
 
+def moment_start(data: Measurements, operator: Operator) -> GaussianPrior | None:
+    r"""Return the Gaussian of noisy images without their noise, or None where A is not the identity.
+
+    .. math:: \hat C = \mathrm{Cov}(y) - \overline{\sigma_y^2}\, I
+
+    For one noise level it is the maximum-likelihood fit but for negative eigenvalues, which few
+    images have by chance and which are raised to :data:`LEAST` of the mean variance. EM from a
+    broad start gets there slowly: variance of the lower half of directions, over the truth, on
+    1,437 digits with noise of 0.5: 4.4 after 8 iterations, 3.2 after 20, 2.4 after 60; here 1.7.
+
+    Under masks the same estimate, pair by pair of pixels seen together, is unbiased too, but cutting
+    its eigenvalues costs more than EM's slowness (half of the pixels; PSNR of posterior means 17.8
+    dB, 17.9 after 20 iterations from it; 18.6 after 20 from the broad start).
+    """
+    if "identity" not in operator.capabilities:
+        return None
+    y = data.y.flatten(1).double()
+    mean, d = y.mean(0), y.shape[1]
+    centred = y - mean
+    noise = data.sigma_y.double().square().mean() * torch.eye(d, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(y) - noise)
+    values = values.clamp_min(LEAST * values.clamp_min(0).mean().item())
+    covariance = (vectors * values) @ vectors.T
+    return GaussianPrior(mean, (covariance + covariance.T) / 2, operator.image_shape)
+
+
 def fit_gaussian(
     data: Measurements,
     operator: Operator,
     sigma_floor: float,
     iterations: int,
     generator: Generator,
+    tolerance: float = TOLERANCE,
     limit: int = 16384,
     advance: Callable[[int], None] = lambda n: None,
 ) -> GaussianPrior:
@@ -205,7 +236,8 @@ def fit_gaussian(
         data: The measurements.
         operator: Their operator.
         sigma_floor: Noise level of the likelihood where sigma_y is 0.
-        iterations: EM iterations.
+        iterations: EM iterations at most.
+        tolerance: Relative change of C, in the Frobenius norm, at which they end.
         generator: Chooses a subset when there are more than ``limit`` measurements.
         limit: Measurements used at most.
         advance: Told 1 after each iteration.
@@ -222,7 +254,7 @@ def fit_gaussian(
     index = torch.arange(len(data))
     if len(data) > limit:
         index = torch.randperm(len(data), generator=generator)[:limit]
-    prior = broad_start(data, operator, sigma_floor)
+    prior = moment_start(data, operator) or broad_start(data, operator, sigma_floor)
     chunk = 4096 if is_shared(data.params, data.sigma_y) else max(1, 2**22 // d**2)
     for _ in range(iterations):
         first, second = torch.zeros_like(prior.mean), torch.zeros_like(prior.covariance)
@@ -234,8 +266,11 @@ def fit_gaussian(
             second += v + m.T @ m
         mean = first / len(index)
         covariance = second / len(index) - torch.outer(mean, mean)
-        prior = GaussianPrior(mean, (covariance + covariance.T) / 2, shape)
+        before, prior = prior, GaussianPrior(mean, (covariance + covariance.T) / 2, shape)
         advance(1)
+        change = (prior.covariance - before.covariance).norm() / prior.covariance.norm()
+        if change < tolerance:
+            break
     return prior
 
 
@@ -246,4 +281,5 @@ __all__ = [
     "fit_gaussian",
     "is_shared",
     "log_likelihood",
+    "moment_start",
 ]
