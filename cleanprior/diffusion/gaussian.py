@@ -192,7 +192,7 @@ def broad_start(data: Measurements, operator: Operator, sigma_floor: float) -> G
 
 
 def moment_start(data: Measurements, operator: Operator) -> GaussianPrior | None:
-    r"""Return the Gaussian of noisy images without their noise, or None where A is not the identity.
+    r"""Return the Gaussian of noisy images without their noise; None where A is no identity.
 
     .. math:: \hat C = \mathrm{Cov}(y) - \overline{\sigma_y^2}\, I
 
@@ -201,9 +201,9 @@ def moment_start(data: Measurements, operator: Operator) -> GaussianPrior | None
     broad start gets there slowly: variance of the lower half of directions, over the truth, on
     1,437 digits with noise of 0.5: 4.4 after 8 iterations, 3.2 after 20, 2.4 after 60; here 1.7.
 
-    Under masks the same estimate, pair by pair of pixels seen together, is unbiased too, but cutting
-    its eigenvalues costs more than EM's slowness (half of the pixels; PSNR of posterior means 17.8
-    dB, 17.9 after 20 iterations from it; 18.6 after 20 from the broad start).
+    Under masks the same estimate, pair by pair of pixels seen together, is unbiased too, but
+    cutting its eigenvalues costs more than EM's slowness (half of the pixels; PSNR of posterior
+    means 17.8 dB, 17.9 after 20 iterations from it; 18.6 after 20 from the broad start).
     """
     if "identity" not in operator.capabilities:
         return None

@@ -110,8 +110,8 @@ def test_pigdm_is_exact_for_a_prior_of_its_own_variance(problem):
     assert offset < 0.12
 
 
-#: Ratio of variances (masks with noise of 0.3, noise of 0.3) of what is exact for no prior: measured
-#: once; DPS and DiffPIR depend on their scales, DDRM is narrow by design.
+#: Ratio of variances (masks with noise of 0.3, noise of 0.3) of what is exact for no prior, as
+#: measured once; DPS and DiffPIR depend on their scales, DDRM is narrow by design.
 KNOWN_BIAS = {"dps": (0.87, 0.90), "diffpir": (1.42, 1.53), "ddrm": (0.53, 0.26)}
 
 
