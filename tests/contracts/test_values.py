@@ -179,7 +179,7 @@ def test_the_later_of_two_values_counts():
 
 def test_another_spelling_of_a_default_is_no_other_cell():
     plain = compose(["method=naive"])
-    same = ["training.budget=96e3", "operator.p=.50", "operator.sigma=0", "sampler.sigma_max=80"]
+    same = ["training.budget=96e3", "operator.p=.50", "operator.sigma=0", "sampler.sigma_max=10"]
     assert json.dumps(compose(["method=naive", *same])) == json.dumps(plain)
 
 

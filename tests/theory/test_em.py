@@ -181,7 +181,7 @@ def test_a_round_draws_its_own_pool_and_stays_in_range_and_is_counted() -> None:
     assert not torch.equal(first.index, second.index)
     assert first.images.abs().max() == 1, "a Gaussian leaves [-1, 1], a restoration does not"
     # Six steps, with two iterations and the last pull-back each.
-    assert session.costs == {"evaluations": 2 * 40 * 6, "backwards": 2 * 40 * 6 * 3}
+    assert session.costs == {"evaluations": 2 * 40 * 6, "backwards": 2 * 40 * 6 * 2}
 
 
 def test_one_method_in_two_runs_keeps_nothing_of_the_first(tmp_path) -> None:

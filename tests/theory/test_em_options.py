@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cleanprior.methods.em import EM
 from cleanprior.methods.em_steps import (
     drift,
     fit_of,
@@ -70,6 +71,7 @@ def test_a_picture_file_stretches_and_rounds_each_image() -> None:
 def test_the_m_step_is_given_what_the_handoff_says(train, monkeypatch, handoff: str) -> None:
     monkeypatch.setattr("cleanprior.methods.em_steps.PLATEAU", 1e9)
     keys = [f"method.handoff={handoff}", "method.stop=residual", "method.patience=1"]
+    keys += ["method.resume_rounds=2", "method.narrow_rounds=0"]
     _, report, sets = train(make_em("em_mmps", *keys), steps=6)
     assert report.log["skipped"] == [2], "the hand-over of a round without E-step is tested too"
     for s in sets:
@@ -263,8 +265,8 @@ def test_the_fit_and_the_drift_are_those_of_their_definitions(make_operator) -> 
 def test_records_show_residual_and_drift_of_each_round(train) -> None:
     _, report, _ = train(make_em("em_mmps"))
     assert report.log["gaussian"] == "dense"
-    assert len(report.log["residual"]) == len(report.log["residual_ratio"]) == 3
-    assert len(report.log["drift"]) == 2
+    assert len(report.log["residual"]) == len(report.log["residual_ratio"]) == 6
+    assert len(report.log["drift"]) == 5
     assert all(v > 0 for key in ("residual", "drift") for v in report.log[key])
 
 
@@ -309,3 +311,32 @@ def test_gmres_solves_what_conjugate_gradient_solves(gaussian, make_operator) ->
         step = (image @ b) / (image @ image) * b
         expected = denoised[i] + level * shrink.T @ a.T @ step
         torch.testing.assert_close(mean("gmres", 1)[i].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+# -- rounds that go on -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resume", ["continue", "averaged"])
+def test_resumed_rounds_share_an_optimiser_or_begin_anew(resume: str) -> None:
+    method = make_em("em_mmps", f"method.resume={resume}")
+    begins = [r.begin for r in method.rounds(100)[1:]]
+    assert set(begins) == {resume}
+    assert sum(r.steps for r in method.rounds(100)) == 100
+
+
+def test_the_first_rounds_draw_narrowly_and_the_last_as_configured(train, monkeypatch) -> None:
+    walks = []
+    inner = EM._draw_chunk
+
+    def spy(self, denoise, sampler, part, number, session):
+        walks.append((number, sampler.walk))
+        return inner(self, denoise, sampler, part, number, session)
+
+    monkeypatch.setattr(EM, "_draw_chunk", spy)
+    train(make_em("em_mmps", "method.resume_rounds=3", "method.narrow_rounds=2"))
+    assert dict(walks) == {1: "ancestral", 2: "ancestral", 3: "exponential"}
+
+
+def test_narrow_rounds_are_resumed_rounds() -> None:
+    with pytest.raises(UserError, match="narrow_rounds=4; allowed: 0 to resume_rounds, 3"):
+        make_em("em_mmps", "method.resume_rounds=3", "method.narrow_rounds=4")
