@@ -109,6 +109,8 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16":
         return torch.bfloat16
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        # Before compute capability 8 torch reports bf16 as supported, and emulates it.
+        is_native = torch.cuda.get_device_capability(device)[0] >= 8
+        return torch.bfloat16 if is_native else None
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return torch.bfloat16 if device.type == "cpu" and has_amx() else None

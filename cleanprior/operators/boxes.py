@@ -126,7 +126,7 @@ class BoxInpainting(Operator):
         weight = weight / weight.sum(1, keepdim=True)
         shown = sum(weight[:, i, None, None, None] * self._mask(places[:, i]) for i in range(2))
         assert isinstance(shown, Tensor)
-        return shown.expand(len(mask), *self.image_shape).flatten(1)
+        return shown.expand(len(mask), *self.image_shape).flatten(1).to(mask.device)
 
     def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"]:  # noqa: D102
         return params["mask"]

@@ -84,7 +84,7 @@ class Trainer:
         ema: Decay of the weight average a step, in [0, 1).
         clip: Largest gradient norm.
         precision: ``auto``, ``fp32`` or ``bf16``: dtype inside the backbone while training.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto`` (a CUDA device where there is one), ``cpu`` or ``cuda``.
         sigma_data: Standard deviation of the data for EDM preconditioning.
         checkpoint_seconds: Least time between two checkpoints of a round.
         log_every: Steps between entries of the history.
@@ -129,7 +129,9 @@ class Trainer:
         self.ema, self.clip = ema, clip
         self.sigma_data = sigma_data
         self.checkpoint_seconds, self.log_every = checkpoint_seconds, log_every
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        # Left to itself, accelerate takes any other device too: Apple's has no float64.
+        is_cpu = device == "cpu" or not torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=is_cpu)
         self.device = self.accelerator.device
         # Every process takes a batch in each step; together they see the budget.
         self.steps = max(1, budget // (batch * self.accelerator.num_processes))

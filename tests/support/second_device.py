@@ -16,6 +16,7 @@ lacks.
 import contextlib
 from collections.abc import Iterator
 from importlib import import_module
+from threading import Thread
 from typing import Any
 from unittest.mock import patch
 
@@ -41,7 +42,7 @@ CROSSING = {
 FROM_VALUES = {torch.tensor, torch.as_tensor, torch.asarray}
 
 
-AUTOCAST = torch.autocast
+AUTOCAST, RUN = torch.autocast, Thread.run
 OPTIMISER = import_module("torch.optim.optimizer")
 FUSED = OPTIMISER._get_fused_kernels_supported_devices
 
@@ -175,8 +176,12 @@ class _Operations(TorchDispatchMode):
 class _Values(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in FROM_VALUES and kwargs.get("device") is not None:
-            return func(*args, **kwargs | {"device": None}).to(kwargs["device"])
+        if func in FROM_VALUES:
+            place = kwargs.pop("device", None)
+            if isinstance(args[0], (list, tuple)):
+                args = tree_map_only(Held, lambda t: t.held, args)
+            made = func(*args, **kwargs)
+            return made if place is None else made.to(place)
         return func(*args, **kwargs)
 
 
@@ -187,6 +192,11 @@ def _autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
     return AUTOCAST(device_type, *args, **kwargs)
 
 
+def _run(thread: Thread) -> None:
+    with _Values(), _Operations():
+        RUN(thread)
+
+
 @contextlib.contextmanager
 def second_device() -> Iterator[torch.device]:
     """Make the device; tensors go there by ``.to(device)`` as to a GPU."""
@@ -194,6 +204,8 @@ def second_device() -> Iterator[torch.device]:
         stack.enter_context(patch("torch.autocast", _autocast))
         supported = [*FUSED(), DEVICE.type]
         stack.enter_context(patch.object(OPTIMISER, FUSED.__name__, lambda: supported))
+        # Modes belong to a thread; a device belongs to all.
+        stack.enter_context(patch.object(Thread, "run", _run))
         stack.enter_context(_Values())
         stack.enter_context(_Operations())
         yield DEVICE
