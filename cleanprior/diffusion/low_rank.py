@@ -238,12 +238,16 @@ class LowRankGaussian:
 
         residual = (y.double() - column * noise) * seen - forward(x_0)
         if operator.capabilities & {"mask", "identity"}:
-            solution = self._solve_seen(residual, seen, sigma_y, bool(params))
+            shift = lift(self._solve_seen(residual, seen, sigma_y, bool(params)))
         else:
-            solution = conjugate_gradient(
-                lambda v: column**2 * v + forward(lift(v)), residual, iterations, tolerance
-            )
-        return (x_0 + lift(solution)).float().reshape(n, *shape)
+
+            def gram(v: Tensor) -> tuple[Tensor, Tensor]:
+                """Return (A C A^T + sigma_y^2) v and C A^T v."""
+                lifted = lift(v)
+                return column**2 * v + forward(lifted), lifted
+
+            shift = conjugate_gradient(gram, residual, iterations, tolerance)
+        return (x_0 + shift).float().reshape(n, *shape)
 
 
 def _leading(x: Float[Tensor, "n d"], rank: int) -> tuple[Tensor, Tensor]:
