@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -48,8 +49,11 @@ def draw(
         pass  # no stamp, or none that can be read: draw
     from . import pictures, plots
 
-    written = pictures.write(problem, records, out, folder)
-    written += plots.write(problem, records, summary, folder)
+    with warnings.catch_warnings():
+        # A title names the user's folder in whatever script; its box in a picture is no news.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        written = pictures.write(problem, records, out, folder)
+        written += plots.write(problem, records, summary, folder)
     names = [path.name for path in written]
     write_text(stamp, json.dumps({"made_of": made_of, "files": names}))
     return written

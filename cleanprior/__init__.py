@@ -5,4 +5,13 @@ The package is light to import: nothing here loads torch. The nouns live in thei
 :mod:`cleanprior.prior` and :mod:`cleanprior.evaluation`.
 """
 
+from pathlib import Path
+
 __version__ = "0.1.0"
+
+# An installation has methods, benchmarks and configs in this folder. In a clone they lie beside it,
+# and `python -m cleanprior` there takes this folder before the installed one: the rooms are then
+# those of the same clone, never of another version.
+_here = Path(__file__).parent
+if not (_here / "methods").exists() and (_here.parent / "methods" / "__init__.py").is_file():
+    __path__.append(str(_here.parent))
