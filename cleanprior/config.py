@@ -231,21 +231,38 @@ def registry_defaults() -> list[dict[str, str]]:
 def build(config: Mapping[str, Any], **arguments: Any) -> Any:
     """Construct what a group configures: ``_target_`` called with its keys and ``arguments``.
 
+    Values are handed over as they are: a text that looks like a reference stays a text.
+
     Raises:
-        UserError: The constructor refuses a value; its own message, without Hydra's frames.
+        UserError: The constructor refuses a value; its own message.
     """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
+    from .defaults import plain_tensors
 
     plain = {k: v for k, v in config.items() if k not in (*DESCRIPTIONS, "name")}
     try:
-        # Arguments bypass Hydra, which would turn a tuple into a list.
-        return instantiate(plain, _convert_="all", _partial_=True)(**arguments)
-    except (InstantiationException, ValueError, TypeError, OSError) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if isinstance(cause, (ValueError, TypeError, OSError)):
-            raise UserError(f"{config.get('name', 'configuration')}: {cause}") from cause
-        raise
+        with plain_tensors():
+            return _made(plain, arguments)
+    except (ValueError, TypeError, OSError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise UserError(f"{config.get('name', 'configuration')}: {error}") from error
+
+
+def _made(node: Any, arguments: Mapping[str, Any]) -> Any:
+    """Return a node with its parts constructed, the innermost first."""
+    if isinstance(node, list):
+        return [_made(v, {}) for v in node]
+    if not isinstance(node, Mapping):
+        return node
+    given = {k: _made(v, {}) for k, v in node.items() if k != "_target_"}
+    if "_target_" not in node:
+        return given
+    from hydra.utils import get_object
+
+    target = node["_target_"]
+    try:
+        constructor = get_object(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"'{target}' cannot be imported: {error}") from error
+    return constructor(**given, **arguments)
 
 
 def placeless(data: Mapping[str, Any]) -> Config:

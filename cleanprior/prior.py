@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from . import __version__
+from .defaults import plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
 from .diffusion.denoiser import Denoiser
 from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
@@ -62,9 +63,11 @@ class Prior(nn.Module):
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "..."] | float, *_: Any
     ) -> Float[Tensor, "b c h w"]:
         """Denoise images of noise level ``sigma`` (a number, or one an image), units of x."""
-        level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).flatten()
-        return self.denoiser(x, level.expand(len(x)))
+        dtype = next(self.parameters()).dtype
+        level = torch.as_tensor(sigma, dtype=dtype, device=x.device).flatten()
+        return self.denoiser(x.to(dtype), level.expand(len(x))).to(x.dtype)
 
+    @plain_tensors()
     def sample(
         self,
         n: int,
@@ -96,6 +99,7 @@ class Prior(nn.Module):
             images.append(sampler(self, noise.to(device), generator).cpu())
         return torch.cat(images)
 
+    @plain_tensors()
     def restore(
         self,
         y: Float[Tensor, "n ..."],
@@ -156,7 +160,8 @@ class Prior(nn.Module):
                 "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
                 "about": json.loads(json.dumps(self.about)),
             }
-            (staging / "prior.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+            text = yaml.safe_dump(card, sort_keys=False)
+            (staging / "prior.yaml").write_text(text, encoding="utf-8")
             replace_folder(staging, folder)
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot write the prior to '{folder}': {error}") from error
@@ -164,6 +169,7 @@ class Prior(nn.Module):
             shutil.rmtree(staging, ignore_errors=True)
 
     @classmethod
+    @plain_tensors()
     def load(cls, folder: str | Path) -> "Prior":
         """Read a prior from a folder.
 
@@ -179,7 +185,9 @@ class Prior(nn.Module):
                     "a prior folder holds prior.yaml and weights.safetensors"
                 )
         try:
-            card = yaml.safe_load(card_path.read_text())
+            card = yaml.safe_load(card_path.read_text(encoding="utf-8"))
+            if not isinstance(card, dict):
+                raise UserError(f"'{folder}' is damaged: prior.yaml holds no keys")
             version = card["format"]
             if version != FORMAT:
                 raise UserError(
@@ -190,14 +198,29 @@ class Prior(nn.Module):
                 raise UserError(f"'{weights}' is damaged: its sha256 is not the one in prior.yaml")
             shape = tuple(card["image_shape"])
             channels = card["condition_channels"]
+            about = card["about"]
+            if not isinstance(about, dict) or not isinstance(about.get("config", {}), dict):
+                raise UserError(f"'{folder}' is damaged: what it says of its origin has no keys")
             _check_networks(card["backbone"], folder)
             with scoped_rng(0):
                 backbone = build_backbone(card["backbone"], shape[0], shape[0], channels)
             denoiser = Denoiser(backbone, card["sigma_data"], channels, card["preconditioning"])
             denoiser.load_state_dict(load_file(weights))
-            return cls(denoiser, shape, card["backbone"], card["about"])
-        except (yaml.YAMLError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"'{folder}' is damaged: {error}") from error
+            return cls(denoiser, shape, card["backbone"], about)
+        except UserError:
+            raise
+        except OSError as error:
+            raise UserError(f"'{folder}' cannot be read: {error}") from error
+        except (
+            yaml.YAMLError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            SafetensorError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise UserError(f"'{folder}' is damaged: {type(error).__name__}: {error}") from error
 
 
 def image_generators(seed: int, numbers: Sequence[int], role: str = "restore") -> list[Generator]:
