@@ -1,6 +1,5 @@
 """Runs the cells of a plan that are not finished, each in its turn, and collects the records."""
 
-import traceback
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from cleanprior.config import Config
 from cleanprior.errors import UserError
 from cleanprior.progress import Progress
-from cleanprior.records import Record, cell_folder, is_finished, read_record, write_record
+from cleanprior.records import Record, cell_folder, is_finished, read_record, write_failure
 
 from .plan import Plan, Problem, refusal
 
@@ -94,19 +93,8 @@ def run(
             raise
         except Exception as error:
             # The boundary of a plug-in: whatever a method raises is its row's status.
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            write_record(out, config, _failed(config, error))
+            write_failure(out, config, error)
             progress.say(f"  {row} failed: {type(error).__name__}: {error} ({folder}/error.txt)")
-
-
-def _failed(config: Config, error: Exception) -> Record:
-    return {
-        "method": config["method"]["name"],
-        "seed": config["seed"],
-        "config": config,
-        "status": f"failed: {type(error).__name__}: {error}",
-    }
 
 
 def records(problem: Problem, out: Path) -> dict[str, list[Record]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__, capabilities, registry
+from .environment import take_precision_away
 from .errors import UserError
 from .files import check_folder
 from .notices import show_on_stderr
@@ -45,16 +46,23 @@ def _options(
 def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = False) -> None:
     """Train and evaluate one method: cleanprior train method=em operator=denoising."""
     from .config import compose
-    from .records import cell_folder, is_finished, read_record
+    from .records import cell_folder, is_finished, read_record, write_failure
 
     config = compose(overrides or [])
     folder = cell_folder(out, config)
     record = read_record(out, config)
     if force or not is_finished(record):
         _check_needs(config)
-        from .run import run_cell
+        from .run import Cell, run_cell
 
-        record = run_cell(config, out, live_progress(), force)
+        Cell(config, out)  # what a part refuses is told before anything is written
+        try:
+            record = run_cell(config, out, live_progress(), force)
+        except UserError:
+            raise
+        except Exception as error:
+            # The boundary of a plug-in, as in a bench: whatever it raises is the cell's status.
+            record = write_failure(out, config, error)
     assert record is not None
     _tell(record, folder)
     if record["status"] != "done":
@@ -138,6 +146,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
     sys.stdout = lasting(sys.stdout)
     sys.stderr = lasting(sys.stderr, is_line_buffered=True)
+    take_precision_away()
     sys.exit(_run())
 
 
@@ -161,6 +170,9 @@ def _run() -> int:
             command = error.ctx.command_path if error.ctx else "cleanprior"
             sys.stderr.write(f"error: {error.format_message()} (see: {command} --help)\n")
         return 2
+    except MemoryError as error:
+        sys.stderr.write(f"error: out of memory{f': {error}' if str(error) else ''}\n")
+        return 1
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted; run the same command to go on from the last checkpoint\n")
         return 130

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from . import __version__, registry
+from .environment import processes
 from .errors import UserError, did_you_mean, unknown
 from .fingerprint import fingerprint
 from .signatures import arguments
@@ -309,6 +310,8 @@ def identity(config: Config, is_training: bool = False) -> str:
     named = {k: strip(parts[k]) for k in keys}
     if (code := operator_code(config["operator"])) is not None:
         named["operator_code"] = code
+    if (together := processes()) > 1:
+        named["processes"] = together  # each takes a batch: another one in all
     text = json.dumps([__version__, named], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -26,9 +26,12 @@ def finished_without_prior(folder: Path) -> Record | None:
     if (folder / "prior").is_dir() or not (folder / "checkpoint.safetensors").is_file():
         return None
     for path in sorted(folder.glob("record-*.json")):
-        record: Record = json.loads(path.read_text(encoding="utf-8"))
-        if is_finished(record):
-            return record
+        try:
+            record: Record = json.loads(path.read_text(encoding="utf-8"))
+            if is_finished(record):
+                return record
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # damaged: as if it were not there
     return None
 
 

@@ -38,10 +38,12 @@ def sample(
 
     written = destination(to, "samples")
     config = compose(overrides or [])
+    from .defaults import exact_products
     from .own_sampler import load_own_sampler
     from .run import load_prior
     from .seeding import generator_for
 
+    exact_products()
     own = load_own_sampler(prior)
     if own is not None:
         write_images(own(n, generator_for(seed, "own-samples")).numpy(), written)
@@ -87,10 +89,12 @@ def restore(
     from .data.datasets import CleanData
     from .data.measured import check_measurements
     from .data.measurements import Measurements
+    from .defaults import exact_products
     from .operators.base import Operator, take
     from .operators.building import build_operator
     from .run import Cell, load_prior
 
+    exact_products()
     loaded = load_prior(prior)
     trained = loaded.about.get("config", {})
     config = compose(*remembered(trained, operator, given))

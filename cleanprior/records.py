@@ -2,6 +2,7 @@
 
 import json
 import math
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,24 @@ def pictures_path(out: Path, config: Config) -> Path:
 def write_record(out: Path, config: Config, record: Record) -> None:
     """Write a record atomically, as strict JSON: a number that is not finite becomes null.
 
+    A metric that is no finite number is left out and stands under ``missing`` with that reason.
+
     Raises:
         UserError: The disk refuses the write; an earlier record is intact.
     """
-    write_text(record_path(out, config), json.dumps(_strict(record), indent=1, allow_nan=False))
+    rows = [_with_reasons(row) for row in record.get("rows", ())]
+    written = _strict({**record, "rows": rows} if rows else record)
+    write_text(record_path(out, config), json.dumps(written, indent=1, allow_nan=False))
+
+
+def _with_reasons(row: Record) -> Record:
+    """Return a row in which each metric without a finite value has its reason."""
+    metrics = row.get("metrics", {})
+    kept = {k: v for k, v in metrics.items() if not isinstance(v, float) or math.isfinite(v)}
+    lost = metrics.keys() - kept.keys()
+    missing = dict.fromkeys(sorted(lost), "the value is no finite number") | row.get("missing", {})
+    images = {k: v for k, v in row.get("per_image", {}).items() if k not in lost}
+    return {**row, "metrics": kept, "missing": missing, "per_image": images}
 
 
 def _strict(node: Any) -> Any:
@@ -51,13 +66,32 @@ def _strict(node: Any) -> Any:
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
+def write_failure(out: Path, config: Config, error: Exception) -> Record:
+    """Record that a cell failed, and its traceback in ``error.txt`` beside.
+
+    To be called while the exception is handled.
+    """
+    folder = cell_folder(out, config)
+    write_text(folder / "error.txt", traceback.format_exc())
+    record = {
+        "method": config["method"]["name"],
+        "operator": config["operator"]["name"],
+        "data": config["data"]["name"],
+        "seed": config["seed"],
+        "config": config,
+        "status": f"failed: {type(error).__name__}: {error}",
+    }
+    write_record(out, config, record)
+    return record
+
+
 def read_record(out: Path, config: Config) -> Record | None:
     """Return the record of a cell, or None where there is none that can be read."""
     try:
         record: Record = json.loads(record_path(out, config).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if "status" in record else None
+    return record if isinstance(record, dict) and "status" in record else None
 
 
 def is_finished(record: Record | None) -> bool:

@@ -24,7 +24,9 @@ from .config import Config, build, identity, operator_code, placeless
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, write_splits
 from .data.measurements import Measurements
+from .defaults import exact_products, plain_tensors
 from .diffusion.backbones import parameter_count
+from .environment import known
 from .errors import UserError
 from .evaluation.evaluate import Protocol
 from .evaluation.routes import alone
@@ -67,6 +69,7 @@ class Cell:
     """
 
     def __init__(self, config: Config, out: Path) -> None:
+        exact_products()
         self.config, self.out = config, out
         self.data = load_data(json.dumps(config["data"]), json.dumps(placeless(config["data"])))
         self.notices = self.data.notices
@@ -164,6 +167,7 @@ class Cell:
         return averaged, report, measured
 
 
+@plain_tensors()
 def run_cell(config: Config, out: Path, progress: Progress, force: bool = False) -> Record:
     """Train and evaluate one cell; a cell that is trained already is only evaluated.
 
@@ -302,6 +306,8 @@ def _head(cell: Cell) -> Record:
         "libraries": libraries,
         "device": str(cell.trainer.device),
         "precision": str(cell.trainer.autocast or torch.float32).removeprefix("torch."),
+        "processes": cell.trainer.accelerator.num_processes,
+        "environment": known(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..defaults import plain_tensors
 from ..errors import UserError
 from ..notices import tell
 from ..operators.base import ImageShape, Operator, Params, take
@@ -101,6 +102,7 @@ class Measurements:
         return digest.hexdigest()
 
     @classmethod
+    @plain_tensors()
     def draw(cls, x: Tensor, operator: Operator, data_seed: int, split: str) -> "Measurements":
         """Simulate the measurements of clean images, once.
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_positive
 from ..costs import Energy, PeakMemory, clocks
 from ..data.measurements import Batch, Measurements, TrainingSet
+from ..defaults import plain_tensors
 from ..diffusion.backbones import autocast_dtype
+from ..environment import hidden_from_accelerate
 from ..passes import Meter
 from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
@@ -121,8 +124,17 @@ class Trainer:
         check_choice("device", device, ("auto", "cpu", "cuda"))
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, and torch finds no CUDA device; use device=cpu")
-        if snapshots < 0:
-            raise ValueError(f"snapshots={snapshots}; allowed: a count from 0")
+        for name, value, least in (
+            ("snapshots", snapshots, 0),
+            ("warmup", warmup, 0),
+            ("weight_decay", weight_decay, 0),
+            ("checkpoint_seconds", checkpoint_seconds, 0),
+            ("log_every", log_every, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}; allowed: at least {least}")
+        check_positive("clip", clip)
+        check_positive("sigma_data", sigma_data)
         self.snapshots = snapshots
         self.batch = batch
         self.lr, self.weight_decay, self.warmup, self.final_lr = lr, weight_decay, warmup, final_lr
@@ -131,12 +143,19 @@ class Trainer:
         self.checkpoint_seconds, self.log_every = checkpoint_seconds, log_every
         # Left to itself, accelerate takes any other device too: Apple's has no float64.
         is_cpu = device == "cpu" or not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=is_cpu)
+        with hidden_from_accelerate():
+            # The plugin, because accelerate prefers a variable to the number.
+            self.accelerator = Accelerator(
+                cpu=is_cpu,
+                mixed_precision="no",  # precision is the backbone's own
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            )
         self.device = self.accelerator.device
         # Every process takes a batch in each step; together they see the budget.
         self.steps = max(1, budget // (batch * self.accelerator.num_processes))
         self.autocast = autocast_dtype(precision, self.device)
 
+    @plain_tensors()
     def fit(
         self,
         method: Method,
