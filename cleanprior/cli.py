@@ -1,6 +1,7 @@
 """The command line. Light to import: commands load torch when they begin to work."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,6 +136,7 @@ def _tell(record: dict[str, Any], folder: Path) -> None:
     typer.echo(f"files: {folder}")
 
 
+@cache
 def build_app() -> typer.Typer:
     """Return the application with the commands that entry points add."""
     for name, entry in registry.installed(registry.COMMANDS).items():

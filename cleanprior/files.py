@@ -25,7 +25,7 @@ def check_folder(option: str, folder: Path) -> Path:
     Raises:
         UserError: A file has that name, or that of one of its parents, or it may not be written.
     """
-    for place in (folder, *folder.absolute().parents):
+    for place in (folder, *folder.parents):
         if place.is_dir():
             if os.access(place, os.W_OK | os.X_OK):
                 return folder
