@@ -162,7 +162,7 @@ def test_a_cell_that_failed_does_not_count_as_done(finished: Path) -> None:
         (["operator.q=0.5"], "unknown key 'operator.q'; allowed here: p, per_channel, sigma"),
         (["--force", "em_mmps"], "unknown row to force 'em_mmps'"),
         (["operator.p=1.0"], "p=1.0 is not a share of missing pixels; allowed: [0, 1)"),
-        (["operator.sigma=-1"], "sigma=-1 is not a noise level"),
+        (["operator.sigma=-1"], "sigma=-1.0 is not a noise level"),
         (["--operator", "blur", "operator.kernel_size=9"], "does not fit images of 8x8"),
         (["nonsense"], "'nonsense' is not an override"),
         (["--data", "folder"], "data=folder needs data.path=FOLDER"),
