@@ -152,8 +152,9 @@ def test_list_methods_drops_no_operator(columns: int) -> None:
     lines = on_terminal([*PYTHON, "list", "methods"], columns)
     assert max(map(len, lines)) <= columns
     words = " ".join(lines).split()
+    headings = " ".join(line for line in lines if line.startswith("method")).split()
     for operator in registry.options("operator"):
-        assert words.count(operator) == 1, f"{operator} heads one column"
+        assert headings.count(operator) == 1, f"{operator} heads one column"
     for method in registry.methods():
         assert method in words
     codes = [line.split() for line in lines if line.startswith("ambient ")]
