@@ -205,9 +205,9 @@ def _proximal(found: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _missing(records: Records) -> Iterable[str]:
-    """Return why there is a dash: by column where it holds for all rows, else by method."""
+    """Return why there is a dash: columns with one reason in a line, then methods."""
     headings = {column.key: column.heading for column in COLUMNS}
-    columns: dict[str, None] = {}
+    columns: dict[str, dict[str, None]] = {}
     methods: dict[str, None] = {}
     for method, cells in records.items():
         for record in cells:
@@ -217,8 +217,9 @@ def _missing(records: Records) -> Iterable[str]:
             for row in record.get("rows") or ():
                 for kind, reason in row["missing"].items():
                     if kind in headings:
-                        columns[f"{headings[kind]}: {reason}"] = None
+                        columns.setdefault(reason, {})[headings[kind]] = None
                     elif kind in ("restoration", "generation"):
                         methods[f"{method}: {reason}"] = None
-    yield from columns
+    for reason, dashed in columns.items():
+        yield f"{', '.join(dashed)}: {reason}"
     yield from methods
