@@ -33,6 +33,17 @@ class KernelDistance:
     reference: float
 
 
+def kernel_scale(features: str, reference: Array) -> float:
+    r"""Return what features are divided by before a kernel distance.
+
+    The cubic kernel is made for features whose products :math:`u^\top v / d` are about 1, as those
+    of Inception are: they stay as they are, so that distances compare with published ones. Others
+    are divided by the root mean square of the reference's: a classifier's logits, ten times as
+    large, would leave the third power alone.
+    """
+    return 1.0 if features == "inception" else float(np.sqrt(np.mean(reference**2))) or 1.0
+
+
 def kernel_distance(a: Array, b: Array, limit: int, generator: Generator) -> KernelDistance:
     r"""Return the kernel (Inception) distance: the unbiased squared MMD of a cubic kernel.
 

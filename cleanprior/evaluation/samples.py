@@ -16,7 +16,7 @@ from ..operators.base import Operator
 from ..progress import Progress
 from ..seeding import generator_for
 from .features import SILENT, Features, choose, choose_all, compute, reference_features
-from .generation import MeanStd, class_score, kernel_distance, precision_recall
+from .generation import MeanStd, class_score, kernel_distance, kernel_scale, precision_recall
 from .marks import out_of_range
 from .memorisation import memorisation, threshold
 from .metrics import Moments
@@ -203,13 +203,15 @@ class SampleJudge:
         subsets, members = (generator_for(o.seed, role) for role in ("extrapolation", "kid"))
         distances, lines, kids = [], [], []
         with self.progress.task(f"distances · {reference.features.key}", len(sets)) as task:
+            scale = kernel_scale(reference.features.key, reference.train)
             for features in sets:
                 distances.append(reference.moments.distance(features))
                 try:
                     lines.append(extrapolated(reference.moments, features, subsets))
                 except ValueError as error:
                     found.missing[f"fd_inf{suffix}"] = str(error)
-                kids.append(kernel_distance(features, reference.train, o.kid_size, members))
+                pair = (features / scale, reference.train / scale)
+                kids.append(kernel_distance(*pair, o.kid_size, members))
                 task.advance()
         _put(found, "fd", suffix, distances)
         if lines:

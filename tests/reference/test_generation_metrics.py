@@ -22,7 +22,12 @@ from cleanprior.evaluation.features import (
     compute,
     reference_features,
 )
-from cleanprior.evaluation.generation import class_score, kernel_distance, precision_recall
+from cleanprior.evaluation.generation import (
+    class_score,
+    kernel_distance,
+    kernel_scale,
+    precision_recall,
+)
 from cleanprior.evaluation.networks import EfficientNet, Inception, Unavailable, to_bytes
 from cleanprior.progress import Progress
 
@@ -247,3 +252,13 @@ def test_reference_features_of_slow_networks_are_computed_once(tmp_path):
     assert np.array_equal(reference_features(Slow(calls), x, tmp_path), first)
     assert calls == [5]
     assert not np.array_equal(reference_features(Slow(calls), other, tmp_path), first)
+
+
+def test_a_kernel_distance_does_not_depend_on_the_unit_of_features_but_of_inception():
+    reference = np.random.default_rng(0).normal(size=(200, 6)) * 12
+    for factor in (0.1, 7.0):
+        scale = kernel_scale("classifier", factor * reference)
+        expected = reference / kernel_scale("classifier", reference)
+        np.testing.assert_allclose(factor * reference / scale, expected)
+    assert kernel_scale("inception", reference) == 1.0
+    assert kernel_scale("pixels", np.zeros((4, 2))) == 1.0
