@@ -219,7 +219,7 @@ class Loud(Denoiser):
 def sample_of(method, number=0):
     method.sampler = Heun(3, 0.5, 2.0, 7.0)
     ways = [w for w in method.ways({"denoiser": Loud()}) if w.sample]
-    return ways[number].name, ways[number].sample(4, generator_for(0, "s"))
+    return ways[number].samples, ways[number].sample(4, generator_for(0, "s"))
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -268,7 +268,7 @@ def test_averaging_over_masks_is_a_row_of_its_own(ambient_on_digits):
         ("augment=before_mask", "augment='before_mask'; allowed: none, joint_flip"),
         ("clip=dynamic", "clip='dynamic'; allowed: none, static"),
         ("guidance_norm=sum", "guidance_norm='sum'; allowed: mean, official"),
-        ("hidden_weight=0", "hidden_weight=0; allowed: auto, or a number above 0"),
+        ("hidden_weight=0", "hidden_weight=0.0; allowed: auto, or a number above 0"),
         ("hidden_weight=much", "hidden_weight=much; allowed: auto, or a number above 0"),
         ("hidden_weight_cap=0.5", "hidden_weight_cap=0.5; allowed: at least 1"),
     ],
