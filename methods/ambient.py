@@ -154,7 +154,10 @@ class Ambient(Method):
         if not self.guidance_weight >= 0:
             raise ValueError(f"guidance_weight={self.guidance_weight}; allowed: at least 0")
         if self.is_guided and not isinstance(self.sampler, LevelledSampler):
-            raise ValueError("guidance takes the noise levels of sampler=heun; choose that one")
+            raise ValueError(
+                f"guidance takes the sampler's noise levels, and {type(self.sampler).__name__} has "
+                "none; choose sampler=multistep or sampler=heun"
+            )
 
     @property
     def is_guided(self) -> bool:

@@ -1,10 +1,12 @@
 """Reconstruction guidance: gradients of each image, its steps, its options."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cleanprior.methods.guidance import Guidance
 
-from cleanprior.diffusion.samplers import Heun
+from cleanprior.diffusion.samplers import Heun, Sampler
 from cleanprior.seeding import generator_for
 
 PLAIN = Guidance(1.0)
@@ -71,6 +73,20 @@ def test_the_guided_row_samples_every_family(ambient_on, name, shape):
     assert x.shape == (2, *shape)
     assert torch.isfinite(x).all()
     assert torch.equal(x, way.sample(2, generator_for(0, "s")))
+
+
+class Straight(Sampler):
+    """Denoises once: it has no noise levels to walk down."""
+
+    def __call__(self, denoise, noise, generator=None):
+        return denoise(noise, torch.ones(len(noise)))
+
+
+def test_guidance_asks_for_a_sampler_with_noise_levels(ambient_on):
+    method, _ = ambient_on("inpainting", (1, 8, 8))
+    assert isinstance(replace(method, sampler=Straight()).sampler, Straight)
+    with pytest.raises(ValueError, match="Straight has none; choose sampler=multistep or"):
+        replace(method, sampler=Straight(), guidance_weight=0.5)
 
 
 def test_the_official_penalty_is_half_the_sum_over_masks_and_pixels():
