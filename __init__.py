@@ -1,11 +1,14 @@
 """The folder of a clone, where Python takes it for the package.
 
 Beside an editable clone called ``cleanprior``, ``import cleanprior`` finds this folder before the
-installed package. It hands over to the package inside.
+installed package. It hands over to the package inside, and its rooms are those of this clone.
 """
 
 from pathlib import Path
 
-__path__ = [str(Path(__file__).parent / "cleanprior")]
-__file__ = str(Path(__file__).parent / "cleanprior" / "__init__.py")
-exec(compile(Path(__file__).read_text(encoding="utf-8"), __file__, "exec"))
+_clone = Path(__file__).parent
+__path__ = [str(_clone / "cleanprior"), str(_clone)]
+
+from .version import __version__  # noqa: E402  (it lies in the first of the two folders)
+
+__all__ = ["__version__"]

@@ -7,7 +7,7 @@ The package is light to import: nothing here loads torch. The nouns live in thei
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+from .version import __version__
 
 # An installation has methods, benchmarks and configs in this folder. In a clone they lie beside it,
 # and `python -m cleanprior` there takes this folder before the installed one: the rooms are then
@@ -15,3 +15,5 @@ __version__ = "0.1.0"
 _here = Path(__file__).parent
 if not (_here / "methods").exists() and (_here.parent / "methods" / "__init__.py").is_file():
     __path__.append(str(_here.parent))
+
+__all__ = ["__version__"]

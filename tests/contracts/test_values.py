@@ -195,7 +195,7 @@ def test_a_remembered_value_is_data():
         compose(DATA, {"data": {"gone": 1}})
 
 
-def test_somebodys_own_hydra_stays_as_it_is():
+def test_somebodys_own_hydra_stays_as_it_is(tmp_path):
     code = (
         "import hydra\n"
         "from hydra.core.global_hydra import GlobalHydra\n"
@@ -209,7 +209,7 @@ def test_somebodys_own_hydra_stays_as_it_is():
         "main()\n"
     )
     command = [sys.executable, "-c", code, "hydra.run.dir=.", "hydra.output_subdir=null"]
-    out = subprocess.run(command, capture_output=True, text=True)
+    out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "composed" in out.stdout, out.stderr
 
 
