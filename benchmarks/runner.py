@@ -68,7 +68,8 @@ def run(
         part: The share of this process.
 
     Raises:
-        UserError: A value that a part refuses: told before the first cell is trained.
+        UserError: A value that a part refuses: told before the first cell is trained. What a cell
+            refuses later is the status of its row, and the others go on.
     """
     todo = pending(plan, out, forced, part)
     if not todo:
@@ -76,7 +77,12 @@ def run(
     from cleanprior.run import Cell, run_cell
 
     for _, config in todo:
-        Cell(config, out)
+        try:
+            Cell(config, out)
+        except UserError:
+            raise
+        except Exception:
+            continue  # no value's fault: it comes again below, where it becomes a row
     retrained: set[Path] = set()  # problems that differ in evaluation alone share a training
     for number, (row, config) in enumerate(todo):
         if row not in forced and is_finished(read_record(out, config)):
@@ -89,12 +95,10 @@ def run(
         try:
             run_cell(config, out, progress, row in forced and folder not in retrained)
             retrained.add(folder)
-        except UserError:
-            raise
         except Exception as error:
-            # The boundary of a plug-in: whatever a method raises is its row's status.
-            write_failure(out, config, error)
-            progress.say(f"  {row} failed: {type(error).__name__}: {error} ({folder}/error.txt)")
+            # The boundary of a cell: what a method, a file or a disk raises is its row's status.
+            status = write_failure(out, config, error)["status"]
+            progress.say(f"  {row} {status} ({folder}/error.txt)")
 
 
 def records(problem: Problem, out: Path) -> dict[str, list[Record]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, identity
+from .errors import UserError
 from .files import write_text
 
 Record = dict[str, Any]
@@ -73,13 +74,15 @@ def write_failure(out: Path, config: Config, error: Exception) -> Record:
     """
     folder = cell_folder(out, config)
     write_text(folder / "error.txt", traceback.format_exc())
+    # A refusal is a sentence of its own; another error says little without its type.
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     record = {
         "method": config["method"]["name"],
         "operator": config["operator"]["name"],
         "data": config["data"]["name"],
         "seed": config["seed"],
         "config": config,
-        "status": f"failed: {type(error).__name__}: {error}",
+        "status": f"failed: {reason}",
     }
     write_record(out, config, record)
     return record

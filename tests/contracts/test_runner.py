@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from cleanprior.benchmarks import described
 from cleanprior.benchmarks.plan import make_plan
-from cleanprior.benchmarks.runner import Part, pending, run
+from cleanprior.benchmarks.runner import Part, pending, records, run
 
 from cleanprior.errors import UserError
 from cleanprior.progress import Progress
-from cleanprior.records import write_record
+from cleanprior.records import cell_folder, read_record, write_record
 
 
 @pytest.mark.parametrize("forced", [[], ["ambient"]])
@@ -58,3 +58,64 @@ def test_a_part_trains_its_cells_alone(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_part_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="allowed: NUMBER/OF"):
         Part.read(text)
+
+
+ERRORS = {
+    "naive": (UserError("a file lost its last image"), "failed: a file lost its last image"),
+    "ambient": (RuntimeError("no memory"), "failed: RuntimeError: no memory"),
+}
+
+
+def test_a_cell_that_fails_is_a_row_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(described.bench("default"), ["naive", "ambient", "gsure"], seeds=1)
+
+    def train(config, out, progress, force):
+        error, _ = ERRORS.get(config["method"]["name"], (None, ""))
+        if error is not None:
+            raise error
+        write_record(out, config, {"status": "done", "rows": []})
+
+    monkeypatch.setattr("cleanprior.run.run_cell", train)
+    run(plan, tmp_path, [], Progress())
+    found = {row: cells[0]["status"] for row, cells in records(plan.problems[0], tmp_path).items()}
+    assert found.pop("naive") == ERRORS["naive"][1]
+    assert found.pop("ambient") == ERRORS["ambient"][1]
+    assert found and {s for s in found.values() if not s.startswith("skipped")} == {"done"}
+    config = plan.problems[0].cells["naive"][0]
+    told = (cell_folder(tmp_path, config) / "error.txt").read_text()
+    assert "Traceback" in told and "a file lost its last image" in told
+    again = {row for row, _ in pending(plan, tmp_path, [])}
+    assert again == set(ERRORS), "what failed is tried again"
+
+
+@pytest.mark.parametrize("is_mistake", [True, False])
+def test_what_a_user_gave_is_refused_before_the_first_cell_and_a_crash_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mistake: bool
+) -> None:
+    plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=1)
+    error = UserError("p=7") if is_mistake else RuntimeError("a broken constructor")
+
+    class Cell:
+        def __init__(self, config, out):
+            if config["method"]["name"] == "ambient":
+                raise error
+
+    def train(config, out, progress, force):
+        Cell(config, out)
+        write_record(out, config, {"status": "done", "rows": []})
+
+    monkeypatch.setattr("cleanprior.run.Cell", Cell)
+    monkeypatch.setattr("cleanprior.run.run_cell", train)
+    if is_mistake:
+        with pytest.raises(UserError, match="p=7"):
+            run(plan, tmp_path, [], Progress())
+        assert list(tmp_path.iterdir()) == []
+        return
+    run(plan, tmp_path, [], Progress())
+    config = plan.problems[0].cells["ambient"][0]
+    record = read_record(tmp_path, config)
+    assert record is not None
+    assert record["status"] == "failed: RuntimeError: a broken constructor"
+    assert [row for row, _ in pending(plan, tmp_path, [])] == ["ambient"]
