@@ -47,6 +47,16 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def from_here(folder: Path) -> Path:
+    """Return a folder as a command run here names it, however it was given.
+
+    Relative to the working folder where it lies inside, else absolute: a page that is written
+    again is the same.
+    """
+    whole, here = folder.resolve(), Path.cwd().resolve()
+    return whole.relative_to(here) if whole.is_relative_to(here) else whole
+
+
 def priors(out: Path) -> dict[str, Path]:
     """Return the folder of each prior below a folder of runs, by its record's ``cell``."""
     found = {}

@@ -250,7 +250,7 @@ def write(path: Path, name: str, about: str, sheets: list[Sheet]) -> Path:
         sheets: The tabs, in order.
     """
     views = []
-    out = path.parents[2] if len(path.parents) > 2 else path.parent
+    out = commands.from_here(path.parents[2] if len(path.parents) > 2 else path.parent)
     priors = commands.priors(out)
     order = list(CAPTIONS)
     for sheet in sheets:

@@ -23,8 +23,8 @@ from .plan import Problem
 from .tables import row_name
 from .tiles import Images, View
 
-#: What the page compares, beside the pictures.
-STRIPS = "strips.json"
+#: What the page compares, kept beside the pictures for its next writing.
+STRIPS = ".strips.json"
 #: Pixels of a picture's width that images may take, and of its text.
 WIDTH, TEXT, MARGIN = 1000, 17, 10
 INK, SOFT = (28, 36, 48), (91, 102, 117)

@@ -70,7 +70,8 @@ def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best
     ):
         print_notes(screen, heading, lines)
     screen.say()
-    screen.note(f"files in {folder}/: {', '.join(f.name for f in files)}")
+    named = [f.name for f in files if not f.name.startswith(".")]
+    screen.note(f"files in {folder}/: {', '.join(named)}")
     return Sheet(
         problem.label,
         problem.title,

@@ -46,3 +46,11 @@ def test_a_cell_tells_where_its_prior_is(tmp_path):
     assert told["prior"] == str(prior) and shlex.split(told["use it"])[-1] == str(prior)
     assert shlex.split(told["again"])[-2:] == ["--out", str(out)]
     assert commands.notes({"cell": "9"}, Path("runs"), found) == {}
+
+
+def test_a_folder_has_one_name_however_it_was_given(tmp_path, monkeypatch):
+    (tmp_path / "here" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for given in ("runs", "./runs", "../here/runs", tmp_path / "here" / "runs"):
+        assert commands.from_here(Path(given)) == Path("runs")
+    assert commands.from_here(Path("../other")) == (tmp_path / "other").resolve()

@@ -78,6 +78,7 @@ def test_every_output_is_written(finished: Path) -> None:
         "report.html",
         "request.json",
         ".drawn.json",
+        ".strips.json",
     }
     tex = (table_folder(finished) / "table.tex").read_text()
     assert "\\toprule" in tex
