@@ -67,10 +67,10 @@ def test_overlapping_boxes_are_refused_before_training(make_operator, make_probl
     assert re.search(r"hides a pixel block \(rows \d-\d, columns \d-\d\)", reason)
     warned = build(compose(["method=ambient", "method.identifiability=warn"])["method"])
     assert warned.supports(problem) is None
-    assert warned.warning(problem) == "rank"
+    assert warned.warning(problem) == "shift+rank"
     ignored = build(compose(["method=ambient", "method.identifiability=off"])["method"])
     assert ignored.supports(problem) is None
-    assert ignored.warning(problem) == ""
+    assert ignored.warning(problem) == "shift"
 
 
 class Stranger(RandomInpainting):
