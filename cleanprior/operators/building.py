@@ -44,7 +44,7 @@ def state_hash(operator: Operator) -> str:
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Tensor):
-        plain = value.detach().cpu()
+        plain = value.detach().cpu().resolve_conj()  # conjugates are lazy, and no view is real
         yield name, torch.view_as_real(plain) if plain.is_complex() else plain
     elif isinstance(value, np.ndarray | np.number | bool | int | float):
         yield name, np.asarray(value)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from cleanprior import registry
 from cleanprior.config import compose, identity, operator_code
 from cleanprior.operators.building import build_operator, state_hash
 from cleanprior.run import Cell
+from cleanprior.seeding import generator_for
 
 CODE = """
 import random
@@ -83,3 +85,13 @@ def test_code_and_files_of_a_strangers_operator_are_part_of_the_cell(stranger, t
     names.append(identity(mine))
     assert len(set(names)) == 3
     assert identity(mine) == names[-1]
+
+
+@pytest.mark.parametrize("name", registry.options("operator"))
+def test_the_state_of_every_operator_is_read_before_and_after_a_call(name, make_operator):
+    shape = (2, 8, 8) if name == "mri" else (1, 8, 8)
+    operator, again = make_operator(name, shape), make_operator(name, shape)
+    assert state_hash(operator) == state_hash(again)
+    params = operator.draw(2, generator_for(0, "state"))
+    operator.A_adjoint(operator.A(torch.zeros(2, *shape), params), params)
+    assert len(state_hash(operator)) == 16
