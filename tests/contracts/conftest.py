@@ -1,7 +1,8 @@
 """What several contract tests train."""
 
 import pytest
-from trained import CHEAP, IMAGES, SHAPE
+import torch
+from trained import CHEAP, IMAGES, SHAPE, assert_same, fit, weights
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
@@ -30,5 +31,33 @@ def setting(make_operator, make_problem, digits_data):
         entitled = {"all": len(x)}.get(method.clean_images, method.clean_images)
         clean = x[: min(entitled, 10)].clone() if entitled else None
         return method, problem, data, clean
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished():
+    """What :func:`trained` has trained in this session, by method."""
+    return {}
+
+
+@pytest.fixture
+def trained(setting, finished):
+    """``trained("em")``: what was trained on, networks, report, weights. Trained once: change none.
+
+    Raises:
+        AssertionError: A test has changed the weights.
+    """
+
+    def make(name):
+        if name not in finished:
+            built = setting(name)
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                networks, report = fit(built)
+            finished[name] = built, networks, report, weights(networks)
+        built, networks, report, expected = finished[name]
+        assert_same(weights(networks), expected)
+        return built, networks, report, expected
 
     return make

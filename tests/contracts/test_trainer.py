@@ -31,15 +31,14 @@ from cleanprior.training.batches import batch_index
 
 
 @over_learners
-def test_same_seed_same_weights_and_another_seed_differs(setting, name):
-    torch.manual_seed(1)
-    first, report = fit(setting(name))
+def test_same_seed_same_weights_and_another_seed_differs(setting, trained, name):
+    *_, report, first = trained(name)
     torch.manual_seed(2)
     second, _ = fit(setting(name))
     assert report.status == "done"
-    assert_same(weights(first), weights(second))
+    assert_same(first, weights(second))
     other, _ = fit(setting(name, seed=1), seed=1)
-    assert differs(weights(first), weights(other))
+    assert differs(first, weights(other))
 
 
 @over_learners
@@ -64,9 +63,8 @@ def test_training_moves_the_weights_and_leaves_every_global_generator_alone(sett
 
 
 @over_learners
-def test_the_prior_of_a_trained_method_denoises(setting, name):
-    built = setting(name)
-    networks, _ = fit(built)
+def test_the_prior_of_a_trained_method_denoises(trained, name):
+    built, networks, *_ = trained(name)
     prior = built[0].prior(networks)
     if prior is None:
         pytest.skip(f"{name} has no denoiser")
@@ -76,10 +74,8 @@ def test_the_prior_of_a_trained_method_denoises(setting, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_methods_own_ways_work_after_training(setting, name):
-    built = setting(name)
-    method, _, data, _ = built
-    networks, _ = fit(built)
+def test_a_methods_own_ways_work_after_training(trained, name):
+    (method, _, data, _), networks, *_ = trained(name)
     batch = data.batch(torch.arange(4))
     generator = torch.Generator().manual_seed(0)
     for way in method.ways(networks):
