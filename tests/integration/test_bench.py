@@ -1,13 +1,18 @@
 """The bench: its rows, its files, what is trained again and what is not."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from cleanprior import cli
 
 TINY = [
     "training.budget=256",
@@ -21,15 +26,30 @@ TINY = [
 ENV = {**os.environ, "PYTHONPATH": ""}
 
 
-def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("cleanprior")), "bench", *arguments]
+PROGRAM = str(Path(sys.executable).with_name("cleanprior"))
+
+
+def program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a person does."""
+    command = [PROGRAM, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=ENV, timeout=300)
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``cleanprior bench`` in this process, which has loaded its libraries."""
+    command = ["cleanprior", "bench", *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        code = cli._run()
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    result = bench(folder, "--methods", "ambient", *TINY)
+    result = program(folder, "bench", "--methods", "ambient", *TINY)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -105,15 +125,10 @@ def test_the_report_is_written_again_from_records_alone(finished: Path) -> None:
     folder = table_folder(finished)
     before = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".csv", ".html")}
     (folder / "table.csv").unlink()
-    command = [str(Path(sys.executable).with_name("cleanprior")), "report"]
-    again = subprocess.run(
-        [*command, str(folder)], cwd=finished, capture_output=True, text=True, env=ENV, timeout=120
-    )
+    again = program(finished, "report", str(folder))
     assert again.returncode == 0, again.stderr
     assert {name: (folder / name).read_bytes() for name in before} == before
-    lost = subprocess.run(
-        [*command, "runs/tables"], cwd=finished, capture_output=True, text=True, env=ENV, timeout=60
-    )
+    lost = program(finished, "report", "runs/tables")
     assert lost.returncode == 2 and f"there are: runs/tables/{folder.name}" in lost.stderr
 
 
@@ -153,29 +168,32 @@ def test_a_cell_that_failed_does_not_count_as_done(finished: Path) -> None:
     assert "[1/1] naive" in result.stderr
 
 
+def test_what_a_cell_finds_damaged_is_its_row_and_the_exit_code_tells(finished: Path) -> None:
+    files = {p: p.read_bytes() for p in finished.glob("runs/measurements/train-*")}
+    for file in files:
+        file.write_bytes(b"damaged")
+    arguments = ["--methods", "naive,ambient", "--no-references", *TINY, "training.budget=320"]
+    result = bench(finished, *arguments)
+    for file, content in files.items():
+        file.write_bytes(content)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    for number, method in enumerate(("naive", "ambient")):
+        assert f"[{number + 1}/2] {method}" in result.stderr
+        assert re.search(rf"{method}: failed: '.*train-.*safetensors' ", result.stdout)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--methods", "ambiant"], "Did you mean 'ambient'?"),
-        (["--operator", "inpaintin"], "Did you mean 'inpainting'?"),
-        (["--data", "digit"], "Did you mean 'digits'?"),
-        (["--bench", "smoky"], "Did you mean 'smoke'?"),
-        (["operator.q=0.5"], "unknown key 'operator.q'; allowed here: p, per_channel, sigma"),
-        (["--force", "em_mmps"], "unknown row to force 'em_mmps'"),
         (["operator.p=1.0"], "p=1.0 is not a share of missing pixels; allowed: [0, 1)"),
-        (["operator.sigma=-1"], "sigma=-1.0 is not a noise level"),
-        (["--operator", "blur", "operator.kernel_size=9"], "does not fit images of 8x8"),
-        (["nonsense"], "'nonsense' is not an override"),
-        (["--data", "folder"], "data=folder needs data.path=FOLDER"),
-        (["--data", "folder", "data.path=nowhere"], "'nowhere' is not a folder"),
-        (["training.budget=1"], "needed: 1 <= batch <= budget"),
-        (["--seeds", "0"], "seeds=0; allowed: at least 1"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_writes_nothing(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    result = bench(tmp_path, *arguments)
+    result = program(tmp_path, "bench", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
