@@ -15,7 +15,7 @@ from .passes import Meter
 from .prior import Prior, image_generators
 from .seeding import generator_for, scoped_rng
 from .training.method import Way
-from .training.trainer import TrainingReport
+from .training.report import TrainingReport
 
 Costs = dict[str, Any]
 #: Measurements restored to be counted: solvers stop early for one image, seldom for a batch.

@@ -42,7 +42,8 @@ from .registry import code_hash
 from .seeding import generator_for
 from .training.checkpoint import read_tensors, write_tensors
 from .training.method import Method, Problem, Way
-from .training.trainer import Trainer, TrainingReport
+from .training.report import TrainingReport
+from .training.trainer import Trainer
 
 LIBRARIES = ("torch", "deepinv", "azula", "normflows", "accelerate", "torchmetrics", "numpy")
 

@@ -59,6 +59,7 @@ from .em_start import exact_draws, fit_start
 from .em_steps import (
     Kept,
     best_scale,
+    check_scales,
     drift,
     fit_of,
     followed_covariance,
@@ -170,19 +171,8 @@ class EM(Method):
 
     def _check_scales(self) -> None:
         planned = self.resume_rounds + self.reset_rounds
-        if (self.scales or self.lambda_schedule) and not isinstance(self.posterior, DPS):
-            raise ValueError(
-                "scales and lambda_schedule are for a guided E-step sampler (DPS); set both to []"
-            )
-        if self.scales and self.lambda_schedule:
-            raise ValueError("lambda_schedule replaces the search for a scale; set scales=[]")
-        if self.lambda_schedule and len(self.lambda_schedule) != planned:
-            raise ValueError(
-                f"lambda_schedule has {len(self.lambda_schedule)} scales; needed: one for each of "
-                f"the {planned} rounds after the first"
-            )
-        if self.stop == "scale" and not self.scales:
-            raise ValueError("stop=scale follows the search for a scale, and scales=[]; use none")
+        is_guided = isinstance(self.posterior, DPS)
+        check_scales(self.scales, self.lambda_schedule, planned, is_guided, self.stop)
         if not 0 <= self.narrow_rounds <= self.resume_rounds:
             raise ValueError(
                 f"narrow_rounds={self.narrow_rounds}; allowed: 0 to resume_rounds, "

@@ -40,6 +40,41 @@ def misfit(operator: Operator, batch: Batch, x: Float[Tensor, "b c h w"]) -> flo
     return value if math.isfinite(value) else math.inf
 
 
+def check_scales(
+    scales: Sequence[float],
+    schedule: Sequence[float],
+    rounds: int,
+    is_guided: bool,
+    stop: str,
+) -> None:
+    """Refuse guidance scales that no round would use.
+
+    Arguments:
+        scales: Multipliers that a search tries.
+        schedule: Scales by hand, one a round.
+        rounds: Rounds after the first.
+        is_guided: Whether the E-step's sampler has a scale.
+        stop: When the E-steps end.
+
+    Raises:
+        ValueError: Scales without guidance, both ways at once, another number of scales than of
+            rounds, or a rule that follows a search that there is not.
+    """
+    if (scales or schedule) and not is_guided:
+        raise ValueError(
+            "scales and lambda_schedule are for a guided E-step sampler (DPS); set both to []"
+        )
+    if scales and schedule:
+        raise ValueError("lambda_schedule replaces the search for a scale; set scales=[]")
+    if schedule and len(schedule) != rounds:
+        raise ValueError(
+            f"lambda_schedule has {len(schedule)} scales; needed: one for each of the {rounds} "
+            "rounds after the first"
+        )
+    if stop == "scale" and not scales:
+        raise ValueError("stop=scale follows the search for a scale, and scales=[]; use none")
+
+
 def best_scale(scales: Sequence[float], misfits: Sequence[float]) -> float:
     """Return the largest of the scales whose misfit is within :data:`TIE` of the smallest.
 

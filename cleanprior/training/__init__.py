@@ -1,7 +1,8 @@
 """The one training loop, the interface of a method, and checkpoints."""
 
 from .method import Loss, Method, Problem, Round, Session, Way
-from .trainer import Trainer, TrainingReport
+from .report import TrainingReport
+from .trainer import Trainer
 
 __all__ = [
     "Loss",
