@@ -1,6 +1,5 @@
 """Descriptions of benchmarks and of papers' tables, read from their YAML and checked. No torch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,15 @@ SCALES = ("cpu", "gpu", "paper")
 _SHARED = {"data", "overrides", "tuned", "seeds"}
 _BENCH = {"methods", "before", "after", "problems", "variants", "sweep", "about", *_SHARED}
 _PROBLEM = {"overrides", "published", "where", "beside"}
+_NEEDED = ("data", "problems", "methods")
+_LISTS = ("problems", "methods", "before", "after", "overrides")
+_HELD: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("data", "sweep", "about"), (str,)),
+    **dict.fromkeys(_LISTS, (list,)),
+    **dict.fromkeys(("variants", "tuned"), (dict,)),
+    "seeds": (int, list),
+}
+_WORDS = {str: "a word", list: "a list", dict: "keys with values", int: "a count or a list"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,10 @@ def _check(kind: str, given: dict[str, Any], allowed: set[str]) -> None:
 
 
 def _case(name: str, given: Any) -> Case:
-    if isinstance(given, Sequence):  # a plain list of overrides
+    listed = given.get("overrides") if isinstance(given, dict) else given
+    if not isinstance(listed, list) or not all(isinstance(o, str) for o in listed):
+        raise UserError(f"{name}: a problem is {given!r}; it must list overrides, key=value")
+    if not isinstance(given, dict):
         return Case(tuple(given))
     _check(f"a problem of {name}", given, _PROBLEM)
     if "published" not in given:
@@ -114,6 +125,14 @@ def _case(name: str, given: Any) -> Case:
 
 def _describe(name: str, given: dict[str, Any]) -> Description:
     _check(name, given, _BENCH)
+    if lack := [key for key in _NEEDED if key not in given]:
+        raise UserError(f"{name} lacks {', '.join(lack)}")
+    for key, kinds in _HELD.items():
+        if key in given and not isinstance(given[key], kinds):
+            raise UserError(f"{name}: {key} is {given[key]!r}; it must be {_WORDS[kinds[0]]}")
+    for variant in given.get("variants", {}).values():
+        if not isinstance(variant, dict) or "method" not in variant:
+            raise UserError(f"{name}: a variant is {variant!r}; it must say its method")
     return Description(
         name=name,
         data=given["data"],

@@ -163,6 +163,8 @@ def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:
     config = next(iter(cells.values()))[0]
     shared = {k: v for k, v in config.items() if k not in ("method", "seed")}
     shared["data"] = placeless(shared["data"])
+    for group in ("sampler", "posterior", "evaluation"):
+        shared[group] = {k: v for k, v in shared[group].items() if k != "about"}
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
     data, operator = config["data"], config["operator"]
     values = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v)]

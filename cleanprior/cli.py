@@ -1,6 +1,7 @@
 """The command line. Light to import: commands load torch when they begin to work."""
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,7 +100,11 @@ app.command()(restore)
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="methods, operators, datasets, benches, tables, backbones")
+        str,
+        typer.Argument(
+            help="methods, operators, datasets, posteriors, samplers, evaluations, benches, "
+            "tables, backbones"
+        ),
     ] = "methods",
 ) -> None:
     """List what is installed, and which method may be trained on which operator."""
@@ -121,8 +126,7 @@ def _check_needs(config: dict[str, Any]) -> None:
 def suggestion(operator: dict[str, Any]) -> str:
     """Name the installed methods that may be trained on a composed operator."""
     able = []
-    for name in registry.methods():
-        method = registry.read("method", name)
+    for name, method in registry.readable("method").items():
         if capabilities.unmet(name, method, operator["name"], operator)[0] is None:
             able.append(name)
     return f". Methods that can be trained on it: {', '.join(able)}" if able else ""
@@ -139,9 +143,28 @@ def _tell(record: dict[str, Any], folder: Path) -> None:
 @cache
 def build_app() -> typer.Typer:
     """Return the application with the commands that entry points add."""
+    own = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
     for name, entry in registry.installed(registry.COMMANDS).items():
-        app.command(name)(entry.load())
+        if name in own:
+            continue  # the list's last lines say so
+        try:
+            command = entry.load()
+        except (Exception, SystemExit) as error:
+            if registry.is_own(entry):
+                raise
+            command = _broken(name, f"{type(error).__name__}: {error}")
+        app.command(name)(command)
     return app
+
+
+def _broken(name: str, reason: str) -> Callable[[], None]:
+    """Return a command in the place of one that cannot be loaded."""
+
+    def command() -> None:
+        raise UserError(f"the command '{name}' of a plug-in cannot be loaded: {reason}")
+
+    command.__doc__ = f"Cannot be loaded: {reason}"
+    return command
 
 
 def main() -> None:

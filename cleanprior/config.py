@@ -13,7 +13,9 @@ from . import __version__, registry
 from .environment import processes
 from .errors import UserError, did_you_mean, unknown
 from .fingerprint import fingerprint
+from .notices import Notice, tell
 from .signatures import arguments
+from .soundness import locate
 from .values import Kind, conform, declared, kind_of, read
 
 Config = dict[str, Any]
@@ -97,6 +99,8 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, st
             )
         if key in GROUPS:
             registry.read(key, text)
+            if (shared := registry.clash(key, text)) is not None:
+                tell([Notice(shared, is_warning=True)])
             if given.setdefault(key, text) != text:
                 raise UserError(f"{key} is given twice: {given[key]}, {text}; give one")
         else:
@@ -113,6 +117,7 @@ def _composed(groups: tuple[tuple[str, str], ...]) -> Config:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     plugins = [_quoted(f"file://{root}") for root in registry.config_roots()[1:]]
     search = [f"hydra.searchpath=[{','.join(plugins)}]"] if plugins else []
@@ -124,7 +129,7 @@ def _composed(groups: tuple[tuple[str, str], ...]) -> Config:
         with initialize_config_module("cleanprior.configs", version_base="1.3"):
             composed = hydra_compose("config", overrides=[*chosen, *search])
         return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         text = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"configuration refused: {text}") from error
     finally:
@@ -245,6 +250,11 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
             return _made(plain, arguments)
     except (ValueError, TypeError, OSError, ArithmeticError, LookupError, RuntimeError) as error:
         raise UserError(f"{config.get('name', 'configuration')}: {error}") from error
+    except Exception as error:
+        if str(plain.get("_target_")).split(".")[0] == registry.OWN:
+            raise  # an invariant of ours
+        told = f"{config.get('name', 'configuration')}: {type(error).__name__}: {error}"
+        raise UserError(told) from error
 
 
 def _made(node: Any, arguments: Mapping[str, Any]) -> Any:
@@ -253,17 +263,10 @@ def _made(node: Any, arguments: Mapping[str, Any]) -> Any:
         return [_made(v, {}) for v in node]
     if not isinstance(node, Mapping):
         return node
-    given = {k: _made(v, {}) for k, v in node.items() if k != "_target_"}
     if "_target_" not in node:
-        return given
-    from hydra.utils import get_object
-
-    target = node["_target_"]
-    try:
-        constructor = get_object(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"'{target}' cannot be imported: {error}") from error
-    return constructor(**given, **arguments)
+        return {k: _made(v, {}) for k, v in node.items()}
+    given = {k: _made(v, {}) for k, v in node.items() if k not in ("_target_", *DESCRIPTIONS)}
+    return locate(node["_target_"])(**given, **arguments)
 
 
 def placeless(data: Mapping[str, Any]) -> Config:

@@ -1,17 +1,23 @@
 """What ``cleanprior list`` prints: what is installed, and what may be trained on what. No torch."""
 
+from typing import Any
+
 from . import capabilities, registry
-from .errors import unknown
-from .terminal import Column, Screen
+from .errors import UserError, unknown
+from .soundness import code_fault
+from .terminal import Column, Screen, wrap
 
 #: What can be listed, and the group of its configurations.
 KINDS = {
     "methods": "method",
     "operators": "operator",
     "datasets": "data",
+    "posteriors": "posterior",
+    "samplers": "sampler",
+    "evaluations": "evaluation",
+    "backbones": "backbone",
     "benches": "bench",
     "tables": "table",
-    "backbones": "backbone",
 }
 HEADINGS = {"data": "data set"}
 
@@ -28,29 +34,74 @@ def show(what: str) -> None:
     if what not in KINDS:
         raise unknown("list", what, KINDS)
     group, screen = KINDS[what], Screen()
-    names = list(registry.methods() if group == "method" else registry.options(group))
-    found = {name: registry.read(group, name) for name in names}
+    found = usable(group)
+    about = [
+        f"cannot be used: {config}" if isinstance(config, str) else _words(config.get("about"))
+        for config in found.values()
+    ]
     columns = [
-        Column(HEADINGS.get(group, group), names, is_text=True),
-        Column("about", [_words(config.get("about")) for config in found.values()], is_text=True),
+        Column(HEADINGS.get(group, group), list(found), is_text=True),
+        Column("about", about, is_text=True),
     ]
     if group == "operator":
-        able = [", ".join(config.get("capabilities") or ()) for config in found.values()]
+        able = [
+            "" if isinstance(config, str) else ", ".join(config.get("capabilities") or ())
+            for config in found.values()
+        ]
         columns.append(Column("capabilities", able, is_text=True))
     screen.table(columns)
     if group in ("method", "operator"):
         screen.say()
-        _print_matrix(screen)
+        methods, operators = found, found
+        if group == "operator":
+            methods = usable("method")
+        else:
+            operators = usable("operator")
+        _print_matrix(screen, _sound(methods), _sound(operators))
+    if remarks := registry.remarks():
+        screen.say()
+        for remark in remarks:
+            _note(screen, f"careful: {remark}")
+
+
+def usable(group: str) -> dict[str, dict[str, Any] | str]:
+    """Return the configurations of a group by name, or in one's place why it cannot be used."""
+    found: dict[str, dict[str, Any] | str] = {}
+    for name in registry.methods() if group == "method" else registry.options(group):
+        try:
+            card = registry.read(group, name)
+        except UserError as error:
+            found[name] = str(error)
+            continue
+        package = registry.package_of(group, name)
+        target = card.get("_target_")
+        reason = None
+        if package != registry.OWN and isinstance(target, str):
+            reason = code_fault(target)
+        found[name] = card if reason is None else f"{reason} (package {package})"
+    return found
+
+
+def _sound(found: dict[str, dict[str, Any] | str]) -> dict[str, dict[str, Any]]:
+    return {name: card for name, card in found.items() if not isinstance(card, str)}
 
 
 def _words(value: object) -> str:
     return "" if value is None else " ".join(str(value).split())
 
 
-def _print_matrix(screen: Screen) -> None:
+def _note(screen: Screen, text: str) -> None:
+    """Print a sentence: in one piece only where nobody said how wide the output is."""
+    if screen.is_assumed:
+        screen.say(text)
+    else:
+        screen.say("\n".join(wrap(text, screen.width, "  ")))
+
+
+def _print_matrix(
+    screen: Screen, methods: dict[str, dict[str, Any]], operators: dict[str, dict[str, Any]]
+) -> None:
     """Print which method may be trained on which operator, in as many blocks as the width needs."""
-    operators = {name: registry.read("operator", name) for name in registry.options("operator")}
-    methods = {name: registry.read("method", name) for name in registry.methods()}
     codes: dict[str, None] = {}
     able: dict[str, list[str]] = {operator: [] for operator in operators}
     for name, config in methods.items():
@@ -62,8 +113,8 @@ def _print_matrix(screen: Screen) -> None:
         Column("method", list(methods), is_text=True),
         Column("clean images", [_words(m.get("clean_images", 0)) for m in methods.values()]),
     ]
-    screen.note("May be trained with its default parameters on (ok), or may not (code, see below):")
+    _note(screen, "May be trained with its default parameters on (ok), or may not (code, below):")
     screen.blocks(first, [Column(o, cells, is_text=True) for o, cells in able.items()])
     screen.say()
     for code in codes:
-        screen.note(f"{code}: {capabilities.rule(code)}")
+        _note(screen, f"{code}: {capabilities.rule(code)}")

@@ -22,11 +22,11 @@ def arguments(target: str) -> dict[str, str]:
         ``{argument: annotation}``; empty where no source can be found.
     """
     module, _, name = target.rpartition(".")
-    file = _file(module)
+    file = source(module)
     return {} if file is None else _declared(file, name)
 
 
-def _file(module: str) -> Path | None:
+def source(module: str) -> Path | None:
     """Return the source of a module; of its packages only the first is looked up by Python."""
     folder: Path | None = None
     file: Path | None = None
@@ -52,7 +52,7 @@ def _below(folder: Path, name: str) -> Path | None:
 def _found(module: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+    except Exception:  # it imports the packages above, which may be anybody's
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
@@ -84,7 +84,7 @@ def _declared(file: Path, name: str) -> dict[str, str]:
 def _origin(file: Path, node: ast.ImportFrom) -> Path | None:
     """Return the source that a ``from ... import`` takes its names from."""
     if not node.level:
-        return _file(node.module or "")
+        return source(node.module or "")
     folder = file.parent
     for _ in range(node.level - 1):
         folder = folder.parent

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from plugins import plugin  # noqa: F401
 from trained import CHEAP, IMAGES, SHAPE, assert_same, fit, weights
 
 from cleanprior.config import build, compose
