@@ -1,18 +1,14 @@
 """The commands ``cleanprior bench`` and ``cleanprior report``. Light to import."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cleanprior.errors import UserError
-from cleanprior.options import GIVEN, Out
+from cleanprior.options import GIVEN, Out, live_progress
+from cleanprior.terminal import Screen
 
-if TYPE_CHECKING:
-    from .plan import Plan
-
-REQUEST = "request.json"
 Wide = Annotated[
     bool,
     typer.Option(
@@ -66,45 +62,26 @@ def bench(
     ] = None,
 ) -> None:
     """Train methods on identical measurements and say which is better, at what cost."""
-    request = {
-        "bench": bench,
-        "table": table,
-        "scale": scale,
-        "methods": _split("--methods", methods),
-        "operators": _split("--operator", operator),
-        "data": data,
-        "seeds": seeds,
-        "overrides": overrides or [],
-        "with_references": references,
-    }
-    from .plan import check_forced
-    from .runner import Part, run
+    from .request import Request
+    from .runner import Part
 
-    plan = _plan(request)
-    share = Part.read(part)
-    forced = _split("--force", force) or []
-    check_forced(plan, forced)
-    from rich.console import Console
+    request = Request(
+        bench=bench,
+        table=table,
+        scale=scale,
+        methods=_split("--methods", methods),
+        operators=_split("--operator", operator),
+        data=data,
+        seeds=seeds,
+        overrides=overrides or [],
+        with_references=references,
+    )
+    share, forced = Part.read(part), _split("--force", force) or []
+    request.plan(forced)  # a mistake is told before any library is loaded
+    from .api import run_request
 
-    from cleanprior.files import write_text
-    from cleanprior.progress import Progress
-
-    from .report import report
-
-    run(plan, out, forced, Progress(Console(stderr=True)), share)
-    write_text(out / "tables" / plan.key / REQUEST, json.dumps(request, indent=1))
-    if not report(plan, out, wide):
+    if not run_request(request, out, Screen(wide), live_progress(), forced, share).is_sound:
         raise typer.Exit(1)
-
-
-def _plan(request: dict[str, Any]) -> "Plan":
-    from . import described
-    from .plan import make_plan
-
-    given = dict(request)
-    bench, table, scale = (given.pop(k) for k in ("bench", "table", "scale"))
-    chosen = described.bench(bench) if table is None else described.table(table, scale)
-    return make_plan(chosen, **given)
 
 
 def report_again(
@@ -114,25 +91,10 @@ def report_again(
     wide: Wide = False,
 ) -> None:
     """Write the tables and the page of a benchmark again; nothing is trained."""
-    try:
-        request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        known = sorted(str(p.parent) for p in Path("runs/tables").glob(f"*/{REQUEST}"))
-        there = f"; there are: {', '.join(known)}" if known else ""
-        raise UserError(
-            f"'{folder}' holds no {REQUEST}: give the folder that `cleanprior bench` printed as "
-            f"that of its page{there}"
-        ) from error
-    try:
-        plan = _plan(request)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"'{folder / REQUEST}' is damaged; run `cleanprior bench` again, which trains nothing "
-            "that is finished"
-        ) from error
+    from .request import Request
+
+    plan = Request.read(folder).plan()
     from .report import report
 
-    if not report(plan, folder.resolve().parent.parent, wide):
+    if not report(plan, folder.resolve().parent.parent, Screen(wide)).is_sound:
         raise typer.Exit(1)

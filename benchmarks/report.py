@@ -1,5 +1,6 @@
 """Tables and pictures of a plan, from its records."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -17,33 +18,46 @@ from .verdict import verdict
 Best = dict[str, dict[str, list[tuple[str, str]]]]
 
 
-def report(plan: Plan, out: Path, is_wide: bool = False) -> bool:
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        sheets: The tables, one a problem.
+        page: The page with all of them.
+    """
+
+    sheets: list[Sheet]
+    page: Path
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether no row failed or diverged."""
+        return not any(
+            record["status"].startswith(("failed", "diverged"))
+            for sheet in self.sheets
+            for cells in sheet.records.values()
+            for record in cells
+        )
+
+
+def report(plan: Plan, out: Path, screen: Screen) -> Report:
     """Print and write the tables of every problem, an overview of several, and the page.
 
     Arguments:
         plan: The benchmark.
         out: Folder of all runs.
-        is_wide: Whether every column is printed, however wide the table gets.
-
-    Returns:
-        Whether no row failed or diverged.
+        screen: Where to print.
     """
-    screen = Screen(is_wide)
     best: Best = {}
     sheets = [_problem(plan, problem, out, screen, best) for problem in plan.problems]
-    is_sound = not any(
-        record["status"].startswith(("failed", "diverged"))
-        for sheet in sheets
-        for cells in sheet.records.values()
-        for record in cells
-    )
     folder = out / "tables" / plan.key
     front = _published(plan, sheets, folder, screen)
     if len(sheets) > 1:
         front += _overviews(plan, sheets, best, folder, screen)
     path = page.write(folder / "report.html", plan.name, plan.about, [*front, *sheets])
     screen.say(f"page: {path}")
-    return is_sound
+    return Report(sheets, path)
 
 
 def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best) -> Sheet:

@@ -76,10 +76,9 @@ def use_costs(
     operator = copy.deepcopy(operator)
     n = min(RESTORED, len(measured))
     batch = measured.batch(torch.arange(n))
-    given = (batch.y, batch.params, batch.sigma_y)
 
     def restore(p: Prior) -> Callable[[], Any]:
-        return lambda: p.restore(*given, operator, posterior, 0)
+        return lambda: p.restore(batch, operator, posterior, 0)
 
     def in_way(way: Way) -> tuple[Callable[[], Any] | None, Callable[[], Any] | None]:
         own, draw = way.restore, way.sample

@@ -17,13 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from . import __version__
+from .data.measurements import Batch, Measurements
 from .defaults import plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
 from .diffusion.denoiser import Denoiser
 from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from .diffusion.samplers import Sampler
 from .errors import UserError
-from .operators.base import ImageShape, Operator, Params
+from .operators.base import ImageShape, Operator
+from .parts import part
 from .seeding import generator_for, scoped_rng
 
 FORMAT = 1
@@ -71,8 +73,8 @@ class Prior(nn.Module):
     def sample(
         self,
         n: int,
-        sampler: Sampler,
-        seed: int,
+        sampler: Sampler | str | None = None,
+        seed: int = 0,
         chunk: int = 256,
         first: int = 0,
     ) -> Float[Tensor, "n c h w"]:
@@ -80,11 +82,13 @@ class Prior(nn.Module):
 
         Arguments:
             n: How many.
-            sampler: The sampler of p(x).
+            sampler: The sampler of p(x), or its name in ``configs/sampler``; None takes the
+                default.
             seed: Evaluation seed.
             chunk: Images at a time.
             first: Number of the first image.
         """
+        walk: Sampler = _part("sampler", sampler)
         device = next(self.parameters()).device
         images = []
         for start in range(first, first + n, chunk):
@@ -96,18 +100,16 @@ class Prior(nn.Module):
                 ]
             )
             generator = generator_for(seed, "sampler", chunk=start)
-            images.append(sampler(self, noise.to(device), generator).cpu())
+            images.append(walk(self, noise.to(device), generator).cpu())
         return torch.cat(images)
 
     @plain_tensors()
     def restore(
         self,
-        y: Float[Tensor, "n ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " n"],
+        measurements: Measurements | Batch,
         operator: Operator,
-        posterior: PosteriorSampler,
-        seed: int,
+        posterior: PosteriorSampler | str | None = None,
+        seed: int = 0,
         chunk: int = 256,
         advance: Callable[[int], None] = lambda n: None,
     ) -> Draw:
@@ -116,17 +118,33 @@ class Prior(nn.Module):
         Whatever device the prior is on: what is handed in and the result lie on the CPU, and the
         operator of the caller is not moved.
 
-        Image i depends on its measurement, ``seed`` and i only, not on ``chunk``. ``advance(n)`` is
-        told after each chunk.
+        Image i depends on its measurement, ``seed`` and i only, not on ``chunk``.
+
+        Arguments:
+            measurements: What to restore.
+            operator: Their operator.
+            posterior: The sampler of p(x|y), or its name in ``configs/posterior``; None takes the
+                default.
+            seed: Evaluation seed.
+            chunk: Images at a time.
+            advance: Told how many images are done, after each chunk.
+
+        Raises:
+            UserError: An operator of images of another shape, or an unknown name.
         """
+        if operator.image_shape != self.image_shape:
+            raise UserError(
+                f"the measurements are of images {operator.image_shape}; the prior makes "
+                f"{self.image_shape}"
+            )
         device = next(self.parameters()).device
-        generators = image_generators(seed, range(len(y)))
+        generators = image_generators(seed, range(len(measurements)))
         draw = draw_in_chunks(
-            posterior,
+            _part("posterior", posterior),
             self,
-            y.to(device),
-            {k: v.to(device) for k, v in params.items()},
-            sigma_y.to(device),
+            measurements.y.to(device),
+            {k: v.to(device) for k, v in measurements.params.items()},
+            measurements.sigma_y.to(device),
             operator.to(device),
             generators,
             chunk,
@@ -221,6 +239,11 @@ class Prior(nn.Module):
             ValueError,
         ) as error:
             raise UserError(f"'{folder}' is damaged: {type(error).__name__}: {error}") from error
+
+
+def _part(group: str, given: Any) -> Any:
+    """Return a sampler as it was given, or the one of that name."""
+    return part(group, given) if given is None or isinstance(given, str) else given
 
 
 def image_generators(seed: int, numbers: Sequence[int], role: str = "restore") -> list[Generator]:

@@ -90,7 +90,7 @@ def restore(
     from .data.measured import check_measurements
     from .data.measurements import Measurements
     from .defaults import exact_products
-    from .operators.base import Operator, take
+    from .operators.base import Operator
     from .operators.building import build_operator
     from .run import Cell, load_prior
 
@@ -120,24 +120,14 @@ def restore(
     count = min(n or len(measured), len(measured))
     if count == 0:
         raise UserError(f"'{measurements}' holds no measurement")
-    params = take(measured.params, slice(count))
+    some = measured[:count]
     posterior = build(config["posterior"])
     with live_progress().live() as progress, progress.task("restore", count) as task:
-        draw = loaded.restore(
-            measured.y[:count],
-            params,
-            measured.sigma_y[:count],
-            physics,
-            posterior,
-            seed,
-            64,
-            task.advance,
-        )
+        draw = loaded.restore(some, physics, posterior, seed, 64, task.advance)
     from .evaluation.metrics import consistency, expected_consistency
 
-    y, sigma_y = measured.y[:count], measured.sigma_y[:count]
-    residual = consistency(draw.x, y, params, physics).mean().item()
-    expected = expected_consistency(sigma_y, y, params, physics).mean().item()
+    residual = consistency(draw.x, some.y, some.params, physics).mean().item()
+    expected = expected_consistency(some.sigma_y, some.y, some.params, physics).mean().item()
     typer.echo(
         f"{count} restorations by {config['posterior']['name']}, one sample each, "
         f"{draw.evaluations} evaluations (+{draw.backwards} backward) an image; "

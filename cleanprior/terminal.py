@@ -200,6 +200,7 @@ class Screen:
 
     Arguments:
         is_wide: Leave no column out, however wide the table gets.
+        is_silent: Print nothing.
 
     Attributes:
         width: That of the terminal or of COLUMNS; :data:`PIPE` where there is neither.
@@ -207,8 +208,8 @@ class Screen:
         is_terminal: Whether a person is reading.
     """
 
-    def __init__(self, is_wide: bool = False) -> None:
-        self._console = Console(highlight=False, markup=False, emoji=False)
+    def __init__(self, is_wide: bool = False, is_silent: bool = False) -> None:
+        self._console = Console(highlight=False, markup=False, emoji=False, quiet=is_silent)
         self.is_terminal = self._console.is_terminal
         self.is_wide = is_wide
         told = os.environ.get("COLUMNS", "")

@@ -85,16 +85,38 @@ class MeasuredData:
         train = check_measurements(self.train, operator)
         test = check_measurements(self.test, operator, "test/")
         for split, measured in (("", self.train), ("test/", self.test)):
-            if measured.params and (reason := operator.mismatch(measured.params)) is not None:
-                raise UserError(f"{split}params of the {len(measured)} measurements: {reason}")
-        largest = max(self.train.sigma_y.max().item(), self.test.sigma_y.max().item())
-        if abs(largest - operator.sigma) > 1e-5 * max(largest, operator.sigma):
-            raise UserError(
-                f"the measurements have a sigma_y of (at most) {largest:.6g}, and "
-                f"operator.sigma is {operator.sigma:g}; set operator.sigma={largest:.6g}"
-            )
+            _check_law(measured, operator, split)
+        _check_level(max(m.sigma_y.max().item() for m in (self.train, self.test)), operator)
         found = (*(train or test), *_law(self.train, operator))
         return tuple(replace(n, text=f"{self.name}: {n.text}") for n in found)
+
+
+def check_split(measured: Measurements, operator: Operator) -> tuple[Notice, ...]:
+    """Check that measurements to train on are those of ``operator``, its law and noise included.
+
+    Returns:
+        What should be told.
+
+    Raises:
+        UserError: As :meth:`MeasuredData.check`.
+    """
+    found = check_measurements(measured, operator)
+    _check_law(measured, operator)
+    _check_level(measured.sigma_y.max().item(), operator)
+    return (*found, *_law(measured, operator))
+
+
+def _check_law(measured: Measurements, operator: Operator, split: str = "") -> None:
+    if measured.params and (reason := operator.mismatch(measured.params)) is not None:
+        raise UserError(f"{split}params of the {len(measured)} measurements: {reason}")
+
+
+def _check_level(largest: float, operator: Operator) -> None:
+    if abs(largest - operator.sigma) > 1e-5 * max(largest, operator.sigma):
+        raise UserError(
+            f"the measurements have a sigma_y of (at most) {largest:.6g}, and "
+            f"operator.sigma is {operator.sigma:g}; set operator.sigma={largest:.6g}"
+        )
 
 
 def check_measurements(

@@ -119,6 +119,12 @@ class Measurements:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __getitem__(self, index: slice | Tensor) -> "Measurements":
+        """Return some of the measurements: a slice, positions, or a mask of booleans."""
+        if not isinstance(index, slice | Tensor):
+            raise TypeError(f"measurements are taken by a slice, y[3:4], or a tensor; got {index}")
+        return Measurements(self.y[index], take(self.params, index), self.sigma_y[index].clone())
+
     def batch(self, index: Tensor) -> Batch:
         """Return the measurements at these positions."""
         return Batch(self.y[index], take(self.params, index), self.sigma_y[index], index)

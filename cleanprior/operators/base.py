@@ -28,6 +28,7 @@ class Operator:
         capabilities: Keys of :data:`cleanprior.capabilities.CAPABILITIES`, of the class; parameters
             from a file may show others, see :meth:`with_law_of`.
         device: Where the physics lies, and with it images and measurements; the CPU at first.
+        config: The configuration that :func:`cleanprior.operator` built it from, or None.
 
     Raises:
         ValueError: ``sigma`` negative or not finite.
@@ -42,6 +43,7 @@ class Operator:
         self.image_shape: ImageShape = (image_shape[0], image_shape[1], image_shape[2])
         self.sigma = float(sigma)
         self.device = torch.device("cpu")
+        self.config: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:

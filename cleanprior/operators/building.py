@@ -35,7 +35,8 @@ def build_operator(config: Mapping[str, Any], image_shape: ImageShape, data_seed
 def state_hash(operator: Operator) -> str:
     """Return the sha256 of all numbers that an operator holds, 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, value in _numbers("", vars(operator)):
+    held = {k: v for k, v in vars(operator).items() if k != "config"}
+    for name, value in _numbers("", held):
         array = np.ascontiguousarray(value)
         digest.update(f"{name}{array.shape}{array.dtype}".encode())
         digest.update(array.tobytes())

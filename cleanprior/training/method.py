@@ -202,6 +202,9 @@ class Method(ABC):
     #: AdamW's decay rates of a network, where they are not (0.9, 0.999).
     betas: Mapping[str, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
 
+    #: The configuration that :func:`cleanprior.method` built it from, or None.
+    config: Mapping[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+
     @property
     def name(self) -> str:
         """The class's name in sentences; tables use the name of the configuration."""

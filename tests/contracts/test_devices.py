@@ -298,7 +298,7 @@ def test_a_prior_restores_there_as_on_the_cpu(
     x = images(digits_data, operator_name)[:2]
     operator = make_operator(operator_name, tuple(x.shape[1:]), "sigma=0.2")
     prior, data = make_prior(operator), Measurements.draw(x, operator, 0, "test")
-    given = (data.y, data.params, data.sigma_y, operator, sampler, 0)
+    given = (data, operator, sampler, 0)
     try:
         expected = prior.restore(*given)
     except ValueError as error:

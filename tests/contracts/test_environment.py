@@ -52,12 +52,11 @@ def saved(tmp_path_factory):
     parts = compose(["method=naive", "sampler.steps=3", "posterior.steps=3", "operator.sigma=0.1"])
     operator = build(parts["operator"], image_shape=SHAPE)
     measured = Measurements.draw(torch.zeros(2, *SHAPE), operator, 0, "test")
-    given = (measured.y, measured.params, measured.sigma_y)
     return {
         "folder": folder,
         "parts": parts,
         "samples": prior.sample(2, build(parts["sampler"]), 0),
-        "restored": prior.restore(*given, operator, build(parts["posterior"]), 0).x,
+        "restored": prior.restore(measured, operator, build(parts["posterior"]), 0).x,
         "denoised": prior(torch.zeros(1, *SHAPE), 0.1),
         "hash": measured.hash,
     }
@@ -72,8 +71,7 @@ def test_a_prior_is_float32_on_the_cpu_whatever_the_defaults_are(saved, elsewher
     zeros = torch.zeros(2, *SHAPE, dtype=torch.float32, device="cpu")
     measured = Measurements.draw(zeros, operator, 0, "test")
     assert measured.hash == saved["hash"]
-    given = (measured.y, measured.params, measured.sigma_y)
-    restored = prior.restore(*given, operator, build(parts["posterior"]), 0).x
+    restored = prior.restore(measured, operator, build(parts["posterior"]), 0).x
     assert torch.equal(restored, saved["restored"])
 
 

@@ -57,9 +57,14 @@ def package_of(room, path):
     return ".".join([PACKAGE[room], *inside])
 
 
+#: The door of the package names what a person calls, a bench too; it loads nothing by itself.
+DOOR = ROOT / "cleanprior" / "__init__.py"
+
+
 @pytest.mark.parametrize(("room", "path"), FILES, ids=[str(p.relative_to(ROOT)) for _, p in FILES])
 def test_a_module_imports_only_its_own_room_and_the_core(room, path):
-    assert not forbidden(room, path.read_text(), package_of(room, path))
+    allowed = {"benchmarks"} if path == DOOR else set()
+    assert forbidden(room, path.read_text(), package_of(room, path)) <= allowed
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_one_restoration_costs_the_passes_that_its_sampler_names(setting, name):
     prior = method.prior(networks)
     (shared,) = use_costs(networks, prior, posterior, sampler, [], data, problem.operator)
     some = data.batch(torch.arange(8))
-    draw = prior.restore(some.y, some.params, some.sigma_y, problem.operator, posterior, 0)
+    draw = prior.restore(some, problem.operator, posterior, 0)
     assert shared["restore_forwards"] == draw.evaluations
     assert 0 < shared["restore_backwards"] <= draw.backwards
     assert shared["sample_forwards"] == config["sampler"]["steps"]

@@ -272,17 +272,14 @@ def test_a_restoration_does_not_depend_on_its_batch(
 ):
     operator = make_operator(operator_name, SHAPE, "sigma=0.1")
     data = Measurements.draw(digits_data.test[:8], operator, 0, "test")
-    draws = [
-        prior.restore(data.y, data.params, data.sigma_y, operator, posteriors[name], 0, chunk)
-        for chunk in (1, 3, 8)
-    ]
+    draws = [prior.restore(data, operator, posteriors[name], 0, chunk) for chunk in (1, 3, 8)]
     assert draws[0].x.shape == data.y.shape
     for draw in draws[:2]:
         torch.testing.assert_close(draw.x, draws[2].x, rtol=1e-3, atol=1e-4)
         assert (draw.evaluations, draw.backwards) == (draws[2].evaluations, draws[2].backwards)
-    again = prior.restore(data.y, data.params, data.sigma_y, operator, posteriors[name], 0, 8)
+    again = prior.restore(data, operator, posteriors[name], 0, 8)
     assert torch.equal(again.x, draws[2].x)
-    other = prior.restore(data.y, data.params, data.sigma_y, operator, posteriors[name], 1, 8)
+    other = prior.restore(data, operator, posteriors[name], 1, 8)
     assert not torch.allclose(other.x, draws[2].x, atol=1e-3)
 
 
@@ -291,5 +288,5 @@ def test_drawing_leaves_the_global_generator_alone(prior, posteriors, make_opera
     data = Measurements.draw(digits_data.test[:2], operator, 0, "test")
     before = torch.get_rng_state()
     prior.sample(2, Heun(3, 0.05, 5.0, 7.0), 0)
-    prior.restore(data.y, data.params, data.sigma_y, operator, posteriors["mmps"], 0)
+    prior.restore(data, operator, posteriors["mmps"], 0)
     assert torch.equal(torch.get_rng_state(), before)

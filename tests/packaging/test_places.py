@@ -81,3 +81,37 @@ def test_without_any_installation_one_line_says_so(monkeypatch, capsys):
     assert cli._run() == 2
     told = capsys.readouterr().err
     assert "cleanprior is not installed for this Python" in told and told.count("\n") == 1
+
+
+SCRIPT = """\
+import cleanprior as cp
+
+A = cp.operator("inpainting", (1, 28, 28), p=0.6, sigma=0.05)
+y = cp.Measurements.load("mine.npz")
+prior = cp.train("em_mmps", y, A, budget=96_000)
+x = prior.restore(y[:16], A).x
+samples = prior.sample(64)
+prior.save("prior")
+again = cp.load("prior")
+table = cp.bench(["ambient", "em_mmps"], operator="inpainting", seeds=3).table
+reveal_type(prior)
+reveal_type(x)
+reveal_type(again)
+reveal_type(table)
+"""
+
+
+def test_a_script_of_a_user_passes_strict_types(installed, tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    # What lies on MYPYPATH is checked as the user's own; the package's own run checks it.
+    command = ["-m", "mypy", "--strict", "--follow-imports=silent", "--no-incremental"]
+    command += ["--disable-error-code=no-any-unimported", "script.py"]
+    libraries = [p for p in sys.path if p.endswith("site-packages")]
+    env = {**os.environ, "MYPYPATH": str(installed), "PYTHONPATH": os.pathsep.join(libraries)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in ("cleanprior.prior.Prior", "torch._tensor.Tensor", "pandas.core.frame.DataFrame"):
+        assert f'"{kind}"' in done.stdout, done.stdout

@@ -1,0 +1,146 @@
+"""``cleanprior.bench``: a benchmark from Python, and what it gives back."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cleanprior.errors import UserError
+from cleanprior.options import live_progress
+from cleanprior.progress import Progress
+from cleanprior.terminal import Screen
+
+from .report import Report, report
+from .request import Request
+from .runner import Part, run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished benchmark.
+
+    Attributes:
+        tables: The numbers of each problem, a row a method, by the problem's name.
+        verdicts: What each table says, in two sentences.
+        page: The page with tables, plots and pictures; opens offline.
+        is_sound: Whether no row failed or diverged.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    verdicts: dict[str, str]
+    page: Path
+    is_sound: bool
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The numbers of all problems, a row a method; ``problem`` tells several apart."""
+        if len(self.tables) == 1:
+            return next(iter(self.tables.values()))
+        parts = [frame.assign(problem=name) for name, frame in self.tables.items()]
+        return pd.concat(parts, ignore_index=True)
+
+
+def bench(
+    methods: Sequence[str] | str | None = None,
+    *,
+    operator: Sequence[str] | str | None = None,
+    data: str | None = None,
+    seeds: int | Sequence[int] | None = None,
+    bench: str = "default",
+    table: str | None = None,
+    scale: str = "cpu",
+    references: bool = True,
+    force: Sequence[str] | str = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    out: str | Path = "runs",
+    progress: bool = True,
+) -> Result:
+    """Train methods on identical measurements and compare them; what is finished is not run again.
+
+    The same cells, records and files as ``cleanprior bench``.
+
+    Arguments:
+        methods: Rows of the table; None takes the benchmark's.
+        operator: One operator, or several: a table each.
+        data: The data set.
+        seeds: How many training seeds, or which.
+        bench: Name in ``configs/bench``.
+        table: Name of a paper's table, in its place.
+        scale: Of a paper's table: ``cpu``, ``gpu`` or ``paper``.
+        references: Whether the rows that anchor the table (observations, oracle, ...) are added.
+        force: Rows to train again.
+        overrides: For every row, ``{"operator.p": 0.8}`` or ``["operator.p=0.8"]``.
+        out: Folder of all runs.
+        progress: Whether progress is shown on stderr.
+
+    Raises:
+        UserError: A name, key or value that does not exist, before any compute.
+    """
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={_text(value)}" for key, value in overrides.items()]
+    request = Request(
+        bench=bench,
+        table=table,
+        scale=scale,
+        methods=_names("methods", methods),
+        operators=_names("operator", operator),
+        data=data,
+        seeds=seeds,
+        overrides=list(overrides),
+        with_references=references,
+    )
+    shown = live_progress() if progress else Progress()
+    screen = Screen(is_silent=True)
+    made = run_request(request, Path(out), screen, shown, _names("force", force) or ())
+    return Result(
+        tables={s.tab: s.summary for s in made.sheets},
+        verdicts={s.tab: s.verdict for s in made.sheets},
+        page=made.page,
+        is_sound=made.is_sound,
+    )
+
+
+def run_request(
+    request: Request,
+    out: Path,
+    screen: Screen,
+    progress: Progress,
+    forced: Collection[str] = (),
+    part: Part | None = None,
+) -> Report:
+    """Train what a request lacks, and write its tables and its page.
+
+    Arguments:
+        request: What was asked for.
+        out: Folder of all runs.
+        screen: Where the tables are printed.
+        progress: Where progress is shown.
+        forced: Rows to train again.
+        part: The share of this process; None for all.
+    """
+    plan = request.plan(list(forced))
+    run(plan, out, forced, progress, part or Part())
+    request.write(out / "tables" / plan.key)
+    return report(plan, out, screen)
+
+
+def _names(argument: str, given: Sequence[str] | str | None) -> list[str] | None:
+    """Return names as a list, each once; a text may hold several with commas between them."""
+    if given is None:
+        return None
+    listed = given.split(",") if isinstance(given, str) else given
+    names = list(dict.fromkeys(n.strip() for n in listed if n.strip()))
+    if not names and given:
+        raise UserError(f"{argument}={given!r} names nothing; leave it out, or give names")
+    return names or None
+
+
+def _text(value: Any) -> str:
+    """Return a value as the command line takes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_text(v) for v in value)}]"
+    return str(value)

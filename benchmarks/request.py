@@ -1,0 +1,100 @@
+"""What a benchmark was asked for, kept beside its tables to make them again. No torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cleanprior.errors import UserError
+from cleanprior.files import write_text
+
+from . import described
+from .plan import Plan, check_forced, make_plan
+
+FILE = "request.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of ``cleanprior bench``; None leaves an answer to the benchmark.
+
+    Attributes:
+        bench: Name of a benchmark's configuration.
+        table: Name of a paper's table, in its place.
+        scale: Of a paper's table: ``cpu``, ``gpu`` or ``paper``.
+        methods: Its rows.
+        operators: One table each.
+        data: The data set.
+        seeds: How many training seeds, or which; see
+            :func:`cleanprior.benchmarks.plan.chosen_seeds`.
+        overrides: ``key=value`` for every row.
+        with_references: Whether the rows that anchor a table are added.
+    """
+
+    bench: str = "default"
+    table: str | None = None
+    scale: str = "cpu"
+    methods: Sequence[str] | None = None
+    operators: Sequence[str] | None = None
+    data: str | None = None
+    seeds: int | str | Sequence[int] | None = None
+    overrides: Sequence[str] = ()
+    with_references: bool = True
+
+    def plan(self, forced: Sequence[str] = ()) -> Plan:
+        """Compose and check every cell.
+
+        Arguments:
+            forced: Rows that will be trained again.
+
+        Raises:
+            UserError: A name, key or value that does not exist.
+        """
+        if self.table is None:
+            chosen = described.bench(self.bench)
+        else:
+            chosen = described.table(self.table, self.scale)
+        plan = make_plan(
+            chosen,
+            self.methods,
+            self.operators,
+            self.data,
+            self.seeds,
+            self.overrides,
+            self.with_references,
+        )
+        check_forced(plan, forced)
+        return plan
+
+    def write(self, folder: Path) -> None:
+        """Write the request beside its tables."""
+        write_text(folder / FILE, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Request":
+        """Read the request of a folder of tables.
+
+        Raises:
+            UserError: There is none, or it is damaged.
+        """
+        path = folder / FILE
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            known = sorted(str(p.parent) for p in Path("runs/tables").glob(f"*/{FILE}"))
+            there = f"; there are: {', '.join(known)}" if known else ""
+            raise UserError(
+                f"'{folder}' holds no {FILE}: give the folder that `cleanprior bench` printed as "
+                f"that of its page{there}"
+            ) from error
+        try:
+            request = cls(**json.loads(text))
+            request.plan()
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"'{path}' is damaged; run `cleanprior bench` again, which trains nothing that is "
+                "finished"
+            ) from error
+        return request

@@ -1,0 +1,316 @@
+"""What a person calls from Python: parts by their name in the configuration, and training.
+
+Every default is the YAML's: ``cp.method("em", pool=0.25)`` reads ``configs/method/em.yaml`` and
+changes one key of it. A name, key or value that does not exist is a
+:class:`~cleanprior.errors.UserError` (a ``ValueError``) before any compute.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .config import Config, build, compose
+from .data.datasets import CleanData
+from .data.measured import MeasuredData, check_split
+from .data.measurements import Measurements
+from .defaults import exact_products
+from .diffusion.posterior import PosteriorSampler
+from .diffusion.samplers import Sampler
+from .errors import UserError
+from .files import write_text
+from .notices import tell
+from .operators.base import ImageShape, Operator
+from .operators.building import build_operator, state_hash
+from .options import live_progress
+from .parts import part
+from .prior import Prior
+from .progress import Progress
+from .run import load_prior
+from .training.method import Method, Problem
+from .training.trainer import Trainer
+
+#: Beside a prior that :func:`train` keeps: what it was trained on.
+KEY = "training.json"
+#: Values of images may leave [-1, 1] by this much.
+RANGE = 1.001
+
+
+def operator(name: str, image_shape: ImageShape, *, seed: int = 0, **changes: Any) -> Operator:
+    """Build a forward operator y = A x + noise by its name in ``configs/operator``.
+
+    Arguments:
+        name: ``inpainting``, ``denoising``, ``blur``, ...: see ``cleanprior list operators``.
+        image_shape: Shape of one image, (channels, height, width).
+        seed: Data seed, for an operator that is drawn once itself (angles, a sensing matrix).
+        changes: Keys of its YAML, e.g. ``p=0.6, sigma=0.05``.
+
+    Raises:
+        UserError: No such operator or key, or a value that it refuses.
+    """
+    config = compose([f"operator={name}"], {"operator": changes})["operator"]
+    channels, height, width = image_shape
+    found = build_operator(config, (int(channels), int(height), int(width)), seed)
+    found.config = config
+    return found
+
+
+def measure(
+    images: Float[Tensor, "n c h w"] | np.ndarray, operator: Operator, seed: int = 0
+) -> Measurements:
+    """Simulate measurements of clean images, once: operator parameters and noise from one seed.
+
+    Arguments:
+        images: (n, c, h, w), values in [-1, 1].
+        operator: The forward operator.
+        seed: Data seed. The command line's measurements of the same images are the same bytes.
+
+    Raises:
+        UserError: Another shape or range, NaN.
+    """
+    x = torch.as_tensor(images).detach().cpu()
+    if x.dim() != 4 or tuple(x.shape[1:]) != operator.image_shape:
+        needed = ", ".join(map(str, operator.image_shape))
+        raise UserError(f"images have shape {tuple(x.shape)}; needed: (n, {needed})")
+    if not x.is_floating_point():
+        raise UserError(f"images hold {x.dtype}; needed: floats in [-1, 1], e.g. x / 127.5 - 1")
+    x = x.float()
+    if not torch.isfinite(x).all() or x.abs().max() > RANGE:
+        raise UserError(f"images lie in [{x.min():.4g}, {x.max():.4g}]; needed: [-1, 1] and no NaN")
+    return Measurements.draw(x, operator, seed, "train")
+
+
+def dataset(name: str, **changes: Any) -> CleanData | MeasuredData:
+    """Load a data set by its name in ``configs/data``, with its ``train`` and ``test`` split.
+
+    Arguments:
+        name: ``digits``, ``folder``, ...: see ``cleanprior list datasets``.
+        changes: Keys of its YAML, e.g. ``path="images", resolution=32``.
+
+    Raises:
+        UserError: No such data set or key, or files that cannot be read.
+    """
+    found: CleanData | MeasuredData = part("data", name, **changes)
+    return found
+
+
+def method(name: str, **changes: Any) -> Method:
+    """Build an installed method with the values of its YAML, some of them changed.
+
+    Arguments:
+        name: ``ambient``, ``em``, ...: see ``cleanprior list methods``.
+        changes: Keys of its YAML.
+
+    Raises:
+        UserError: No such method or key, or a value that it refuses.
+    """
+    config = compose([f"method={name}"], {"method": changes})["method"]
+    found: Method = build(config)
+    found.config = config
+    return found
+
+
+#: :func:`train` has a parameter of that name.
+method_named = method
+
+
+def posterior(name: str, **changes: Any) -> PosteriorSampler:
+    """Build a sampler of p(x|y) by its name in ``configs/posterior``; ``changes`` are its keys."""
+    found: PosteriorSampler = part("posterior", name, **changes)
+    return found
+
+
+def sampler(name: str, **changes: Any) -> Sampler:
+    """Build a sampler of p(x) by its name in ``configs/sampler``; ``changes`` are its keys."""
+    found: Sampler = part("sampler", name, **changes)
+    return found
+
+
+def load(folder: str | Path) -> Prior:
+    """Read a prior from its folder, or from the folder of the cell that trained it.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    return load_prior(Path(folder))
+
+
+def train(
+    method: str | Method,
+    measurements: Measurements,
+    operator: Operator,
+    *,
+    budget: int | None = None,
+    seed: int = 0,
+    clean: Float[Tensor, "k c h w"] | None = None,
+    backbone: str | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    **training: Any,
+) -> Prior:
+    """Train a prior on measurements; the same weights as ``cleanprior train`` gives, bit for bit.
+
+    Arguments:
+        method: An installed method's name, or one of :func:`method`.
+        measurements: What it learns from.
+        operator: Their operator.
+        budget: Images that the denoiser sees; None takes the YAML's.
+        seed: Training seed: weights, batches, diffusion noise.
+        clean: The clean images that the method is entitled to, in [-1, 1] and exactly that many
+            (``em``: 50); None for a method that needs none.
+        backbone: Name in ``configs/backbone``; None takes the default.
+        folder: Where checkpoints and the finished prior are kept. An interrupted call goes on from
+            there, and a finished one returns the prior at once. None keeps nothing.
+        progress: Whether progress is shown on stderr.
+        training: Further keys of ``configs/training``, e.g. ``lr=1e-3, device="cpu"``.
+
+    Raises:
+        UserError: Measurements that are not the operator's, a method that cannot be trained on
+            them, another number of clean images, a folder of another training, divergence.
+    """
+    exact_products()
+    learner = method_named(method) if isinstance(method, str) else method
+    config = _config(learner, operator, budget, seed, backbone, training)
+    name = config["method"]["name"]
+    tell(check_split(measurements, operator))
+    operator = operator.with_law_of(measurements.params)
+    trainer: Trainer = build(config["training"])
+    problem = Problem(
+        operator=operator,
+        operator_name=config["operator"]["name"],
+        backbone={k: v for k, v in config["backbone"].items() if k not in ("name", "about")},
+        sigma_data=trainer.sigma_data,
+        sigma_y=operator.sigma,
+        autocast=trainer.autocast,
+        seed=seed,
+    )
+    _check(name, learner, problem, clean, trainer)
+    kept = None if folder is None else Path(folder)
+    if kept is not None:
+        _claim(kept, config, learner, measurements, operator, clean)
+        if (kept / "prior" / "prior.yaml").is_file():
+            return Prior.load(kept / "prior")
+    shown = live_progress() if progress else Progress()
+    with shown.live():
+        averaged, report = trainer.fit(learner, problem, measurements, seed, kept, clean, shown)
+    if report.status != "done":
+        raise UserError(f"{name} {report.status}: its loss is not finite; try a smaller lr")
+    prior = learner.prior(averaged)
+    assert prior is not None  # _check has asked
+    prior.about = {
+        "method": name,
+        "operator": config["operator"]["name"],
+        "data": "measurements",
+        "seed": seed,
+        "measurements_sha256": measurements.hash,
+        "config": config,
+    }
+    if kept is not None:
+        prior.save(kept / "prior")
+    return prior
+
+
+def _config(
+    method: Method,
+    operator: Operator,
+    budget: int | None,
+    seed: int,
+    backbone: str | None,
+    training: Mapping[str, Any],
+) -> Config:
+    """Return the composed configuration of a training, as the prior's card remembers it."""
+    chosen = ["data=measurements", f"seed={seed}"]
+    kept: dict[str, Mapping[str, Any]] = {}
+    if method.config is not None:
+        chosen.append(f"method={method.config['name']}")
+        kept["method"] = method.config
+    if backbone is not None:
+        chosen.append(f"backbone={backbone}")
+    known = operator.config
+    if known is not None:
+        chosen.append(f"operator={known['name']}")
+        kept["operator"] = known
+    kept["training"] = training if budget is None else {**training, "budget": budget}
+    config = compose(chosen, kept)
+    if known is None:
+        config["operator"] = {"name": operator.name, "sigma": operator.sigma}
+    if method.config is None:
+        config["method"] = {"name": method.name, "clean_images": method.clean_images}
+    return config
+
+
+def _check(
+    name: str, learner: Method, problem: Problem, clean: Tensor | None, trainer: Trainer
+) -> None:
+    """Refuse what cannot be trained, before any compute.
+
+    Raises:
+        UserError: The reason.
+    """
+    if (reason := learner.supports(problem)) is not None:
+        raise UserError(reason)
+    wanted, given = learner.clean_images, 0 if clean is None else len(clean)
+    if clean is not None and tuple(clean.shape[1:]) != problem.image_shape:
+        raise UserError(
+            f"clean images have shape {tuple(clean.shape)}; the operator's are "
+            f"{problem.image_shape}"
+        )
+    if (wanted == "all" and given == 0) or (wanted != "all" and int(wanted) != given):
+        raise UserError(f"{name} starts from {wanted} clean images; clean= holds {given}")
+    learner.setup(problem, trainer.device)
+    if learner.networks() and learner.prior(dict(learner.networks())) is not None:
+        return
+    raise UserError(
+        f"{name} learns no denoiser, so that there is no prior to return; "
+        f"`cleanprior bench --methods {name}` evaluates what it learns"
+    )
+
+
+def _claim(
+    folder: Path,
+    config: Config,
+    learner: Method,
+    measurements: Measurements,
+    operator: Operator,
+    clean: Tensor | None,
+) -> None:
+    """Mark a folder as that of one training, or check that it is.
+
+    Raises:
+        UserError: It belongs to another training, or holds other files.
+    """
+    described = {
+        "config": {k: config[k] for k in ("operator", "backbone", "training", "seed")},
+        "method": [type(learner).__module__, type(learner).__qualname__, repr(asdict(learner))],
+        "measurements": measurements.hash,
+        "operator": state_hash(operator),
+        "clean": None if clean is None else _digest(clean),
+    }
+    text = json.dumps(described, sort_keys=True, default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = folder / KEY
+    if not path.is_file():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"'{folder}' holds other files; name a new or an empty folder")
+        write_text(path, json.dumps({"key": key, "config": config}, indent=1, default=str))
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"'{path}' is damaged; name another folder") from error
+    if found != key:
+        raise UserError(
+            f"'{folder}' is that of another training (method, measurements, operator, seed or a "
+            "value differs); name another folder"
+        )
+
+
+def _digest(x: Tensor) -> str:
+    return hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
