@@ -57,9 +57,8 @@ from cleanprior.diffusion.samplers import LevelledSampler, Sampler
 from cleanprior.operators import Params
 from cleanprior.operators.base import take
 from cleanprior.operators.identifiability import weakest
-from cleanprior.prior import Prior
 from cleanprior.seeding import generator_for
-from cleanprior.training import Loss, Method, Problem, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Way
 
 from .further import flip_together, hidden_share
 from .guidance import NORMS, Guidance
@@ -85,7 +84,7 @@ def hidden_block(mask: Tensor) -> str:
 
 
 @dataclass(kw_only=True)
-class Ambient(Method):
+class Ambient(DenoiserMethod):
     """Ambient Diffusion for noise-free random operators with a further corruption.
 
     Arguments:
@@ -218,9 +217,6 @@ class Ambient(Method):
         preconditioning = self.preconditioning if self._has_pixels else "edm"
         self.denoiser = self.problem.denoiser(channels, preconditioning)
 
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
-
     def _further(self, batch: Batch, generator: Generator) -> Params:
         operator = self.problem.operator
         if self.resample_further:
@@ -293,9 +289,6 @@ class Ambient(Method):
             for name, image in zip(("kept", "erased"), images, strict=True)
         }
         return Loss(((images[0] + images[1]) ** 2).sum() / count, parts)
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
         """One-step restoration, and generation through fixed A-tilde (Eqs. 3.3 and 3.4)."""

@@ -51,9 +51,8 @@ from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.diffusion.samplers import LevelledSampler
-from cleanprior.prior import Prior
 from cleanprior.seeding import generator_for, randn_like
-from cleanprior.training import Loss, Method, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
 
 from .augmentation import AUGMENTATIONS, augment
 from .consistency import Consistency
@@ -108,7 +107,7 @@ def tweedie_loss(
 
 
 @dataclass(kw_only=True)
-class AmbientTweedie(Method):
+class AmbientTweedie(DenoiserMethod):
     """Denoising above the noise of the data, with consistency below it as an option.
 
     Arguments:
@@ -176,12 +175,6 @@ class AmbientTweedie(Method):
         ]
         return replace(batch, y=y + per_image(spread) * randn_like(y, generators), sigma_y=level)
 
-    def build(self) -> None:  # noqa: D102
-        self.denoiser = self.problem.denoiser()
-
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
-
     def rounds(self, budget: int) -> Sequence[Round]:
         """Plan training without consistency and, where it is on, fine-tuning with it."""
         if self.consistency.weight == 0:
@@ -231,9 +224,6 @@ class AmbientTweedie(Method):
         return (residual * (sigma_y > 0)).mean()
 
     # -- result --------------------------------------------------------------------------------
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
         r"""One-step restoration, and sampling that stops at sigma_y with the denoised mean.

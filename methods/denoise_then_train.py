@@ -34,14 +34,13 @@ from torch import Generator, Tensor, nn
 from cleanprior.checks import check_choice
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
-from cleanprior.prior import Prior
-from cleanprior.training import Loss, Method, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
 
 from .sure_score import PROBES, OneStep, denoise_and_divergence, draw_probe, stein_risk
 
 
 @dataclass(kw_only=True)
-class DenoiseThenTrain(Method):
+class DenoiseThenTrain(DenoiserMethod):
     """A denoiser by Stein's risk, then a prior of its outputs.
 
     Arguments:
@@ -121,9 +120,6 @@ class DenoiseThenTrain(Method):
         self._session.count("evaluations", float(len(batch)))
         return Loss(stein_risk(f, divergence, batch.y, batch.sigma_y).mean())
 
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])
-
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
         """Restoration by stage 1, one evaluation."""
         restorer = averaged["restorer"]
@@ -132,7 +128,7 @@ class DenoiseThenTrain(Method):
 
 
 @dataclass(kw_only=True)
-class PinvThenTrain(Method):
+class PinvThenTrain(DenoiserMethod):
     """A prior of pseudo-inverses.
 
     Arguments:
@@ -150,12 +146,6 @@ class PinvThenTrain(Method):
         if self.chunk < 1:
             raise ValueError(f"chunk={self.chunk}; allowed: 1 or more")
 
-    def build(self) -> None:  # noqa: D102
-        self.denoiser = self.problem.denoiser()
-
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
-
     def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
         data = session.measurements
         stored, _ = session.store.once("restorations", lambda: (self._invert(data), {}))
@@ -171,6 +161,3 @@ class PinvThenTrain(Method):
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
         assert batch.images is not None
         return Loss(denoising_loss(self.denoiser, batch.images, generator))
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])

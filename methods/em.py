@@ -41,19 +41,18 @@ References:
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, denoising_loss
 from cleanprior.diffusion.gaussian import MAX_PIXELS
 from cleanprior.diffusion.low_rank import cheaper_fit
 from cleanprior.diffusion.posterior import DPS, GuidedSampler, PosteriorSampler, draw_in_chunks
-from cleanprior.prior import Prior
-from cleanprior.training import Loss, Method, Problem, Round, Session
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session
 
 from .em_start import exact_draws, fit_start
 from .em_steps import (
@@ -79,7 +78,7 @@ CHOICES = {
 
 
 @dataclass(kw_only=True)
-class EM(Method):
+class EM(DenoiserMethod):
     """EM over a diffusion prior.
 
     Arguments:
@@ -191,12 +190,6 @@ class EM(Method):
                 f"have {size}: use gaussian=low_rank"
             )
         return reason
-
-    def build(self) -> None:  # noqa: D102
-        self.denoiser = self.problem.denoiser()
-
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
 
     def rounds(self, budget: int) -> Sequence[Round]:  # noqa: D102
         reset = round(budget * self.reset_share)
@@ -395,6 +388,3 @@ class EM(Method):
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
         assert batch.images is not None
         return Loss(denoising_loss(self.denoiser, batch.images, generator))
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])

@@ -54,9 +54,8 @@ from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss, per_image
 from cleanprior.diffusion.gaussian import MAX_PIXELS
 from cleanprior.operators.base import ImageShape, likelihood_sigma, take
-from cleanprior.prior import Prior
 from cleanprior.seeding import randn_like
-from cleanprior.training import Loss, Method, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
 
 from .flow import PosteriorFlow, feature_count
 from .flow_bound import LEVELS, NoiseLevels, diffusion_term
@@ -81,7 +80,7 @@ RAMP = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(kw_only=True)
-class FlowDiff(Method):
+class FlowDiff(DenoiserMethod):
     """Joint training of a conditional flow and a diffusion prior on measurements.
 
     Arguments:
@@ -317,9 +316,6 @@ class FlowDiff(Method):
         )
 
     # -- results -------------------------------------------------------------------------------
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
         """Draws of the flow; no denoiser is evaluated."""

@@ -44,9 +44,8 @@ from cleanprior.diffusion.denoiser import Denoise, Denoiser, edm_weight
 from cleanprior.diffusion.samplers import LevelledSampler
 from cleanprior.diffusion.spectral import Spectrum
 from cleanprior.operators import Operator
-from cleanprior.prior import Prior
 from cleanprior.seeding import bernoulli, generator_for
-from cleanprior.training import Loss, Method, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
 
 #: The authors' weight of the divergence, in every configuration they publish.
 OFFICIAL_WEIGHT = 1e-4
@@ -186,7 +185,7 @@ def singular_values(operator: Operator) -> Tensor | None:
 
 
 @dataclass(kw_only=True)
-class GSUREDiffusion(Method):
+class GSUREDiffusion(DenoiserMethod):
     """GSURE-Diffusion for random masks, Fourier masks and the identity, with or without noise.
 
     Arguments:
@@ -270,9 +269,6 @@ class GSUREDiffusion(Method):
         assert values is not None
         self.floor = self.problem.sigma_y / float(values[values > 1e-5].min())
 
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
-
     def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         """Estimate E[P] over the parameters of all training measurements."""
         total: Tensor | None = None
@@ -311,9 +307,6 @@ class GSUREDiffusion(Method):
         weight = weight / math.prod(self.problem.image_shape)
         parts = {"data": (weight * data).mean(), "divergence": (weight * divergence).mean()}
         return Loss(parts["data"] + parts["divergence"], {k: v.detach() for k, v in parts.items()})
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
         """With noise, sampling that stops at the least trained level and denoises once."""

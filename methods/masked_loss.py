@@ -15,30 +15,28 @@ References:
     arXiv:2305.19256
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, nn
+from torch import Generator
 
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import draw_sigma, edm_weight, per_image
-from cleanprior.prior import Prior
-from cleanprior.training import Loss, Method
+from cleanprior.training import DenoiserMethod, Loss
 
 
 @dataclass(kw_only=True)
-class MaskedLoss(Method):
+class MaskedLoss(DenoiserMethod):
     """Fit observed pixels with a denoiser that is told which they are."""
 
     gaps = "mask"
     needs: Sequence[str] = ("FIXED", "MASK")
 
-    def build(self) -> None:  # noqa: D102
-        self.denoiser = self.problem.denoiser(self.problem.operator.description_channels)
-
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
+    @property
+    def condition_channels(self) -> int:
+        """The mask."""
+        return self.problem.operator.description_channels
 
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
         operator, y = self.problem.operator, batch.y
@@ -49,6 +47,3 @@ class MaskedLoss(Method):
         error = (self.denoiser(y + per_image(sigma) * noise, sigma, mask) - y) ** 2
         weight = edm_weight(sigma, self.denoiser.sigma_data)
         return Loss((weight * seen * error).sum() / seen.sum().clamp_min(1))
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])

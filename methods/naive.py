@@ -13,29 +13,21 @@ References:
     arXiv:2307.00467
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, nn
+from torch import Generator
 
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import draw_sigma, edm_weight, per_image
-from cleanprior.prior import Prior
-from cleanprior.training import Loss, Method
+from cleanprior.training import DenoiserMethod, Loss
 
 
 @dataclass(kw_only=True)
-class Naive(Method):
+class Naive(DenoiserMethod):
     """Fit what was measured, scored on observed pixels."""
 
     gaps = "mask"
-
-    def build(self) -> None:  # noqa: D102
-        self.denoiser = self.problem.denoiser()
-
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
 
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
         operator = self.problem.operator
@@ -48,6 +40,3 @@ class Naive(Method):
         error = (self.denoiser(u + per_image(sigma) * noise, sigma) - u) ** 2
         weight = edm_weight(sigma, self.denoiser.sigma_data)
         return Loss((weight * seen * error).sum() / seen.sum().clamp_min(1))
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])

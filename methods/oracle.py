@@ -8,20 +8,18 @@ References:
     arXiv:2206.00364
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, nn
+from torch import Generator
 
 from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import denoising_loss
-from cleanprior.prior import Prior
-from cleanprior.training import Loss, Method, Round, Session
+from cleanprior.training import DenoiserMethod, Loss, Round, Session
 
 
 @dataclass(kw_only=True)
-class Oracle(Method):
+class Oracle(DenoiserMethod):
     """Train on clean images: how well the pipeline does when nothing is missing.
 
     Arguments:
@@ -30,12 +28,6 @@ class Oracle(Method):
 
     clean_images: int | str = "all"
 
-    def build(self) -> None:  # noqa: D102
-        self.denoiser = self.problem.denoiser()
-
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
-
     def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
         assert session.clean is not None, "the runner hands clean images to an entitled method"
         return Images(session.clean, session.measurements, torch.arange(len(session.clean)))
@@ -43,6 +35,3 @@ class Oracle(Method):
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
         assert batch.images is not None
         return Loss(denoising_loss(self.denoiser, batch.images, generator))
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])

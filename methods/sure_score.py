@@ -55,9 +55,8 @@ from cleanprior.capabilities import required
 from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
-from cleanprior.prior import Prior
 from cleanprior.seeding import scoped_rng
-from cleanprior.training import Loss, Method, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
 
 PROBES = ("rademacher", "gaussian")
 DIVERGENCES = ("jvp", "finite")
@@ -160,7 +159,7 @@ def stein_risk(
 
 
 @dataclass(kw_only=True)
-class SureScore(Method):
+class SureScore(DenoiserMethod):
     """One denoiser, fitted by Stein's risk at sigma_y and by score matching on its own outputs.
 
     Arguments:
@@ -237,9 +236,6 @@ class SureScore(Method):
             # A difference of 1e-3 drowns in the rounding of bf16.
             self.denoiser.autocast = None
 
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
-        return {"denoiser": self.denoiser}
-
     # -- stages --------------------------------------------------------------------------------
 
     def stage_weight(self, stage: int) -> float:
@@ -303,9 +299,6 @@ class SureScore(Method):
         return (edm_weight(sigma, self.denoiser.sigma_data) * error).mean()
 
     # -- result --------------------------------------------------------------------------------
-
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
-        return self.make_prior(averaged["denoiser"])
 
     def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
         """Restoration by f(y), one evaluation."""
