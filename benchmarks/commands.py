@@ -7,8 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cleanprior.cells.folder import cells_below
+from cleanprior.cells.record import Record
 from cleanprior.config import GROUPS, Config, compose, registry_defaults
-from cleanprior.records import Record
 
 #: Keys that no override sets.
 _FIXED = ("name", "about", "capabilities")
@@ -59,10 +60,10 @@ def from_here(folder: Path) -> Path:
 
 def priors(out: Path) -> dict[str, Path]:
     """Return the folder of each prior below a folder of runs, by its record's ``cell``."""
-    found = {}
-    for record in out.glob("cells/*/record-*.json"):
-        if (prior := record.parent / "prior").is_dir():
-            found[record.stem.removeprefix("record-")] = prior
+    found: dict[str, Path] = {}
+    for files in cells_below(out):
+        if files.prior.is_dir():
+            found |= dict.fromkeys(files.records(), files.prior)
     return found
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from cleanprior.cells.record import Record
 from cleanprior.files import write_text
-from cleanprior.records import Record
 
 from .plan import Problem
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleanprior import registry
-from cleanprior.records import Record, is_finished
+from cleanprior.cells.record import Record, is_finished
 
 from . import statistics
 from .numbers import significant, with_spread

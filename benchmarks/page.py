@@ -15,9 +15,9 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
+from cleanprior.cells.record import Record, is_finished
 from cleanprior.files import write_text
 from cleanprior.metric_names import describe, in_order
-from cleanprior.records import Record, is_finished
 
 from . import commands
 from .matrix import matrix

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.numpy import load_file
 
+from cleanprior.cells.folder import CellFolder
+from cleanprior.cells.record import Record, is_finished
 from cleanprior.config import Config
 from cleanprior.files import write_bytes, write_text
-from cleanprior.records import Record, is_finished, pictures_path
 
 from . import tiles
 from .plan import Problem
@@ -128,7 +129,7 @@ def _collect(problem: Problem, records: dict[str, list[Record]], out: Path) -> _
         if place is None:
             continue
         config: Config = problem.cells[method][place]
-        pictures = load_file(pictures_path(out, config))
+        pictures = load_file(CellFolder(out, config).pictures)
         if not found.measured:
             label = str(cells[place].get("evaluation", {}).get("observations") or "measurements")
             found.measured.append(Strip(label, pictures["measurement"], pictures.get("seen")))

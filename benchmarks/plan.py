@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cleanprior import capabilities, registry
-from cleanprior.config import GROUPS, Config, compose, placeless, registry_defaults
+from cleanprior.cells.identity import placeless
+from cleanprior.config import GROUPS, Config, compose, registry_defaults
 from cleanprior.errors import UserError, unknown
 
 from .described import Beside, Case, Description

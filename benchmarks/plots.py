@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from cleanprior.cells.record import Record, is_finished
 from cleanprior.files import write_bytes
-from cleanprior.records import Record, is_finished
 
 from . import figures
 from .figures import png, styled

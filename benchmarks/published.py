@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from cleanprior.cells.record import Record, is_finished
 from cleanprior.errors import UserError, unknown
-from cleanprior.records import Record, is_finished
 
 from .plan import Problem
 from .tables import DASH, SIGNIFICANT, number, row_name

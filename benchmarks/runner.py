@@ -4,10 +4,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from cleanprior.cells.folder import CellFolder
+from cleanprior.cells.record import Record, is_finished, read_record, write_failure
 from cleanprior.config import Config
 from cleanprior.errors import UserError
 from cleanprior.progress import Progress
-from cleanprior.records import Record, cell_folder, is_finished, read_record, write_failure
 
 from .plan import Plan, Problem, refusal
 
@@ -51,7 +52,7 @@ def pending(
     return [
         (row, config)
         for row, config in cells[part.number - 1 :: part.of]
-        if row in forced or not is_finished(read_record(out, config))
+        if row in forced or not is_finished(read_record(CellFolder(out, config)))
     ]
 
 
@@ -78,27 +79,27 @@ def run(
 
     for _, config in todo:
         try:
-            Cell(config, out)
+            Cell(CellFolder(out, config))
         except UserError:
             raise
         except Exception:
             continue  # no value's fault: it comes again below, where it becomes a row
     retrained: set[Path] = set()  # problems that differ in evaluation alone share a training
     for number, (row, config) in enumerate(todo):
-        if row not in forced and is_finished(read_record(out, config)):
+        folder = CellFolder(out, config)  # now: a user's files may have changed meanwhile
+        if row not in forced and is_finished(read_record(folder)):
             continue  # by another process, since this one began
         progress.say(
             f"[{number + 1}/{len(todo)}] {row} on {config['operator']['name']}, "
             f"{config['data']['name']}, seed {config['seed']}"
         )
-        folder = cell_folder(out, config)
         try:
-            run_cell(config, out, progress, row in forced and folder not in retrained)
-            retrained.add(folder)
+            run_cell(folder, progress, row in forced and folder.path not in retrained)
+            retrained.add(folder.path)
         except Exception as error:
             # The boundary of a cell: what a method, a file or a disk raises is its row's status.
-            status = write_failure(out, config, error)["status"]
-            progress.say(f"  {row} {status} ({folder}/error.txt)")
+            status = write_failure(folder, error)["status"]
+            progress.say(f"  {row} {status} ({folder.files.error})")
 
 
 def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
@@ -112,7 +113,7 @@ def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
         found[method] = []
         for config in configs:
             reason = refusal(config)
-            record = read_record(out, config)
+            record = read_record(CellFolder(out, config))
             if reason is not None:
                 record = {"status": f"skipped: {reason}"}
             record = record or {"status": "not run"}

@@ -9,6 +9,7 @@ from cleanprior.files import check_folder
 from cleanprior.options import GIVEN, Out
 
 if TYPE_CHECKING:
+    from cleanprior.cells.folder import CellFiles
     from cleanprior.selection import Scores
 
 
@@ -29,9 +30,9 @@ def snapshots(
     """Compare the snapshots of a trained cell by their samples, without clean images."""
     from rich.console import Console
 
+    from cleanprior.cells.folder import CellFolder
     from cleanprior.config import compose
     from cleanprior.progress import Progress
-    from cleanprior.records import cell_folder
 
     if to is not None:
         check_folder("--to", to)
@@ -39,13 +40,13 @@ def snapshots(
     from cleanprior.run import Cell
     from cleanprior.selection import save_chosen, score_snapshots
 
-    folder = cell_folder(out, config)
+    folder = CellFolder(out, config)
     with Progress(Console(stderr=True)).live() as progress:
-        cell = Cell(config, out)
-        scores = score_snapshots(cell, folder, n, progress, features)
-    write(scores, folder)
+        cell = Cell(folder)
+        scores = score_snapshots(cell, n, progress, features)
+    write(scores, folder.files)
     if to is not None:
-        save_chosen(cell, folder, scores, to)
+        save_chosen(cell, scores, to)
     for score in scores.scores:
         known = "-" if score.distance is None else f"{score.distance:.1f}"
         mark = "  <- chosen by measurements" if score == scores.chosen else ""
@@ -55,7 +56,7 @@ def snapshots(
     )
     if (line := agreement(scores)) is not None:
         typer.echo(line)
-    typer.echo(f"files: {folder / 'snapshots.csv'}, {folder / 'snapshots.png'}")
+    typer.echo(f"files: {folder.files.snapshot_table}, {folder.files.snapshot_plot}")
     if to is not None:
         typer.echo(f"prior of step {scores.chosen.step}: {to}")
 
@@ -74,7 +75,7 @@ def agreement(scores: "Scores") -> str | None:
     )
 
 
-def write(scores: "Scores", folder: Path) -> None:
+def write(scores: "Scores", files: "CellFiles") -> None:
     """Write ``snapshots.csv`` and ``snapshots.png``: both distances over the steps of training."""
     import pandas as pd
     from matplotlib.figure import Figure
@@ -84,7 +85,7 @@ def write(scores: "Scores", folder: Path) -> None:
     from .plots import png
 
     frame = pd.DataFrame([vars(s) for s in scores.scores])
-    write_text(folder / "snapshots.csv", frame.to_csv(index=False))
+    write_text(files.snapshot_table, frame.to_csv(index=False))
     figure = Figure(figsize=(6.2, 3.6), layout="constrained")
     left = figure.subplots()
     left.set_title(f"proximal FD on {scores.features}", fontsize=8, loc="left")
@@ -101,4 +102,4 @@ def write(scores: "Scores", folder: Path) -> None:
         )
         right.set_ylabel("FD to clean images", fontsize=8)
     left.legend(handles=lines, fontsize=7)
-    write_bytes(folder / "snapshots.png", png(figure))
+    write_bytes(files.snapshot_plot, png(figure))

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cleanprior.records import Record, is_finished
+from cleanprior.cells.record import Record, is_finished
 
 from .difference import (
     LEVEL,

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from cleanprior.cells.record import Record, is_finished
 from cleanprior.metric_names import in_order
-from cleanprior.records import Record, is_finished
 
 from .numbers import lettered, significant, with_spread
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from cleanprior.records import Record, is_finished
+from cleanprior.cells.record import Record, is_finished
 
 from .numbers import significant
 from .statistics import LEVEL, NETWORKS, RANKED, SEEDS_FOR_T, Entry, best, compare, entries

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cleanprior.records import Record, is_finished
+from cleanprior.cells.record import Record, is_finished
 
 from .statistics import RANKED, Entry
 

@@ -47,26 +47,27 @@ def _options(
 @app.command()
 def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = False) -> None:
     """Train and evaluate one method: cleanprior train method=em operator=denoising."""
+    from .cells.folder import CellFolder
+    from .cells.record import is_finished, read_record, write_failure
     from .config import compose
-    from .records import cell_folder, is_finished, read_record, write_failure
 
     config = compose(overrides or [])
-    folder = cell_folder(out, config)
-    record = read_record(out, config)
+    folder = CellFolder(out, config)
+    record = read_record(folder)
     if force or not is_finished(record):
         _check_needs(config)
         from .run import Cell, run_cell
 
-        Cell(config, out)  # what a part refuses is told before anything is written
+        Cell(folder)  # what a part refuses is told before anything is written
         try:
-            record = run_cell(config, out, live_progress(), force)
+            record = run_cell(folder, live_progress(), force)
         except UserError:
             raise
         except Exception as error:
             # The boundary of a plug-in, as in a bench: whatever it raises is the cell's status.
-            record = write_failure(out, config, error)
+            record = write_failure(folder, error)
     assert record is not None
-    _tell(record, folder)
+    _tell(record, folder.path)
     if record["status"] != "done":
         raise typer.Exit(1)
 

@@ -1,18 +1,13 @@
-"""Configurations: composed by Hydra from YAML, checked before any compute, hashed. No torch."""
+"""Configurations: composed by Hydra from YAML, checked before any compute. No torch."""
 
 import copy
-import hashlib
-import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from . import __version__, registry
-from .environment import processes
+from . import registry
 from .errors import UserError, did_you_mean, unknown
-from .fingerprint import fingerprint
 from .notices import Notice, tell
 from .signatures import arguments
 from .soundness import locate
@@ -32,15 +27,9 @@ GROUPS = (
 )
 # Keys that describe a part to the checks and tables; they are not constructor arguments.
 DESCRIPTIONS = ("capabilities", "about")
-# What decides a cell's numbers. `training.device` and the like decide only where it runs.
-_IDENTITY = (*GROUPS, "seed", "data_seed")
-_EVALUATION = ("sampler", "posterior", "evaluation")
-_NOT_IDENTITY = ("device", "checkpoint_seconds", "snapshots")
 # Stands for a value that somebody gave while Hydra's files are composed and resolved.
 _LITERAL = "\0"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
-# Where a data set lies is not what it is.
-_PLACE = ("path", "download")
 
 
 def compose(
@@ -267,56 +256,6 @@ def _made(node: Any, arguments: Mapping[str, Any]) -> Any:
         return {k: _made(v, {}) for k, v in node.items()}
     given = {k: _made(v, {}) for k, v in node.items() if k not in ("_target_", *DESCRIPTIONS)}
     return locate(node["_target_"])(**given, **arguments)
-
-
-def placeless(data: Mapping[str, Any]) -> Config:
-    """Return a data configuration without its place: a moved folder is the same data set.
-
-    Where the files are the user's own (``own_files``) their content takes the place of the path. A
-    published data set is known by its name.
-    """
-    kept = {k: v for k, v in data.items() if k not in _PLACE}
-    if "own_files" in data.get("capabilities", ()) and data.get("path") is not None:
-        kept["content"] = fingerprint(data["path"])
-    return kept
-
-
-def operator_code(operator: Mapping[str, Any]) -> list[str | None] | None:
-    """Return hashes of a stranger's operator: of its code and of the files that its keys name.
-
-    None for an operator of this package, whose version is known. Its constructor draws from the
-    data seed, so that code, keys, files and seed are the operator.
-    """
-    module = str(operator["_target_"]).rpartition(".")[0]
-    if module.split(".")[0] == "cleanprior":
-        return None
-    files = [v for k, v in sorted(operator.items()) if isinstance(v, str) and os.path.isfile(v)]
-    return [registry.module_hash(module), *(fingerprint(v) for v in files)]
-
-
-def identity(config: Config, is_training: bool = False) -> str:
-    """Return the hash of what defines a cell's numbers, 16 hexadecimal digits.
-
-    Arguments:
-        config: A composed configuration.
-        is_training: Leave out what only evaluates: another posterior sampler trains nothing again.
-    """
-
-    def strip(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            skip = (*_NOT_IDENTITY, "about")
-            return {k: strip(v) for k, v in sorted(node.items()) if k not in skip}
-        return node
-
-    keys = [k for k in _IDENTITY if not (is_training and k in _EVALUATION)]
-    parts = {**config, "data": placeless(config["data"])}
-    named = {k: strip(parts[k]) for k in keys}
-    if (code := operator_code(config["operator"])) is not None:
-        named["operator_code"] = code
-    if (together := processes()) > 1:
-        named["processes"] = together  # each takes a batch: another one in all
-    text = json.dumps([__version__, named], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_method(name: str) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from torch import Generator, Tensor
 
+from .cells.folder import CellFiles
+from .cells.record import Record, is_finished
 from .config import build
 from .errors import UserError
 from .operators.building import build_operator
-from .records import Record, is_finished
 from .training.averages import Averages
 from .training.checkpoint import read_tensors
 from .training.method import Method, Problem
@@ -23,9 +24,10 @@ from .training.trainer import Trainer
 
 def finished_without_prior(folder: Path) -> Record | None:
     """Return the record of a finished cell that holds a checkpoint and no prior, else None."""
-    if (folder / "prior").is_dir() or not (folder / "checkpoint.safetensors").is_file():
+    files = CellFiles(folder)
+    if files.prior.is_dir() or not files.checkpoint.is_file():
         return None
-    for path in sorted(folder.glob("record-*.json")):
+    for path in files.records().values():
         try:
             record: Record = json.loads(path.read_text(encoding="utf-8"))
             if is_finished(record):
@@ -66,7 +68,7 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
     )
     method.setup(problem, trainer.device)
     averages = Averages(method.networks(), trainer.ema)
-    tensors, _ = read_tensors(folder / "checkpoint.safetensors")
+    tensors, _ = read_tensors(CellFiles(folder).checkpoint)
     for name, model in averages.models.items():
         prefix = f"average.{name}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -78,6 +78,7 @@ def restore(
     overrides: Overrides = None,
 ) -> None:
     """Restore measurements with a saved prior and a posterior sampler."""
+    from .cells.folder import CellFolder
     from .config import build, check_name, compose
 
     written = destination(to, "restored")
@@ -100,7 +101,7 @@ def restore(
     config = compose(*remembered(trained, operator, given))
     truth = None
     if measurements is None:
-        cell = Cell(config, Path("runs"))
+        cell = Cell(CellFolder(Path("runs"), config))
         physics: Operator = cell.operator
         if isinstance(cell.data, CleanData):
             truth = cell.data.test

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from . import __version__, capabilities
 from .cell_costs import training_costs, use_costs
-from .config import Config, build, identity, operator_code, placeless
+from .cells.folder import CellFiles, CellFolder
+from .cells.record import Record, write_record
+from .config import Config, build
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, write_splits
 from .data.measurements import Measurements
@@ -37,7 +39,6 @@ from .operators.building import build_operator, state_hash
 from .own_sampler import finished_without_prior
 from .prior import Prior
 from .progress import Progress
-from .records import Record, cell_folder, pictures_path, write_record
 from .registry import code_hash
 from .seeding import generator_for
 from .training.checkpoint import read_tensors, write_tensors
@@ -62,17 +63,17 @@ class Cell:
     """The parts of a cell, built and checked; nothing is trained yet.
 
     Arguments:
-        config: A composed configuration.
-        out: Folder of all runs: measurements are kept there, once for all methods.
+        folder: Where it lies: measurements are kept beside it, once for all methods.
 
     Raises:
         UserError: A value that a part refuses.
     """
 
-    def __init__(self, config: Config, out: Path) -> None:
+    def __init__(self, folder: CellFolder) -> None:
         exact_products()
-        self.config, self.out = config, out
-        self.data = load_data(json.dumps(config["data"]), json.dumps(placeless(config["data"])))
+        config = folder.config
+        self.folder, self.config = folder, config
+        self.data = load_data(json.dumps(config["data"]), json.dumps(folder.identity.data))
         self.notices = self.data.notices
         self.operator: Operator = build_operator(
             config["operator"], self.data.image_shape, config["data_seed"]
@@ -101,13 +102,8 @@ class Cell:
         """Return the measurements of a split: drawn once, stored, the same for every method."""
         if isinstance(self.data, MeasuredData):
             return self.data.split(split)
-        keys = {"operator": self.config["operator"], "data_seed": self.config["data_seed"]}
-        if (code := operator_code(self.config["operator"])) is not None:
-            keys["operator_code"] = [code, state_hash(self.operator)]
-        keys["data"] = placeless(self.config["data"])
-        text = json.dumps([__version__, keys, split], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        path = self.out / "measurements" / f"{split}-{key}.safetensors"
+        key = self.folder.identity.measurements(split, state_hash(self.operator))
+        path = self.folder.measurements(split, key)
         x = self.data.train if split == "train" else self.data.test
         drawn = Measurements.draw(x, self.operator, self.config["data_seed"], split)
         if path.exists():
@@ -137,9 +133,8 @@ class Cell:
 
     def about(self) -> Record:
         """Return what a record and a prior say of their origin."""
-        config = self.config
-        names = {kind: config[kind]["name"] for kind in ("method", "operator", "data")}
-        return {"cell": identity(config), **names, "seed": config["seed"]}
+        identity = self.folder.identity.evaluation
+        return {"cell": identity, **self.folder.names, "seed": self.config["seed"]}
 
     def refusal(self) -> str | None:
         """Return why the method cannot be trained on the problem, or None."""
@@ -147,7 +142,7 @@ class Cell:
         return reason or self.method.supports(self.problem)
 
     def train(
-        self, folder: Path, progress: Progress
+        self, progress: Progress
     ) -> tuple[dict[str, torch.nn.Module], TrainingReport, Measurements]:
         """Train the method on the measurements of the training split."""
         measured = self.measurements("train")
@@ -161,7 +156,7 @@ class Cell:
                 self.problem,
                 measured,
                 self.config["seed"],
-                folder,
+                self.folder.path,
                 clean,
                 progress,
             )
@@ -169,30 +164,28 @@ class Cell:
 
 
 @plain_tensors()
-def run_cell(config: Config, out: Path, progress: Progress, force: bool = False) -> Record:
+def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Record:
     """Train and evaluate one cell; a cell that is trained already is only evaluated.
 
     Arguments:
-        config: A composed configuration.
-        out: Folder of all runs.
+        folder: Where the cell lies, with its configuration.
         progress: Where to show progress.
         force: Train again even if the cell is finished.
 
     Returns:
         The record, also written to the cell's folder.
     """
-    folder = cell_folder(out, config)
-    if force and folder.exists():
-        shutil.rmtree(folder)
-    cell = Cell(config, out)
+    if force and folder.path.exists():
+        shutil.rmtree(folder.path)
+    cell = Cell(folder)
     record = _head(cell)
     reason = cell.refusal()
     if reason is not None:
         record["status"] = f"skipped: {reason}"
-        write_record(out, config, record)
+        write_record(folder, record)
         return record
     record["warning"] = cell.method.warning(cell.problem)
-    averaged, report, measured = cell.train(folder, progress)
+    averaged, report, measured = cell.train(progress)
     record["measurements_sha256"] = measured.hash
     record["training"] = report.__dict__
     record["parameters"] = {k: parameter_count(n) for k, n in averaged.items()}
@@ -201,24 +194,24 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
     record["costs"] = training_costs(report, cell.trainer.accelerator.num_processes)
     if report.status != "done":
         record["status"] = report.status
-        write_record(out, config, record)
+        write_record(folder, record)
         return record
     # What a method's code returns is asked for where no frame above it holds a clean image.
     prior = alone(partial(cell.method.prior, averaged))
     ways = alone(partial(cell.method.own_ways, averaged))
     if prior is not None:
-        prior.about = cell.about() | {"measurements_sha256": measured.hash, "config": config}
-        prior.save(folder / "prior")
+        prior.about = cell.about() | {"measurements_sha256": measured.hash, "config": cell.config}
+        prior.save(folder.files.prior)
     with progress.live():
         rows, pictures, notes = cell.protocol.evaluate(
             prior,
-            {config["posterior"]["name"]: cell.posterior},
+            {cell.config["posterior"]["name"]: cell.posterior},
             ways,
             cell.sampler,
             cell.data,
             cell.measurements("test"),
             cell.operator,
-            out / "features",
+            folder.features,
             progress,
             trained=measured,
             has_gaps=cell.method.has_gaps(cell.problem),
@@ -227,8 +220,8 @@ def run_cell(config: Config, out: Path, progress: Progress, force: bool = False)
     record["evaluation"] = notes
     _add_costs(cell, record, averaged, prior, ways)
     record["status"] = "done"
-    write_tensors(pictures_path(out, config), pictures, {})
-    write_record(out, config, record)
+    write_tensors(folder.pictures, pictures, {})
+    write_record(folder, record)
     return record
 
 
@@ -270,7 +263,7 @@ def write_measurements(config: Config, path: Path) -> tuple[int, int]:
     Returns:
         How many measurements are for training and how many are held out.
     """
-    cell = Cell(config, path.parent)
+    cell = Cell(CellFolder(path.parent, config))
     if isinstance(cell.data, MeasuredData):
         splits = cell.data.train, cell.data.test
     else:
@@ -332,7 +325,8 @@ def load_prior(path: Path) -> Prior:
             f"'{path}' holds no denoiser to restore with: {record['method']} has none"
             + (f" ({reasons[0]})" if reasons else "")
         )
-    return Prior.load(path / "prior" if (path / "prior").is_dir() else path)
+    inside = CellFiles(path).prior
+    return Prior.load(inside if inside.is_dir() else path)
 
 
 __all__ = ["Cell", "load_prior", "run_cell", "write_measurements"]

@@ -66,13 +66,13 @@ def _priors(cell: Cell, files: list[Path]) -> Iterator[tuple[int, Prior]]:
         yield step, prior
 
 
-def save_chosen(cell: Cell, folder: Path, scores: Scores, to: Path) -> None:
+def save_chosen(cell: Cell, scores: Scores, to: Path) -> None:
     """Write the prior of the snapshot that the measurements chose.
 
     Raises:
         UserError: The disk refuses the write.
     """
-    file = snapshot_files(folder)[scores.scores.index(scores.chosen)]
+    file = snapshot_files(cell.folder.files.snapshots)[scores.scores.index(scores.chosen)]
     ((_, prior),) = _priors(cell, [file])
     prior.about = cell.about() | {
         "measurements_sha256": cell.measurements("train").hash,
@@ -83,14 +83,11 @@ def save_chosen(cell: Cell, folder: Path, scores: Scores, to: Path) -> None:
     prior.save(to)
 
 
-def score_snapshots(
-    cell: Cell, folder: Path, n: int, progress: Progress, features: str = "pixels"
-) -> Scores:
+def score_snapshots(cell: Cell, n: int, progress: Progress, features: str = "pixels") -> Scores:
     """Sample from every snapshot of a cell and compare with its training measurements.
 
     Arguments:
         cell: The cell that was trained.
-        folder: Its folder.
         n: Samples drawn from each snapshot, by the cell's sampler and evaluation seed.
         progress: Where to show progress.
         features: Of the proximal distance. The pixels need no clean image; a classifier has learned
@@ -99,15 +96,16 @@ def score_snapshots(
     Raises:
         UserError: No snapshot, or a method without a denoiser.
     """
-    files = snapshot_files(folder)
+    files = snapshot_files(cell.folder.files.snapshots)
     if not files:
         raise UserError(
-            f"'{folder}' holds no snapshots; train with training.snapshots=8 (and --force)"
+            f"'{cell.folder.path}' holds no snapshots; train with training.snapshots=8 "
+            "(and --force)"
         )
     protocol = cell.protocol
     measured = cell.measurements("train")
     data = cell.data if isinstance(cell.data, CleanData) else None
-    cache = cell.out / "features"
+    cache = cell.folder.features
     chosen = choose(features, data, cache, protocol.download, progress)
     proximal = Proximal(
         chosen, cell.operator, measured, protocol.seed, data is not None, cache, progress

@@ -10,7 +10,7 @@ from torch import Tensor
 from cleanprior.data import Batch, Measurements
 from cleanprior.operators import Operator
 from cleanprior.operators.base import likelihood_sigma
-from cleanprior.training.checkpoint import Store, read_tensors
+from cleanprior.training.checkpoint import Store
 
 # Mean squared residuals within this factor are a tie: a factor of 1.4 in the residual itself.
 TIE = 2.0
@@ -172,26 +172,29 @@ class Kept:
     """What rounds keep for the next one, beside the results that the end of a round removes.
 
     Arguments:
-        store: The store of the run; files go to a folder of their own inside its folder.
+        store: The store of the run.
     """
 
     def __init__(self, store: Store) -> None:
-        self._folder = None if store.folder is None else store.folder / "kept"
-        self._store = Store(self._folder)
+        self._store = store.lasting()
         self._memory: dict[int, dict[str, Tensor]] = {}
 
     def put(self, number: int, tensors: dict[str, Tensor]) -> None:
         """Keep the tensors of a round; forget the rounds before the last one."""
-        self._store.once(f"round-{number:03d}", lambda: (tensors, {}))
+        self._store.once(_key(number), lambda: (tensors, {}))
         self._memory = {k: v for k, v in self._memory.items() if k == number - 1}
         self._memory[number] = tensors
-        if self._folder is not None and number > 1:
-            (self._folder / f"round-{number - 2:03d}.safetensors").unlink(missing_ok=True)
+        if number > 1:
+            self._store.forget(_key(number - 2))
 
     def get(self, number: int) -> dict[str, Tensor]:
         """Return the tensors of a round; empty where it kept none."""
-        if number not in self._memory and self._folder is not None:
-            path = self._folder / f"round-{number:03d}.safetensors"
-            if path.exists():
-                self._memory[number] = read_tensors(path)[0]
+        if number not in self._memory:
+            tensors = self._store.read(_key(number))
+            if tensors is not None:
+                self._memory[number] = tensors
         return self._memory.get(number, {})
+
+
+def _key(number: int) -> str:
+    return f"round-{number:03d}"

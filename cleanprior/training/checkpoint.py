@@ -64,7 +64,7 @@ class Store:
         """Return the tensors and costs of ``key``, computing them when they are not on disk."""
         if self.folder is None:
             return compute()
-        path = self.folder / f"{key}.safetensors"
+        path = self._path(key)
         if path.exists():
             tensors, header = read_tensors(path)
             self.meter.add(header["passes"])
@@ -73,6 +73,25 @@ class Store:
         tensors, costs = compute()
         write_tensors(path, tensors, {"costs": costs, "passes": self.meter.since(before)})
         return {k: v.detach().cpu() for k, v in tensors.items()}, costs
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """Return the tensors of ``key`` where they are on disk, at no cost."""
+        if self.folder is None or not (path := self._path(key)).exists():
+            return None
+        return read_tensors(path)[0]
+
+    def forget(self, key: str) -> None:
+        """Remove what was computed of ``key``."""
+        if self.folder is not None:
+            self._path(key).unlink(missing_ok=True)
+
+    def lasting(self) -> "Store":
+        """Return a store beside, of what the end of a round does not remove."""
+        return Store(None if self.folder is None else self.folder / "kept")
+
+    def _path(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{key}.safetensors"
 
     def clear(self) -> None:
         """Remove what a finished round computed."""

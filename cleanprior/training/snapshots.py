@@ -43,8 +43,8 @@ class Snapshots:
 
 
 def snapshot_files(folder: Path) -> list[Path]:
-    """Return the snapshots of a cell's folder, the earliest first."""
-    return sorted((folder / "snapshots").glob("snapshot-*.safetensors"))
+    """Return the snapshots in their folder, the earliest first."""
+    return sorted(folder.glob("snapshot-*.safetensors"))
 
 
 def load_snapshot(path: Path, networks: Mapping[str, nn.Module]) -> int:

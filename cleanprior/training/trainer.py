@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
+from ..cells.folder import CellFiles
 from ..checks import check_choice, check_positive
 from ..costs import Energy, PeakMemory, clocks
 from ..data.measurements import Batch, Measurements, TrainingSet
@@ -156,7 +157,8 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.trainer, self.method, self.seed = trainer, method, seed
-        self.path = None if folder is None else folder / "checkpoint.safetensors"
+        files = None if folder is None else CellFiles(folder)
+        self.path = None if files is None else files.checkpoint
         method.setup(problem, trainer.device)
         self.networks = dict(method.networks())
         self.rounds = list(method.rounds(trainer.steps)) if self.networks else []
@@ -167,7 +169,7 @@ class _Run:
                 f"for all methods, is {trainer.steps}"
             )
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
-        kept = folder / "snapshots" if folder and trainer.accelerator.is_main_process else None
+        kept = files.snapshots if files and trainer.accelerator.is_main_process else None
         self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps)
         self.memory, self.energy = PeakMemory(), Energy()
         self.meter = Meter()
@@ -179,7 +181,7 @@ class _Run:
             clean=clean,
             averaged=self.averages.modules,
             device=trainer.device,
-            store=Store(None if folder is None else folder / "round", self.meter),
+            store=Store(None if files is None else files.rounds, self.meter),
             progress=progress,
             seed=seed,
         )

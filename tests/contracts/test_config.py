@@ -8,7 +8,8 @@ import pytest
 from hydra.utils import get_class, get_object
 
 from cleanprior import registry
-from cleanprior.config import DESCRIPTIONS, GROUPS, build, compose, identity
+from cleanprior.cells import Identity
+from cleanprior.config import DESCRIPTIONS, GROUPS, build, compose
 from cleanprior.errors import UserError
 
 SHAPE = (1, 8, 8)
@@ -156,10 +157,10 @@ def test_sampler_values_outside_their_range_are_refused(override, message):
 
 
 def test_the_identity_ignores_where_a_cell_runs():
-    base = identity(compose(["method=naive"]))
+    base = Identity(compose(["method=naive"])).evaluation
     assert len(base) == 16
     for where in ("training.device=cpu", "training.checkpoint_seconds=1"):
-        assert identity(compose(["method=naive", where])) == base
+        assert Identity(compose(["method=naive", where])).evaluation == base
 
 
 def test_the_identity_changes_with_everything_that_decides_numbers():
@@ -177,19 +178,19 @@ def test_the_identity_changes_with_everything_that_decides_numbers():
         ["posterior=dps"],
         ["sampler.steps=9"],
     ]
-    hashes = [identity(compose(["method=naive", *o])) for o in overrides]
-    hashes.append(identity(compose(["method=oracle"])))
+    hashes = [Identity(compose(["method=naive", *o])).evaluation for o in overrides]
+    hashes.append(Identity(compose(["method=oracle"])).evaluation)
     assert len(set(hashes)) == len(hashes)
 
 
 def test_the_identity_does_not_depend_on_the_order_of_overrides_or_the_process():
     overrides = ["method=naive", "operator.p=0.3", "seed=2"]
     code = (
-        "from cleanprior.config import compose, identity\n"
-        f"print(identity(compose({overrides[::-1]!r})))"
+        "from cleanprior.cells import Identity\nfrom cleanprior.config import compose\n"
+        f"print(Identity(compose({overrides[::-1]!r})).evaluation)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == identity(compose(overrides))
+    assert out.stdout.strip() == Identity(compose(overrides)).evaluation
 
 
 @pytest.mark.parametrize("work", ["pass", "registry.methods(); registry.read('method', 'naive')"])
@@ -207,8 +208,8 @@ def test_the_registry_and_the_capability_check_import_no_torch(work):
 def test_composing_imports_no_torch():
     code = (
         "import sys\n"
-        "from cleanprior.config import compose, identity\n"
-        "identity(compose(['method=naive']))\n"
+        "from cleanprior.cells import Identity\nfrom cleanprior.config import compose\n"
+        "Identity(compose(['method=naive'])).evaluation\n"
         "print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

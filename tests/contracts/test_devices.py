@@ -13,6 +13,7 @@ from second_device import second_device
 from trained import fit, make_trainer, weights
 
 from cleanprior import capabilities, registry
+from cleanprior.cells import CellFolder
 from cleanprior.config import build
 from cleanprior.config import compose as compose_anew
 from cleanprior.data import Measurements
@@ -381,14 +382,14 @@ def test_a_whole_cell_ends_there_with_the_record_of_the_cpu(
     np.save(tmp_path / "x.npy", digits_data.train[:32].numpy())
     keys = [f"method={name}", f"operator={operator_name}", *TINY_CELL, *CHEAP.get(name, [])]
     config = compose([*keys, f"data.path={tmp_path / 'x.npy'}", "data.range=[-1,1]"])
-    expected = run_cell(config, tmp_path / "cpu", Progress())
+    expected = run_cell(CellFolder(tmp_path / "cpu", config), Progress())
     with make_device() as there:
 
         class OnDevice(Accelerator):
             device = property(lambda self: there)
 
         monkeypatch.setattr("cleanprior.training.trainer.Accelerator", OnDevice)
-        found = run_cell(config, tmp_path / "there", Progress())
+        found = run_cell(CellFolder(tmp_path / "there", config), Progress())
     assert found["status"] == expected["status"] == "done"
     assert found["device"] == str(there)
     assert found["costs"].keys() == expected["costs"].keys()

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from cleanprior import environment
-from cleanprior.config import build, compose, identity
+from cleanprior.cells import CellFolder, Identity
+from cleanprior.cells.record import read_record, write_failure, write_record
+from cleanprior.config import build, compose
 from cleanprior.data import Measurements
 from cleanprior.defaults import plain_tensors
 from cleanprior.diffusion.backbones import build_backbone
 from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.prior import Prior
-from cleanprior.records import cell_folder, read_record, record_path, write_failure, write_record
 from cleanprior.seeding import scoped_rng
 from cleanprior.training import Trainer
 
@@ -122,11 +123,11 @@ def test_products_are_exact_in_a_cell_whatever_the_shell_says():
 
 def test_processes_that_train_together_are_another_cell(monkeypatch):
     config = compose(["method=naive"])
-    alone = identity(config)
+    alone = Identity(config).evaluation
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert identity(config) == alone and environment.processes() == 1
+    assert Identity(config).evaluation == alone and environment.processes() == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert identity(config) != alone and environment.processes() == 2
+    assert Identity(config).evaluation != alone and environment.processes() == 2
     monkeypatch.setenv("WORLD_SIZE", "many")
     assert environment.processes() == 1
 
@@ -139,17 +140,17 @@ def test_what_chooses_between_implementations_is_known(monkeypatch):
 
 
 def test_a_record_is_strict_json_and_a_lost_metric_has_its_reason(tmp_path):
-    config = compose(["method=naive"])
+    cell = CellFolder(tmp_path, compose(["method=naive"]))
     row = {
         "metrics": {"psnr": 20.0, "ssim": math.nan, "fd": math.inf},
         "per_image": {"psnr": [20.0], "ssim": [math.nan]},
         "missing": {"fd": "known before"},
         "curves": {"losses": [1.0, math.nan]},
     }
-    write_record(tmp_path, config, {"status": "done", "rows": [row], "training": {"x": math.nan}})
-    text = record_path(tmp_path, config).read_text()
+    write_record(cell, {"status": "done", "rows": [row], "training": {"x": math.nan}})
+    text = cell.record.read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    record = read_record(tmp_path, config)
+    record = read_record(cell)
     (found,) = record["rows"]
     assert found["metrics"] == {"psnr": 20.0} and found["per_image"] == {"psnr": [20.0]}
     assert found["missing"] == {"ssim": "the value is no finite number", "fd": "known before"}
@@ -157,10 +158,10 @@ def test_a_record_is_strict_json_and_a_lost_metric_has_its_reason(tmp_path):
 
 
 def test_a_failure_is_a_record_with_its_traceback_beside(tmp_path):
-    config = compose(["method=naive"])
+    cell = CellFolder(tmp_path, compose(["method=naive"]))
     try:
         raise RuntimeError("no luck")
     except RuntimeError as error:
-        write_failure(tmp_path, config, error)
-    assert read_record(tmp_path, config)["status"] == "failed: RuntimeError: no luck"
-    assert "no luck" in (cell_folder(tmp_path, config) / "error.txt").read_text()
+        write_failure(cell, error)
+    assert read_record(cell)["status"] == "failed: RuntimeError: no luck"
+    assert "no luck" in cell.files.error.read_text()

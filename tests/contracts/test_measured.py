@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cleanprior import capabilities, registry
-from cleanprior.config import compose, identity
+from cleanprior.cells import CellFolder, Identity
+from cleanprior.config import compose
 from cleanprior.data import CleanData, MeasuredData, Measurements, measured_file, write_splits
 from cleanprior.data.measured import check_measurements
 from cleanprior.errors import UserError
@@ -211,11 +212,11 @@ def test_a_cell_of_measurements_holds_no_clean_image(measured, tmp_path):
     write_splits(tmp_path / "m.npz", measured)
     own = ["data=measurements", f"data.path={tmp_path}/m.npz", "operator.p=0.4"]
     config = compose([*own, "method=oracle", "operator.sigma=0.1", "training.device=cpu"])
-    cell = Cell(config, tmp_path / "runs")
+    cell = Cell(CellFolder(tmp_path / "runs", config))
     assert isinstance(cell.data, MeasuredData)
     assert not isinstance(cell.data, CleanData)
     assert len(cell.clean_index()) == 0
-    record = run_cell(config, tmp_path / "runs", Progress())
+    record = run_cell(CellFolder(tmp_path / "runs", config), Progress())
     assert record["status"].startswith("skipped: oracle starts from clean images (all)")
     assert not list(tmp_path.glob("runs/cells/*/checkpoint*"))
 
@@ -231,7 +232,7 @@ def folder_of(root, values):
 
 
 def cell_of(path):
-    return identity(compose(["data=folder", f"data.path={path}", "method=naive"]))
+    return Identity(compose(["data=folder", f"data.path={path}", "method=naive"])).evaluation
 
 
 def test_a_moved_folder_is_the_same_cell_and_another_content_is_not(tmp_path):
@@ -259,7 +260,7 @@ def test_a_file_changed_in_place_is_another_data_set(tmp_path):
 
 def test_a_published_data_set_is_known_by_its_name():
     def cell(*overrides):
-        return identity(compose(["data=fashion_mnist", *overrides, "method=naive"]))
+        return Identity(compose(["data=fashion_mnist", *overrides, "method=naive"])).evaluation
 
     assert cell() == cell("data.path=/elsewhere") == cell("data.download=false")
     assert cell() != cell("data.limit=9")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cleanprior.cells import CellFolder
 from cleanprior.config import compose
 from cleanprior.data import Measurements, measured_file
 from cleanprior.errors import UserError
@@ -235,7 +236,7 @@ def cell(tmp_path, arrays, method, *overrides):
     np.savez(tmp_path / "x.npz", **arrays)
     own = ["data=measurements", f"data.path={tmp_path}/x.npz", "data.test_share=0.3"]
     config = compose([*own, f"method={method}", "training.device=cpu", *overrides])
-    return Cell(config, tmp_path / "runs")
+    return Cell(CellFolder(tmp_path / "runs", config))
 
 
 def test_one_mask_for_all_is_a_fixed_operator_with_a_null_space(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cleanprior.cells import CellFolder
 from cleanprior.cli import build_app
 from cleanprior.config import compose
 from cleanprior.notices import Notice, show_on_stderr, tell
@@ -34,7 +35,7 @@ def test_measure_and_train_tell_and_the_record_keeps_it(dark, tmp_path, monkeypa
     assert measure.stderr.count("warning: x.npy: the values lie from 0 to 2") == 1
     assert "the values lie" not in measure.stdout
     config = compose(["data=measurements", "data.path=y.npz", "method=oracle"])
-    record = run_cell(config, tmp_path / "runs", Progress())
+    record = run_cell(CellFolder(tmp_path / "runs", config), Progress())
     assert record["status"].startswith("skipped")
     assert any("held out, of the file's arrays" in text for text in record["data_notices"])
     assert any("almost a constant" in text for text in record["data_notices"])

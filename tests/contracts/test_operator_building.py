@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from cleanprior import registry
-from cleanprior.config import compose, identity, operator_code
+from cleanprior.cells import CellFolder, Identity
+from cleanprior.cells.identity import operator_code
+from cleanprior.config import compose
 from cleanprior.operators.building import build_operator, state_hash
 from cleanprior.run import Cell
 from cleanprior.seeding import generator_for
@@ -68,7 +70,7 @@ def test_building_leaves_the_global_generators_alone(stranger):
 
 def test_cells_of_one_configuration_have_one_operator(stranger, tmp_path):
     config = compose(["method=naive", "training.device=cpu"]) | {"operator": stranger}
-    cells = [Cell(config, tmp_path / "runs") for _ in range(2)]
+    cells = [Cell(CellFolder(tmp_path / "runs", config)) for _ in range(2)]
     assert len({c.measurements("test").hash for c in cells}) == 1
     assert len({state_hash(c.operator) for c in cells}) == 1
 
@@ -78,13 +80,13 @@ def test_code_and_files_of_a_strangers_operator_are_part_of_the_cell(stranger, t
     assert operator_code(config["operator"]) is None
     (tmp_path / "matrix.bin").write_bytes(b"one")
     mine = config | {"operator": stranger | {"file": str(tmp_path / "matrix.bin")}}
-    names = [identity(mine)]
+    names = [Identity(mine).evaluation]
     (tmp_path / "matrix.bin").write_bytes(b"two and more")
-    names.append(identity(mine))
+    names.append(Identity(mine).evaluation)
     (tmp_path / "mine.py").write_text(CODE.replace("torch.randn", "2 * torch.randn"))
-    names.append(identity(mine))
+    names.append(Identity(mine).evaluation)
     assert len(set(names)) == 3
-    assert identity(mine) == names[-1]
+    assert Identity(mine).evaluation == names[-1]
 
 
 @pytest.mark.parametrize("name", registry.options("operator"))

@@ -7,9 +7,10 @@ from cleanprior.benchmarks import described
 from cleanprior.benchmarks.plan import make_plan
 from cleanprior.benchmarks.runner import Part, pending, records, run
 
+from cleanprior.cells import CellFolder
+from cleanprior.cells.record import read_record, write_record
 from cleanprior.errors import UserError
 from cleanprior.progress import Progress
-from cleanprior.records import cell_folder, read_record, write_record
 
 
 @pytest.mark.parametrize("forced", [[], ["ambient"]])
@@ -19,12 +20,12 @@ def test_what_another_process_finishes_is_not_trained_again(
     plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=1)
     trained: list[str] = []
 
-    def train(config, out, progress, force):
-        trained.append(config["method"]["name"])
+    def train(folder, progress, force):
+        trained.append(folder.names["method"])
         for problem in plan.problems:  # the other process ends here with everything else
             for configs in problem.cells.values():
                 for other in configs:
-                    write_record(out, other, {"status": "done", "rows": [{}]})
+                    write_record(CellFolder(folder.out, other), {"status": "done", "rows": [{}]})
 
     monkeypatch.setattr("cleanprior.run.run_cell", train)
     run(plan, tmp_path, forced, Progress())
@@ -41,7 +42,7 @@ def test_parts_are_all_cells_each_once_whatever_is_finished(tmp_path: Path) -> N
     assert sorted(map(str, everything)) == sorted(str(cell) for part in parts for cell in part)
     assert {len(part) for part in parts} == {len(everything) // 3, -(-len(everything) // 3)}
     # A cell that is finished meanwhile moves no other cell to another part.
-    write_record(tmp_path, parts[0][0][1], {"status": "done", "rows": [{}]})
+    write_record(CellFolder(tmp_path, parts[0][0][1]), {"status": "done", "rows": [{}]})
     assert pending(plan, tmp_path, [], Part(1, 3)) == parts[0][1:]
     assert pending(plan, tmp_path, [], Part(2, 3)) == parts[1]
 
@@ -49,7 +50,7 @@ def test_parts_are_all_cells_each_once_whatever_is_finished(tmp_path: Path) -> N
 def test_a_part_trains_its_cells_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=2)
     trained = []
-    monkeypatch.setattr("cleanprior.run.run_cell", lambda config, *_: trained.append(config))
+    monkeypatch.setattr("cleanprior.run.run_cell", lambda folder, *_: trained.append(folder.config))
     run(plan, tmp_path, [], Progress(), Part(2, 3))
     assert trained == [config for _, config in pending(plan, tmp_path, [], Part(2, 3))]
 
@@ -71,11 +72,11 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(
 ) -> None:
     plan = make_plan(described.bench("default"), ["naive", "ambient", "gsure"], seeds=1)
 
-    def train(config, out, progress, force):
-        error, _ = ERRORS.get(config["method"]["name"], (None, ""))
+    def train(folder, progress, force):
+        error, _ = ERRORS.get(folder.names["method"], (None, ""))
         if error is not None:
             raise error
-        write_record(out, config, {"status": "done", "rows": []})
+        write_record(folder, {"status": "done", "rows": []})
 
     monkeypatch.setattr("cleanprior.run.run_cell", train)
     run(plan, tmp_path, [], Progress())
@@ -84,7 +85,7 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(
     assert found.pop("ambient") == ERRORS["ambient"][1]
     assert found and {s for s in found.values() if not s.startswith("skipped")} == {"done"}
     config = plan.problems[0].cells["naive"][0]
-    told = (cell_folder(tmp_path, config) / "error.txt").read_text()
+    told = CellFolder(tmp_path, config).files.error.read_text()
     assert "Traceback" in told and "a file lost its last image" in told
     again = {row for row, _ in pending(plan, tmp_path, [])}
     assert again == set(ERRORS), "what failed is tried again"
@@ -98,13 +99,13 @@ def test_what_a_user_gave_is_refused_before_the_first_cell_and_a_crash_is_a_row(
     error = UserError("p=7") if is_mistake else RuntimeError("a broken constructor")
 
     class Cell:
-        def __init__(self, config, out):
-            if config["method"]["name"] == "ambient":
+        def __init__(self, folder):
+            if folder.names["method"] == "ambient":
                 raise error
 
-    def train(config, out, progress, force):
-        Cell(config, out)
-        write_record(out, config, {"status": "done", "rows": []})
+    def train(folder, progress, force):
+        Cell(folder)
+        write_record(folder, {"status": "done", "rows": []})
 
     monkeypatch.setattr("cleanprior.run.Cell", Cell)
     monkeypatch.setattr("cleanprior.run.run_cell", train)
@@ -115,7 +116,7 @@ def test_what_a_user_gave_is_refused_before_the_first_cell_and_a_crash_is_a_row(
         return
     run(plan, tmp_path, [], Progress())
     config = plan.problems[0].cells["ambient"][0]
-    record = read_record(tmp_path, config)
+    record = read_record(CellFolder(tmp_path, config))
     assert record is not None
     assert record["status"] == "failed: RuntimeError: a broken constructor"
     assert [row for row, _ in pending(plan, tmp_path, [])] == ["ambient"]

@@ -1,16 +1,14 @@
 """Snapshots: training does not notice them, the last is the result, measurements choose one."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from cleanprior import registry
-from cleanprior.config import build, compose, identity
+from cleanprior.cells import CellFiles, CellFolder, Identity
+from cleanprior.config import build, compose
 from cleanprior.data import Measurements
 from cleanprior.errors import UserError
-from cleanprior.records import cell_folder
 from cleanprior.training.checkpoint import read_tensors
 from cleanprior.training.snapshots import load_snapshot, snapshot_files
 
@@ -57,8 +55,8 @@ def test_training_does_not_notice_and_the_last_snapshot_is_the_result(
     without = train(make_operator, make_problem, x, tmp_path / "a", 0)
     kept = train(make_operator, make_problem, x, tmp_path / "b", 3)
     assert same(without, kept)
-    assert snapshot_files(tmp_path / "a") == []
-    files = snapshot_files(tmp_path / "b")
+    assert snapshot_files(CellFiles(tmp_path / "a").snapshots) == []
+    files = snapshot_files(CellFiles(tmp_path / "b").snapshots)
     steps = [read_tensors(f)[1]["step"] for f in files]
     assert steps == [7, 14, 20]  # 20 steps in thirds
     tensors = [
@@ -75,7 +73,11 @@ def test_a_resumed_run_keeps_the_same_snapshots(make_operator, make_problem, dig
         with pytest.raises(KeyboardInterrupt):
             train(make_operator, make_problem, x, tmp_path / "b", 4, interrupt=stop)
     train(make_operator, make_problem, x, tmp_path / "b", 4)
-    pairs = zip(snapshot_files(tmp_path / "a"), snapshot_files(tmp_path / "b"), strict=True)
+    pairs = zip(
+        snapshot_files(CellFiles(tmp_path / "a").snapshots),
+        snapshot_files(CellFiles(tmp_path / "b").snapshots),
+        strict=True,
+    )
     for first, second in pairs:
         assert same(read_tensors(first)[0], read_tensors(second)[0])
         assert read_tensors(first)[1] == read_tensors(second)[1]
@@ -83,8 +85,11 @@ def test_a_resumed_run_keeps_the_same_snapshots(make_operator, make_problem, dig
 
 def test_snapshots_are_not_part_of_a_cells_identity():
     plain, kept = compose(["method=naive"]), compose(["method=naive", "training.snapshots=5"])
-    assert identity(plain) == identity(kept)
-    assert identity(plain) != identity(compose(["method=naive", "training.budget=3200"]))
+    assert Identity(plain).evaluation == Identity(kept).evaluation
+    assert (
+        Identity(plain).evaluation
+        != Identity(compose(["method=naive", "training.budget=3200"])).evaluation
+    )
 
 
 def test_a_count_below_zero_is_refused():
@@ -101,10 +106,10 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     overrides = ["method=oracle", *TINY, "training.budget=3200", "training.snapshots=4"]
     config = compose(overrides)
-    cell = Cell(config, out)
+    cell = Cell(CellFolder(out, config))
     from cleanprior.progress import Progress
 
-    cell.train(cell_folder(out, config), Progress())
+    cell.train(Progress())
     return overrides, config, out
 
 
@@ -114,14 +119,14 @@ def test_snapshots_are_scored_without_and_with_clean_images(trained):
     from cleanprior.selection import score_snapshots
 
     _, config, out = trained
-    cell, folder = Cell(config, out), cell_folder(out, config)
-    scores = score_snapshots(cell, folder, 80, Progress())
+    cell = Cell(CellFolder(out, config))
+    scores = score_snapshots(cell, 80, Progress())
     assert [s.step for s in scores.scores] == [25, 50, 75, 100]
     assert "pixels" in scores.features
     # Each score is that of the snapshot's own samples.
     last = scores.scores[-1]
     networks = dict(cell.method.networks())
-    assert load_snapshot(snapshot_files(folder)[-1], networks) == 100
+    assert load_snapshot(snapshot_files(cell.folder.files.snapshots)[-1], networks) == 100
     prior = cell.method.prior(networks)
     x = prior.sample(80, cell.sampler, cell.protocol.seed, cell.protocol.chunk)
     from cleanprior.evaluation.features import Pixels
@@ -149,9 +154,9 @@ def test_the_command_writes_a_table_and_a_picture(trained, monkeypatch):
     assert result.exit_code == 0, result.output
     assert result.output.count("chosen by measurements") == 1
     assert (out / "best" / "prior.yaml").exists()
-    folder = Path(cell_folder(out, config))
-    assert len((folder / "snapshots.csv").read_text().splitlines()) == 5
-    assert (folder / "snapshots.png").read_bytes().startswith(b"\x89PNG")
+    files = CellFolder(out, config).files
+    assert len(files.snapshot_table.read_text().splitlines()) == 5
+    assert files.snapshot_plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_snapshot_that_the_measurements_choose_becomes_a_prior(trained, tmp_path):
@@ -160,15 +165,15 @@ def test_the_snapshot_that_the_measurements_choose_becomes_a_prior(trained, tmp_
     from cleanprior.selection import Score, Scores, save_chosen
 
     _, config, out = trained
-    cell, folder = Cell(config, out), cell_folder(out, config)
+    cell = Cell(CellFolder(out, config))
     steps = zip((25, 50, 75, 100), (3.0, 1.0, 2.0, 4.0), strict=True)
     scores = Scores([Score(step, value, None) for step, value in steps], 0.5, 9.0, "pixels")
-    save_chosen(cell, folder, scores, tmp_path / "best")
+    save_chosen(cell, scores, tmp_path / "best")
     saved = Prior.load(tmp_path / "best")
     assert saved.about["step"] == 50 and saved.about["chosen_by"] == "proximal FD on pixels"
-    assert saved.about["method"] == "oracle" and saved.about["cell"] == identity(config)
+    assert saved.about["method"] == "oracle" and saved.about["cell"] == Identity(config).evaluation
     networks = dict(cell.method.networks())
-    assert load_snapshot(snapshot_files(folder)[1], networks) == 50
+    assert load_snapshot(snapshot_files(cell.folder.files.snapshots)[1], networks) == 50
     expected = cell.method.prior(networks).denoiser.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in saved.denoiser.state_dict().items())
 
@@ -195,4 +200,4 @@ def test_a_cell_without_snapshots_says_how_to_get_them(tmp_path):
 
     config = compose(["method=naive", *TINY])
     with pytest.raises(UserError, match="training.snapshots=8"):
-        score_snapshots(Cell(config, tmp_path), tmp_path, 10, Progress())
+        score_snapshots(Cell(CellFolder(tmp_path, config)), 10, Progress())

@@ -4,11 +4,11 @@ import pytest
 import torch
 from cleanprior.benchmarks import tables
 
+from cleanprior.cells import CellFolder
 from cleanprior.config import compose
 from cleanprior.errors import UserError
 from cleanprior.own_sampler import load_own_sampler
 from cleanprior.progress import Progress
-from cleanprior.records import cell_folder, pictures_path
 from cleanprior.run import load_prior, run_cell
 from cleanprior.training.checkpoint import read_tensors, write_tensors
 
@@ -28,8 +28,8 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    out, config = tmp_path_factory.mktemp("own"), compose(TINY)
-    return run_cell(config, out, Progress()), cell_folder(out, config)
+    cell = CellFolder(tmp_path_factory.mktemp("own"), compose(TINY))
+    return run_cell(cell, Progress()), cell.path
 
 
 def test_the_row_has_dashes_for_restorations_and_the_reason_below(finished):
@@ -50,7 +50,7 @@ def test_a_finished_cell_samples_with_its_averaged_generator(finished):
     record, folder = finished
     sample = load_own_sampler(folder)
     assert sample is not None
-    pictures, _ = read_tensors(pictures_path(folder.parents[1], record["config"]))
+    pictures, _ = read_tensors(CellFolder(folder.parents[1], record["config"]).pictures)
     kept = pictures["samples.samples: generator"]
     from cleanprior.seeding import generator_for
 

@@ -3,39 +3,16 @@
 import json
 import math
 import traceback
-from pathlib import Path
 from typing import Any
 
-from .config import Config, identity
-from .errors import UserError
-from .files import write_text
+from ..errors import UserError
+from ..files import write_text
+from .folder import CellFolder
 
 Record = dict[str, Any]
 
 
-def cell_folder(out: Path, config: Config) -> Path:
-    """Return the folder of a cell; its name holds the hash of what defines its training."""
-    parts = (config["data"]["name"], config["operator"]["name"], config["method"]["name"])
-    digest = identity(config, is_training=True)
-    return out / "cells" / f"{'-'.join(parts)}-{config['seed']}-{digest}"
-
-
-def record_path(out: Path, config: Config) -> Path:
-    """Return the record's file: one for each way in which the cell was evaluated."""
-    return cell_folder(out, config) / f"record-{identity(config)}.json"
-
-
-def pictures_path(out: Path, config: Config) -> Path:
-    """Return the file of the pictures that belong to a record.
-
-    They show held-out clean images beside the restorations, so they lie outside of the cell's
-    folder, which a method's code may read.
-    """
-    name = f"{cell_folder(out, config).name}-{identity(config)}.safetensors"
-    return out / "pictures" / name
-
-
-def write_record(out: Path, config: Config, record: Record) -> None:
+def write_record(cell: CellFolder, record: Record) -> None:
     """Write a record atomically, as strict JSON: a number that is not finite becomes null.
 
     A metric that is no finite number is left out and stands under ``missing`` with that reason.
@@ -45,7 +22,7 @@ def write_record(out: Path, config: Config, record: Record) -> None:
     """
     rows = [_with_reasons(row) for row in record.get("rows", ())]
     written = _strict({**record, "rows": rows} if rows else record)
-    write_text(record_path(out, config), json.dumps(written, indent=1, allow_nan=False))
+    write_text(cell.record, json.dumps(written, indent=1, allow_nan=False))
 
 
 def _with_reasons(row: Record) -> Record:
@@ -67,31 +44,28 @@ def _strict(node: Any) -> Any:
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def write_failure(out: Path, config: Config, error: Exception) -> Record:
+def write_failure(cell: CellFolder, error: Exception) -> Record:
     """Record that a cell failed, and its traceback in ``error.txt`` beside.
 
     To be called while the exception is handled.
     """
-    folder = cell_folder(out, config)
-    write_text(folder / "error.txt", traceback.format_exc())
+    write_text(cell.files.error, traceback.format_exc())
     # A refusal is a sentence of its own; another error says little without its type.
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     record = {
-        "method": config["method"]["name"],
-        "operator": config["operator"]["name"],
-        "data": config["data"]["name"],
-        "seed": config["seed"],
-        "config": config,
+        **cell.names,
+        "seed": cell.config["seed"],
+        "config": cell.config,
         "status": f"failed: {reason}",
     }
-    write_record(out, config, record)
+    write_record(cell, record)
     return record
 
 
-def read_record(out: Path, config: Config) -> Record | None:
+def read_record(cell: CellFolder) -> Record | None:
     """Return the record of a cell, or None where there is none that can be read."""
     try:
-        record: Record = json.loads(record_path(out, config).read_text(encoding="utf-8"))
+        record: Record = json.loads(cell.record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and "status" in record else None

@@ -1,0 +1,121 @@
+"""What a cell is, as hashes: another training, another evaluation, other measurements. No torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .. import __version__, registry
+from ..config import GROUPS, Config
+from ..environment import processes
+from ..fingerprint import fingerprint
+
+# What decides a cell's numbers. `training.device` and the like decide only where it runs.
+_KEYS = (*GROUPS, "seed", "data_seed")
+_EVALUATION = ("sampler", "posterior", "evaluation")
+_NO_PART = ("device", "checkpoint_seconds", "snapshots", "about")
+# Where a data set lies is not what it is.
+_PLACE = ("path", "download")
+
+
+def placeless(data: Mapping[str, Any]) -> Config:
+    """Return a data configuration without its place: a moved folder is the same data set.
+
+    Where the files are the user's own (``own_files``) their content takes the place of the path. A
+    published data set is known by its name.
+    """
+    kept = {k: v for k, v in data.items() if k not in _PLACE}
+    if "own_files" in data.get("capabilities", ()) and data.get("path") is not None:
+        kept["content"] = fingerprint(data["path"])
+    return kept
+
+
+def operator_code(operator: Mapping[str, Any]) -> list[str | None] | None:
+    """Return hashes of a stranger's operator: of its code and of the files that its keys name.
+
+    None for an operator of this package, whose version is known. Its constructor draws from the
+    data seed, so that code, keys, files and seed are the operator.
+    """
+    module = str(operator["_target_"]).rpartition(".")[0]
+    if module.split(".")[0] == "cleanprior":
+        return None
+    files = [v for k, v in sorted(operator.items()) if isinstance(v, str) and os.path.isfile(v)]
+    return [registry.module_hash(module), *(fingerprint(v) for v in files)]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The hashes of a cell, 16 hexadecimal digits each, computed once from its configuration.
+
+    Attributes:
+        config: A composed configuration.
+    """
+
+    config: Config
+
+    @cached_property
+    def data(self) -> Config:
+        """The data set's configuration without its place; a user's files are read for it."""
+        return placeless(self.config["data"])
+
+    @cached_property
+    def operator_code(self) -> list[str | None] | None:
+        """Hashes of a stranger's operator, see :func:`operator_code`."""
+        return operator_code(self.config["operator"])
+
+    @cached_property
+    def training(self) -> str:
+        """What defines the trained weights: another posterior sampler trains nothing again."""
+        return _digest([__version__, self.parts(is_training=True)])
+
+    @cached_property
+    def evaluation(self) -> str:
+        """What defines the cell's numbers."""
+        return _digest([__version__, self.parts()])
+
+    def measurements(self, split: str, operator_state: str) -> str:
+        """Return what defines the measurements of a split: nothing of the method.
+
+        Arguments:
+            split: ``train`` or ``test``.
+            operator_state: Hash of the operator as it was built, which counts where the operator is
+                a stranger's.
+        """
+        return _digest([__version__, self.measured(operator_state), split])
+
+    def measured(self, operator_state: str) -> Config:
+        """Return the part of the configuration that measurements are drawn by."""
+        keys = {"operator": self.config["operator"], "data_seed": self.config["data_seed"]}
+        if self.operator_code is not None:
+            keys["operator_code"] = [self.operator_code, operator_state]
+        return {**keys, "data": self.data}
+
+    def parts(self, is_training: bool = False) -> Config:
+        """Return the part of the configuration that decides a cell's numbers.
+
+        Arguments:
+            is_training: Leave out what only evaluates.
+        """
+        keys = [k for k in _KEYS if not (is_training and k in _EVALUATION)]
+        named = {**self.config, "data": self.data}
+        found = {k: _strip(named[k]) for k in keys}
+        if self.operator_code is not None:
+            found["operator_code"] = self.operator_code
+        if (together := processes()) > 1:
+            found["processes"] = together  # each takes a batch: another one in all
+        return found
+
+
+def _strip(node: Any) -> Any:
+    """Return values without those that decide no number."""
+    if isinstance(node, Mapping):
+        return {k: _strip(v) for k, v in sorted(node.items()) if k not in _NO_PART}
+    return node
+
+
+def _digest(parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
