@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cleanprior.errors import UserError
@@ -88,7 +88,10 @@ class Request:
                 f"that of its page{there}"
             ) from error
         try:
-            request = cls(**json.loads(text))
+            given = json.loads(text)
+            if given.keys() != {f.name for f in fields(cls)}:
+                raise KeyError("a key is missing")
+            request = cls(**given)
             request.plan()
         except UserError:
             raise

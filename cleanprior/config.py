@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from . import registry
+from . import ranges, registry
 from .errors import UserError, did_you_mean, unknown
 from .notices import Notice, tell
 from .signatures import arguments
@@ -26,7 +26,7 @@ GROUPS = (
     "evaluation",
 )
 # Keys that describe a part to the checks and tables; they are not constructor arguments.
-DESCRIPTIONS = ("capabilities", "about")
+DESCRIPTIONS = ("capabilities", "about", ranges.KEY)
 # Stands for a value that somebody gave while Hydra's files are composed and resolved.
 _LITERAL = "\0"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -70,6 +70,7 @@ def compose(
     for key, text in settings:
         put(key, text, read)
     config: Config = _filled(_resolved(tree), literals)
+    ranges.check(config)
     for group in GROUPS:
         config[group]["name"] = groups[group]
     return config
@@ -140,6 +141,8 @@ def _place(tree: Config, key: str) -> tuple[Config, str, str | None]:
     """
     node: Config = tree
     *parents, last = key.split(".")
+    if ranges.KEY in key.split("."):
+        raise _unknown_key(tree, key)
     is_free = False  # a dictionary of whatever a library takes
     for i, part in enumerate(parents):
         below = node.get(part)
@@ -178,6 +181,8 @@ def _unknown_key(tree: Config, key: str) -> UserError:
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, Mapping):
         for key, value in node.items():
+            if key == ranges.KEY:
+                continue
             yield f"{prefix}{key}"
             yield from _keys(value, f"{prefix}{key}.")
 
@@ -238,12 +243,19 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
         with plain_tensors():
             return _made(plain, arguments)
     except (ValueError, TypeError, OSError, ArithmeticError, LookupError, RuntimeError) as error:
-        raise UserError(f"{config.get('name', 'configuration')}: {error}") from error
+        raise UserError(f"{_called(config)}: {error}") from error
     except Exception as error:
         if str(plain.get("_target_")).split(".")[0] == registry.OWN:
             raise  # an invariant of ours
-        told = f"{config.get('name', 'configuration')}: {type(error).__name__}: {error}"
+        told = f"{_called(config)}: {type(error).__name__}: {error}"
         raise UserError(told) from error
+
+
+def _called(config: Mapping[str, Any]) -> str:
+    """Return how a part is called in an error: its name, or its group where that is no name."""
+    name = config.get("name", "configuration")
+    room = str(config.get("_target_", "")).split(".")[1:2]
+    return room[0] if name == "default" and room else name
 
 
 def _made(node: Any, arguments: Mapping[str, Any]) -> Any:

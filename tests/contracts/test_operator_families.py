@@ -66,7 +66,10 @@ def test_a_box_and_its_partner_are_found_again(make_operator):
     ],
 )
 def test_boxes_that_leave_no_room_are_refused(make_operator, shape, overlap, side, limit):
-    with pytest.raises(UserError, match=f"side={side} does not leave room.*allowed: 1 to {limit}"):
+    with pytest.raises(
+        UserError,
+        match=f"side={side} does not leave room.*allowed: 1 to {limit}|side=0; allowed: at least",
+    ):
         make_operator("box", shape, f"side={side}", f"overlap={overlap}")
 
 
@@ -113,7 +116,7 @@ def test_the_pseudo_inverse_of_rows_is_that_of_linear_algebra(make_operator):
 
 @pytest.mark.parametrize("m", [0, 65])
 def test_rows_that_no_image_has_are_refused(make_operator, m):
-    with pytest.raises(UserError, match="allowed: 1 to 64"):
+    with pytest.raises(UserError, match="allowed: 1 to 64|m=0; allowed: at least 1"):
         make_operator("compressed_sensing", (1, 8, 8), f"m={m}")
 
 
@@ -156,7 +159,7 @@ def test_k_space_is_lifted_to_the_zero_filled_image(make_operator):
         ((1, 8, 8), "sigma=0", r"needs complex images.*have 1 channel\(s\), allowed: 2"),
         ((2, 8, 8), "acceleration=0", "acceleration=0; allowed: at least 1"),
         ((2, 8, 8), "centre_lines=4", "together at most 4"),
-        ((2, 8, 8), "further_lines=0", "both at least 1"),
+        ((2, 8, 8), "further_lines=0", "allowed: at least 1"),
     ],
 )
 def test_mri_refuses_what_it_cannot_measure(make_operator, shape, override, message):
@@ -185,7 +188,7 @@ def test_the_pseudo_inverse_of_downsampling_is_that_of_linear_algebra(make_opera
     [
         ("factor=3", "factor=3 does not divide images of 8x8; allowed: 2, 4, 8"),
         ("factor=1", "allowed: 2, 4, 8"),
-        ("filter=lanczos", "filter='lanczos'; allowed: bicubic, bilinear, sinc"),
+        ("filter=lanczos", "filter=lanczos; allowed: bicubic, bilinear, sinc"),
     ],
 )
 def test_downsampling_refuses_what_does_not_fit(make_operator, override, message):
@@ -221,5 +224,5 @@ def test_a_motion_kernel_points_along_its_angle(angle):
 
 @pytest.mark.parametrize("length", [0.5, 8])
 def test_a_motion_that_does_not_fit_is_refused(make_operator, length):
-    with pytest.raises(UserError, match="allowed: 1 to 7 pixels"):
+    with pytest.raises(UserError, match="allowed: 1 to 7 pixels|length=0.5; allowed: at least 1"):
         make_operator("motion_blur", (1, 8, 8), f"length={length}")

@@ -200,9 +200,7 @@ def test_measurements_do_not_share_memory_with_the_clean_images(make_operator, n
 @over_names
 @pytest.mark.parametrize("sigma", ["-0.1", "inf", "nan"])
 def test_a_noise_level_that_is_none_is_refused(make_operator, name, sigma):
-    with pytest.raises(
-        UserError, match=r"not a noise level; allowed: a number >= 0|allowed: a finite number"
-    ):
+    with pytest.raises(UserError, match=r"allowed: at least 0|allowed: a finite number"):
         make_operator(name, fit(name, (1, 8, 8)), f"sigma={sigma}")
 
 
@@ -259,18 +257,18 @@ def test_further_refuses_what_is_no_probability(delta):
 
 @pytest.mark.parametrize("p", ["-0.1", "1", "1.5"])
 def test_inpainting_refuses_what_is_no_share(make_operator, p):
-    with pytest.raises(UserError, match=r"not a share of missing pixels; allowed: \[0, 1\)"):
+    with pytest.raises(UserError, match=r"operator\.p=.*; allowed: \[0, 1\)"):
         make_operator("inpainting", (1, 8, 8), f"p={p}")
 
 
 @pytest.mark.parametrize("size", [2, 9, 0, -1])
 def test_blur_refuses_a_kernel_that_does_not_fit(make_operator, size):
-    with pytest.raises(UserError, match="odd numbers from 1 to 8"):
+    with pytest.raises(UserError, match="odd numbers from 1 to 8|allowed: at least 1"):
         make_operator("blur", (1, 8, 8), f"kernel_size={size}")
 
 
 def test_blur_refuses_a_kernel_of_no_width(make_operator):
-    with pytest.raises(UserError, match="not a width in pixels"):
+    with pytest.raises(UserError, match="blur_std=.*; allowed: above 0"):
         make_operator("blur", (1, 8, 8), "blur_std=0")
 
 

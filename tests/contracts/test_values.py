@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-from cleanprior import registry
+from cleanprior import ranges, registry
 from cleanprior.config import GROUPS, compose
 from cleanprior.errors import UserError
 from cleanprior.signatures import arguments
@@ -41,13 +41,14 @@ def test_every_text_of_every_group_is_taken_literally():
         for name in registry.methods() if group == "method" else registry.options(group):
             card = compose([f"{group}={name}"])[group]
             declared_by = arguments(card["_target_"])
+            words = registry.read(group, name).get(ranges.KEY) or {}
             for key, default in card.items():
                 kind = kind_of(declared_by.get(key), default)
-                if key in ("_target_", "name") or "str" not in kind.types:
+                if key in ("_target_", "name", *words) or "str" not in kind.types:
                     continue
                 assert value(f"{group}.{key}={ODD}", f"{group}={name}") == ODD, (group, name, key)
                 tried += 1
-    assert tried > 80
+    assert tried > 50
 
 
 @pytest.mark.parametrize("text", ["~", "~/a b", "~/=x"])

@@ -187,7 +187,7 @@ def test_what_a_cell_finds_damaged_is_its_row_and_the_exit_code_tells(finished: 
     ("arguments", "message"),
     [
         (["--methods", "ambiant"], "Did you mean 'ambient'?"),
-        (["operator.p=1.0"], "p=1.0 is not a share of missing pixels; allowed: [0, 1)"),
+        (["operator.p=1.0"], "operator.p=1; allowed: [0, 1)"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_writes_nothing(

@@ -335,10 +335,10 @@ def test_a_fixed_blur_is_warned_of_and_masks_are_not(make_operator, make_problem
     [
         ("loss_function=wgan", "loss_function='wgan'; allowed: hinge, wgan_gp, dcgan"),
         ("scale=keep", "scale='keep'; allowed: none, inverse_keep"),
-        ("gamma=-1", "gamma=-1.0; allowed: 0"),
-        ("critic_steps=0", "critic_steps=0; allowed: 1 or more"),
-        ("beta1=1", r"beta1=1.0; allowed: \[0, 1\)"),
-        ("critic_lr=0", "critic_lr=0.0; allowed: above 0"),
+        ("gamma=-1", "gamma=-1; allowed: at least 0"),
+        ("critic_steps=0", "critic_steps=0; allowed: at least 1"),
+        ("beta1=1", r"beta1=1; allowed: \[0, 1\)"),
+        ("critic_lr=0", "critic_lr=0; allowed: above 0"),
         ("generator_width=20", "generator_width=20; allowed: multiples of 8"),
     ],
 )

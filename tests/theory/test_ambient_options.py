@@ -268,7 +268,7 @@ def test_averaging_over_masks_is_a_row_of_its_own(ambient_on_digits):
         ("augment=before_mask", "augment='before_mask'; allowed: none, joint_flip"),
         ("clip=dynamic", "clip='dynamic'; allowed: none, static"),
         ("guidance_norm=sum", "guidance_norm='sum'; allowed: mean, official"),
-        ("hidden_weight=0", "hidden_weight=0.0; allowed: auto, or a number above 0"),
+        ("hidden_weight=0", "hidden_weight=0; allowed: auto, or a number above 0"),
         ("hidden_weight=much", "hidden_weight=much; allowed: auto, or a number above 0"),
         ("hidden_weight_cap=0.5", "hidden_weight_cap=0.5; allowed: at least 1"),
     ],

@@ -161,12 +161,12 @@ def test_it_refuses_other_operators(make_tweedie, make_operator, make_problem):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sigma_draw=reject"], "sigma_draw='reject'; allowed: truncate, clamp"),
-        (["weight=none"], "weight='none'; allowed: edm, ambient_o"),
+        (["sigma_draw=reject"], "sigma_draw=reject; allowed: truncate, clamp"),
+        (["weight=none"], "weight=none; allowed: edm, ambient_o"),
         (["sigma_draw=clamp", "weight=ambient_o"], "divides by 0; set sigma_draw=truncate or"),
-        (["augment=scale"], "augment='scale'; allowed: none, flip, after_noise"),
+        (["augment=scale"], "augment=scale; allowed: none, flip, after_noise"),
         (["augment_probability=2"], r"augment_probability=2(\.0)?; allowed: \[0, 1\]"),
-        (["operator_mode=ignore"], "operator_mode='ignore'; allowed: refuse, ambient_o"),
+        (["operator_mode=ignore"], "operator_mode=ignore; allowed: refuse, ambient_o"),
         (["sigma_min=0"], r"sigma_min=0(\.0)?; allowed: above 0"),
         (["consistency.pairing=one"], "pairing='one'; allowed: independent, shared"),
         (["consistency.weighting=on"], "weighting='on'; allowed: none, edm"),

@@ -108,7 +108,7 @@ def test_a_schedule_gives_each_round_its_scale_and_searches_nothing(train, monke
         ("em", ["handoff=png"], "allowed: float, minmax_png"),
         ("em", ["patience=0"], "allowed: at least 1"),
         ("em_mmps", ["gaussian=sparse"], "allowed: auto, dense, low_rank"),
-        ("em_mmps", ["rank=0"], "allowed: 1 or more"),
+        ("em_mmps", ["rank=0"], "allowed: at least 1"),
         ("em_mmps", ["posterior.solver=lu"], "allowed: cg, gmres"),
     ],
 )
