@@ -12,6 +12,7 @@ from cleanprior.options import live_progress
 from cleanprior.progress import Progress
 from cleanprior.terminal import Screen
 
+from .places import tables
 from .report import Report, report
 from .request import Request
 from .runner import Part, run
@@ -122,7 +123,7 @@ def run_request(
     """
     plan = request.plan(list(forced))
     run(plan, out, forced, progress, part or Part())
-    request.write(out / "tables" / plan.key)
+    request.write(tables(out, plan.key))
     return report(plan, out, screen)
 
 

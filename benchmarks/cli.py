@@ -94,7 +94,8 @@ def report_again(
     from .request import Request
 
     plan = Request.read(folder).plan()
+    from .places import runs_of
     from .report import report
 
-    if not report(plan, folder.resolve().parent.parent, Screen(wide)).is_sound:
+    if not report(plan, runs_of(folder), Screen(wide)).is_sound:
         raise typer.Exit(1)

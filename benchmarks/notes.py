@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cleanprior import registry
 from cleanprior.cells.record import Record, is_finished
 
 from . import statistics
 from .numbers import significant, with_spread
 from .plan import Problem
+from .runner import OTHER_CODE
 from .tables import COLUMNS, codes_of
 
 #: Sentences of codes whose records hold none.
@@ -19,6 +19,8 @@ CODES = {
     "shift": "trained with missing coordinates, sampled with none",
     "straw-man": "y was taken for a noisy image; the operator was not used",
     "ambient-o": "the operator is not modelled, its corruption drowned in noise",
+    OTHER_CODE: "trained by other code of the method than is installed; "
+    "--force NAME trains it again",
     "null": "what the operator never shows comes from the method's start, not from y",
 }
 #: A mean of draws has more PSNR than a draw by nature.
@@ -79,20 +81,8 @@ def write_notes(problem: Problem, records: Records, references: Sequence[str]) -
 
 
 def _unfinished(records: Records) -> Iterable[str]:
-    changed = []
     for method, cells in records.items():
         yield from (f"{method}: {_flat(r['status'])}" for r in cells if ":" in r["status"])
-        if any(
-            r["code"]["method_sha256"] != registry.code_hash(r["config"]["method"]["name"])
-            for r in cells
-            if is_finished(r)
-        ):
-            changed.append(method)
-    if changed:
-        theirs = "its code changed after this row"
-        if len(changed) > 1:
-            theirs = "their code changed after these rows"
-        yield f"{', '.join(changed)}: {theirs}; retrain with --force {','.join(changed)}"
 
 
 def _flat(text: str) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from cleanprior.files import write_bytes
 from cleanprior.terminal import Screen
 
-from . import drawing, notes, page, published, runner, statistics, tables, writing
+from . import drawing, notes, page, places, published, runner, statistics, tables, writing
 from .overview import OVERVIEWS, overview
 from .page import Sheet
 from .plan import Plan, Problem
@@ -51,11 +51,11 @@ def report(plan: Plan, out: Path, screen: Screen) -> Report:
     """
     best: Best = {}
     sheets = [_problem(plan, problem, out, screen, best) for problem in plan.problems]
-    folder = out / "tables" / plan.key
+    folder = places.tables(out, plan.key)
     front = _published(plan, sheets, folder, screen)
     if len(sheets) > 1:
         front += _overviews(plan, sheets, best, folder, screen)
-    path = page.write(folder / "report.html", plan.name, plan.about, [*front, *sheets])
+    path = page.write(folder / places.PAGE, plan.name, plan.about, [*front, *sheets])
     screen.say(f"page: {path}")
     return Report(sheets, path)
 
@@ -70,7 +70,7 @@ def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best
     best[problem.label] = statistics.best(comparisons)
     bold = tables.marks(summary, best[problem.label])
     said = notes.write_notes(problem, records, plan.references)
-    folder = out / "tables" / f"{plan.name}-{problem.key}"
+    folder = places.tables(out, f"{plan.name}-{problem.key}")
     sentences = verdict(records, plan.references, comparisons)
     files = writing.write(
         folder, problem.title, shown, summary, frame, sentences, said.lines, bold, comparisons

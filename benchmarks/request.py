@@ -9,9 +9,8 @@ from cleanprior.errors import UserError
 from cleanprior.files import write_text
 
 from . import described
+from .places import REQUEST, all_tables
 from .plan import Plan, check_forced, make_plan
-
-FILE = "request.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Request:
 
     def write(self, folder: Path) -> None:
         """Write the request beside its tables."""
-        write_text(folder / FILE, json.dumps(asdict(self), indent=1))
+        write_text(folder / REQUEST, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> "Request":
@@ -77,15 +76,15 @@ class Request:
         Raises:
             UserError: There is none, or it is damaged.
         """
-        path = folder / FILE
+        path = folder / REQUEST
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            known = sorted(str(p.parent) for p in Path("runs/tables").glob(f"*/{FILE}"))
+            known = [str(found) for found in all_tables(Path("runs"))]
             there = f"; there are: {', '.join(known)}" if known else ""
             raise UserError(
-                f"'{folder}' holds no {FILE}: give the folder that `cleanprior bench` printed as "
-                f"that of its page{there}"
+                f"'{folder}' holds no {REQUEST}: give the folder that `cleanprior bench` printed "
+                f"as that of its page{there}"
             ) from error
         try:
             given = json.loads(text)

@@ -5,12 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cleanprior.cells.folder import CellFolder
-from cleanprior.cells.record import Record, is_finished, read_record, write_failure
+from cleanprior.cells.migration import take_over
+from cleanprior.cells.record import (
+    Record,
+    has_other_code,
+    is_finished,
+    read_record,
+    write_failure,
+)
 from cleanprior.config import Config
 from cleanprior.errors import UserError
 from cleanprior.progress import Progress
 
 from .plan import Plan, Problem, refusal
+
+#: Code of a row whose method is no longer what it was trained by.
+OTHER_CODE = "code"
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,12 @@ def run(
         UserError: A value that a part refuses: told before the first cell is trained. What a cell
             refuses later is the status of its row, and the others go on.
     """
+    take_over(
+        CellFolder(out, config)
+        for problem in plan.problems
+        for configs in problem.cells.values()
+        for config in configs
+    )
     todo = pending(plan, out, forced, part)
     if not todo:
         return
@@ -109,15 +125,19 @@ def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
         UserError: Two finished cells were trained on different measurements.
     """
     found: dict[str, list[Record]] = {}
+    take_over(CellFolder(out, c) for configs in problem.cells.values() for c in configs)
     for method, configs in problem.cells.items():
         found[method] = []
         for config in configs:
             reason = refusal(config)
-            record = read_record(CellFolder(out, config))
+            folder = CellFolder(out, config)
+            record = read_record(folder)
             if reason is not None:
                 record = {"status": f"skipped: {reason}"}
             record = record or {"status": "not run"}
             record |= {"method": method, "seed": config["seed"]}
+            if is_finished(record) and has_other_code(folder, record):
+                record["warning"] = "+".join(filter(None, (record.get("warning"), OTHER_CODE)))
             found[method].append(record)
     hashes = {
         r["measurements_sha256"]: m

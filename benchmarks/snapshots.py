@@ -31,6 +31,7 @@ def snapshots(
     from rich.console import Console
 
     from cleanprior.cells.folder import CellFolder
+    from cleanprior.cells.migration import take_over
     from cleanprior.config import compose
     from cleanprior.progress import Progress
 
@@ -41,6 +42,7 @@ def snapshots(
     from cleanprior.selection import save_chosen, score_snapshots
 
     folder = CellFolder(out, config)
+    take_over([folder])
     with Progress(Console(stderr=True)).live() as progress:
         cell = Cell(folder)
         scores = score_snapshots(cell, n, progress, features)

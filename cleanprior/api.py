@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .cells.folder import CellFiles
 from .config import Config, build, compose
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, check_split
@@ -195,8 +196,8 @@ def train(
     kept = None if folder is None else Path(folder)
     if kept is not None:
         _claim(kept, config, learner, measurements, operator, clean)
-        if (kept / "prior" / "prior.yaml").is_file():
-            return Prior.load(kept / "prior")
+        if (prior_folder := CellFiles(kept).prior).is_dir():
+            return Prior.load(prior_folder)
     shown = live_progress() if progress else Progress()
     with shown.live():
         averaged, report = trainer.fit(learner, problem, measurements, seed, kept, clean, shown)
@@ -213,7 +214,7 @@ def train(
         "config": config,
     }
     if kept is not None:
-        prior.save(kept / "prior")
+        prior.save(CellFiles(kept).prior)
     return prior
 
 

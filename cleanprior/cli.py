@@ -48,11 +48,13 @@ def _options(
 def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = False) -> None:
     """Train and evaluate one method: cleanprior train method=em operator=denoising."""
     from .cells.folder import CellFolder
-    from .cells.record import is_finished, read_record, write_failure
+    from .cells.migration import take_over
+    from .cells.record import has_other_code, is_finished, read_record, write_failure
     from .config import compose
 
     config = compose(overrides or [])
     folder = CellFolder(out, config)
+    take_over([folder])
     record = read_record(folder)
     if force or not is_finished(record):
         _check_needs(config)
@@ -68,6 +70,8 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
             record = write_failure(folder, error)
     assert record is not None
     _tell(record, folder.path)
+    if is_finished(record) and has_other_code(folder, record):
+        typer.echo("trained by other code of the method than is installed; --force trains it again")
     if record["status"] != "done":
         raise typer.Exit(1)
 

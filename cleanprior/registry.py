@@ -197,17 +197,6 @@ def remarks() -> list[str]:
     return [*_roots()[1], *(c for c in clashes if c is not None), *hidden]
 
 
-def code_hash(method: str) -> str:
-    """Return the hash of the module of a method's class; empty where there is none.
-
-    The module is found and not imported.
-    """
-    entry = installed(METHODS).get(method)
-    if entry is not None:
-        return module_hash(module_of(entry))
-    return module_hash(str(read("method", method)["_target_"]).rpartition(".")[0])
-
-
 def module_hash(module: str) -> str:
     """Return the hash of a module's source, or of all a package's; empty where there is none."""
     try:

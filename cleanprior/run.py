@@ -21,7 +21,9 @@ from torch import Tensor
 from . import __version__, capabilities
 from .cell_costs import training_costs, use_costs
 from .cells.folder import CellFiles, CellFolder
-from .cells.record import Record, write_record
+from .cells.identity import STAGES
+from .cells.migration import take_over_measurements
+from .cells.record import Record, training_code, write_record
 from .config import Config, build
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, write_splits
@@ -39,7 +41,6 @@ from .operators.building import build_operator, state_hash
 from .own_sampler import finished_without_prior
 from .prior import Prior
 from .progress import Progress
-from .registry import code_hash
 from .seeding import generator_for
 from .training.checkpoint import read_tensors, write_tensors
 from .training.method import Method, Problem, Way
@@ -102,7 +103,9 @@ class Cell:
         """Return the measurements of a split: drawn once, stored, the same for every method."""
         if isinstance(self.data, MeasuredData):
             return self.data.split(split)
-        key = self.folder.identity.measurements(split, state_hash(self.operator))
+        state = state_hash(self.operator)
+        take_over_measurements(self.folder, split, state)
+        key = self.folder.identity.measurements(split, state)
         path = self.folder.measurements(split, key)
         x = self.data.train if split == "train" else self.data.test
         drawn = Measurements.draw(x, self.operator, self.config["data_seed"], split)
@@ -184,6 +187,7 @@ def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Rec
         record["status"] = f"skipped: {reason}"
         write_record(folder, record)
         return record
+    record["code"]["method"] = training_code(folder)
     record["warning"] = cell.method.warning(cell.problem)
     averaged, report, measured = cell.train(progress)
     record["measurements_sha256"] = measured.hash
@@ -295,7 +299,7 @@ def _head(cell: Cell) -> Record:
         "image_shape": list(cell.data.image_shape),
         "train_images": len(cell.data.train),
         "data_notices": [notice.text for notice in cell.notices],
-        "code": {"cleanprior": __version__, "method_sha256": code_hash(config["method"]["name"])},
+        "code": {"cleanprior": __version__, "method": cell.folder.code, "stages": dict(STAGES)},
         "operator_sha256": state_hash(cell.operator),
         "libraries": libraries,
         "device": str(cell.trainer.device),

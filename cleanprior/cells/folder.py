@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..config import Config
+from .code import method_code
 from .identity import Identity
 
 
@@ -50,6 +51,11 @@ class CellFiles:
         return self.folder / "prior"
 
     @property
+    def code(self) -> Path:
+        """The hash of the method's code when the training began."""
+        return self.folder / "code.txt"
+
+    @property
     def error(self) -> Path:
         """The traceback of the last failure."""
         return self.folder / "error.txt"
@@ -83,6 +89,11 @@ class CellFolder:
     def identity(self) -> Identity:
         """What tells the cell from others."""
         return Identity(self.config)
+
+    @cached_property
+    def code(self) -> str:
+        """The hash of the installed code of the cell's method."""
+        return method_code(self.config)
 
     @property
     def names(self) -> dict[str, str]:

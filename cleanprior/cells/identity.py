@@ -1,4 +1,7 @@
-"""What a cell is, as hashes: another training, another evaluation, other measurements. No torch."""
+"""What a cell is, as hashes: another training, another evaluation, other measurements. No torch.
+
+The version is no part of it: a release trains nothing again. What changes results has a number.
+"""
 
 import hashlib
 import json
@@ -8,11 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .. import __version__, registry
+from .. import registry
 from ..config import GROUPS, Config
 from ..environment import processes
 from ..fingerprint import fingerprint
 
+#: What computes a cell's numbers, and which results it gives. Raise a number when a change of the
+#: core changes what the stage computes (another loop, another noise, another default that no
+#: configuration holds): its results are then computed again, and those of the stages after it.
+STAGES = {"measure": 1, "train": 1, "evaluate": 1}
 # What decides a cell's numbers. `training.device` and the like decide only where it runs.
 _KEYS = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
@@ -36,8 +43,8 @@ def placeless(data: Mapping[str, Any]) -> Config:
 def operator_code(operator: Mapping[str, Any]) -> list[str | None] | None:
     """Return hashes of a stranger's operator: of its code and of the files that its keys name.
 
-    None for an operator of this package, whose version is known. Its constructor draws from the
-    data seed, so that code, keys, files and seed are the operator.
+    None for an operator of this package, whose changes raise a stage. A stranger's constructor
+    draws from the data seed, so that code, keys, files and seed are the operator.
     """
     module = str(operator["_target_"]).rpartition(".")[0]
     if module.split(".")[0] == "cleanprior":
@@ -69,12 +76,12 @@ class Identity:
     @cached_property
     def training(self) -> str:
         """What defines the trained weights: another posterior sampler trains nothing again."""
-        return _digest([__version__, self.parts(is_training=True)])
+        return digest([_stages("train"), self.parts(is_training=True)])
 
     @cached_property
     def evaluation(self) -> str:
         """What defines the cell's numbers."""
-        return _digest([__version__, self.parts()])
+        return digest([_stages("evaluate"), self.parts()])
 
     def measurements(self, split: str, operator_state: str) -> str:
         """Return what defines the measurements of a split: nothing of the method.
@@ -84,7 +91,7 @@ class Identity:
             operator_state: Hash of the operator as it was built, which counts where the operator is
                 a stranger's.
         """
-        return _digest([__version__, self.measured(operator_state), split])
+        return digest([_stages("measure"), self.measured(operator_state), split])
 
     def measured(self, operator_state: str) -> Config:
         """Return the part of the configuration that measurements are drawn by."""
@@ -116,6 +123,13 @@ def _strip(node: Any) -> Any:
     return node
 
 
-def _digest(parts: Any) -> str:
+def _stages(last: str) -> list[int]:
+    """Return the numbers of the stages up to one."""
+    names = list(STAGES)
+    return [STAGES[name] for name in names[: names.index(last) + 1]]
+
+
+def digest(parts: Any) -> str:
+    """Return the hash of plain values, 16 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

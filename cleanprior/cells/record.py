@@ -71,6 +71,26 @@ def read_record(cell: CellFolder) -> Record | None:
     return record if isinstance(record, dict) and "status" in record else None
 
 
+def training_code(cell: CellFolder) -> str:
+    """Return the hash of the code that a cell's training began with, and note it at its beginning.
+
+    What is evaluated again, or goes on, was not trained by what is installed now.
+    """
+    if cell.files.checkpoint.is_file():
+        try:
+            return cell.files.code.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            pass  # nobody knows
+    write_text(cell.files.code, cell.code)
+    return cell.code
+
+
+def has_other_code(cell: CellFolder, record: Record) -> bool:
+    """Whether a method was trained by other code than is installed."""
+    code = record.get("code") or {}
+    return bool(code) and code.get("method") != cell.code
+
+
 def is_finished(record: Record | None) -> bool:
     """Whether the record counts as a result: only ``done`` does."""
     return record is not None and record["status"] == "done"

@@ -9,6 +9,7 @@ from cleanprior.benchmarks import described, plan
 from plugins import CARD, METHOD, write_plugin
 
 from cleanprior import listing, notices, registry
+from cleanprior.cells.code import method_code
 from cleanprior.config import build, compose
 from cleanprior.errors import UserError
 
@@ -48,7 +49,7 @@ def test_a_package_brings_configurations_of_every_group(plugin, capsys):
     assert (config["operator"]["p"], config["posterior"]["steps"]) == (0.9, 5)
     assert type(build(config["method"])).__name__ == "Shrunk"
     assert config["sampler"]["steps"] == 5
-    assert len(registry.code_hash("guest_method")) == 16
+    assert len(method_code(config)) == 16
     made = plan.make_plan(described.bench("guest_bench"))
     (problem,) = made.problems
     assert list(problem.cells) == ["guest_method"]

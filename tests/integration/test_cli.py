@@ -190,11 +190,11 @@ def test_a_method_from_outside_is_listed_and_stands_in_the_table(tmp_path: Path)
     )
     assert benched.returncode == 0, benched.stderr
     assert "shrunk" in benched.stdout
-    assert "its code changed" not in benched.stdout
+    assert "[code]" not in benched.stdout
     (package / "__init__.py").write_text(PLUGIN + "\n# edited\n")
     again = run(
         tmp_path, "bench", "--methods", "shrunk", "--no-references", *TINY[:5], path=str(site)
     )
-    assert "shrunk: its code changed after this row; retrain with --force shrunk" in again.stdout
+    assert "[code] shrunk: trained by other code of the method than is installed" in again.stdout
     refused = run(tmp_path, "train", "method=shrunk", "method.facto=1", path=str(site))
     assert "Did you mean 'method.factor'?" in refused.stderr

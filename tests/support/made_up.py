@@ -5,7 +5,6 @@ from typing import Any
 
 from cleanprior.benchmarks import described, notes, plan, printing, tables
 
-from cleanprior import registry
 from cleanprior.terminal import Screen
 
 WARNING = "samples leave the range of the data: 12.0 % of their values lie beyond twice [-1, 1]"
@@ -110,7 +109,6 @@ def records(config: dict[str, Any], seeds: int = 1) -> dict[str, list[dict[str, 
                 "train_images": 1437,
                 "image_shape": [1, 8, 8],
                 "measurements_sha256": "f70c5e8e8816" * 4,
-                "code": {"method_sha256": registry.code_hash(method)},
                 "parameters": {"denoiser": 294_000},
                 "training": {
                     "seconds": {"training": 38.2},

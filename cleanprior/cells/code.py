@@ -1,0 +1,103 @@
+"""The code that a cell's method is made of, as one hash: read from sources, nothing is imported.
+
+The core has no hash: an edit of a comment there would put every result in doubt. Who changes what
+it computes raises the number of a stage (:data:`cleanprior.cells.identity.STAGES`).
+"""
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from ..config import Config
+from ..signatures import source
+
+#: The room of the built-in methods: a method is one module or one package in it.
+ROOM = "cleanprior.methods"
+
+
+def method_code(config: Config) -> str:
+    """Return the hash of a method's sources, 16 hexadecimal digits.
+
+    These are the module or the package of the method's class and what it imports of its room. Of a
+    stranger's method they are all modules of its top-level package, and what they import of the
+    built-in methods; of a stranger's operator as well.
+
+    Arguments:
+        config: A composed configuration.
+    """
+    digest = hashlib.sha256()
+    for name, text in sorted(_sources(_targets(config)).items()):
+        digest.update(f"{name}\0{len(text)}\0".encode() + text)
+    return digest.hexdigest()[:16]
+
+
+def _targets(config: Config) -> list[str]:
+    """Return the units that a configuration names, the core's left out."""
+    named = [config[group].get("_target_") for group in ("method", "operator")]
+    units = [_unit(str(target).rpartition(".")[0]) for target in named]
+    return [unit for unit in units if unit is not None]
+
+
+def _unit(module: str) -> str | None:
+    """Return what is watched as a whole: a built-in method, or a stranger's top-level package."""
+    parts = module.split(".")
+    if parts[0] != "cleanprior":
+        return parts[0] or None
+    return ".".join(parts[:3]) if len(parts) > 2 and ".".join(parts[:2]) == ROOM else None
+
+
+def _sources(units: list[str]) -> dict[str, bytes]:
+    """Return the sources of units and of the built-in methods that they import, by module."""
+    found: dict[str, bytes] = {}
+    seen: set[str] = set()
+    waiting = list(units)
+    while waiting:
+        unit = waiting.pop()
+        if unit in seen:
+            continue
+        seen.add(unit)
+        for name, package, path in _modules(unit):
+            text = found[name] = path.read_bytes()
+            reached = {_unit(module) for module in _imports(text, package)}
+            waiting += [u for u in reached if u is not None and u.startswith(f"{ROOM}.")]
+    return found
+
+
+def _modules(unit: str) -> Iterator[tuple[str, str, Path]]:
+    """Yield each module of a unit: its name, its package, its file."""
+    file = source(unit)
+    if file is None:
+        return
+    if file.name != "__init__.py":
+        yield unit, unit.rpartition(".")[0], file
+        return
+    for path in sorted(file.parent.rglob("*.py")):
+        inside = path.relative_to(file.parent).with_suffix("").parts
+        package = ".".join([unit, *inside[:-1]])
+        yield package if inside[-1] == "__init__" else f"{package}.{inside[-1]}", package, path
+
+
+@lru_cache(maxsize=256)
+def _imports(text: bytes, package: str) -> frozenset[str]:
+    """Return the absolute names that a source imports at any depth, and what it takes of them.
+
+    Arguments:
+        text: The source.
+        package: The package that its relative imports start from.
+    """
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return frozenset()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")
+            above = above[: len(above) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(found)

@@ -1,0 +1,98 @@
+"""Cells that version 0.1.0 named: taken over under their names of today. No torch.
+
+That version had its number in every identity, so that a release trained everything again. Delete
+this module, and the calls of it, when nobody has such a folder any more.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import UserError
+from ..files import write_text
+from ..notices import Notice, tell
+from ..registry import module_hash
+from .code import method_code
+from .folder import CellFolder
+from .identity import digest
+
+VERSION = "0.1.0"
+
+
+def take_over(cells: Iterable[CellFolder]) -> int:
+    """Rename what an earlier version left of cells, and say how many they were.
+
+    A cell that has a place of today keeps it. Each step is one rename or one atomic write, and what
+    an interruption leaves undone is done by the next call. Where nothing is to be done that costs
+    two hashes and three looks at the disk a cell.
+
+    Returns:
+        How many cells have been found under their earlier names.
+
+    Raises:
+        UserError: A folder that cannot be renamed.
+    """
+    count = 0
+    for cell in cells:
+        if cell.cells.is_dir():
+            count += _take_over(cell)
+    if count:
+        what = "1 cell" if count == 1 else f"{count} cells"
+        tell([Notice(f"took over {what} of an earlier version; nothing is trained again")])
+    return count
+
+
+def take_over_measurements(cell: CellFolder, split: str, operator_state: str) -> None:
+    """Rename the measurements of a split that an earlier version drew."""
+    identity = cell.identity
+    now = cell.measurements(split, identity.measurements(split, operator_state))
+    if not now.exists():
+        named = digest([VERSION, identity.measured(operator_state), split])
+        _rename(cell.measurements(split, named), now)
+
+
+def _take_over(cell: CellFolder) -> bool:
+    """Rename a cell's folder, its pictures, its record; return whether there was any of them."""
+    training = digest([VERSION, cell.identity.parts(is_training=True)])
+    evaluation = digest([VERSION, cell.identity.parts()])
+    name = cell.name_of(training)
+    found = _rename(cell.cells / name, cell.path)
+    record = cell.files.record(evaluation)
+    if record.is_file():
+        _rename(cell.pictures_of(name, evaluation), cell.pictures)
+        if not cell.record.exists():
+            _rewrite(cell, record)
+        record.unlink(missing_ok=True)
+        found = True
+    return found
+
+
+def _rewrite(cell: CellFolder, old: Path) -> None:
+    """Write a record under its name of today; its code's hash too where the code is the same."""
+    try:
+        record = json.loads(old.read_text(encoding="utf-8"))
+        record["cell"] = cell.identity.evaluation
+        code = record.get("code") or {}
+        method = cell.config["method"]["_target_"].rpartition(".")[0]
+        if code.get("method_sha256") == module_hash(method):
+            code["method"] = method_code(cell.config)
+        trained = str(code.get("method") or code.get("method_sha256") or "")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return  # damaged: as if it were not there
+    if trained and not cell.files.code.exists():
+        write_text(cell.files.code, trained)
+    write_text(cell.record, json.dumps(record, indent=1))
+
+
+def _rename(before: Path, now: Path) -> bool:
+    """Rename a file or a folder; return False where it is not there, or the new name is taken."""
+    if now.exists() or not before.exists():
+        return False
+    try:
+        now.parent.mkdir(parents=True, exist_ok=True)
+        before.rename(now)
+    except FileNotFoundError:
+        return False  # another process has just done it
+    except OSError as error:
+        raise UserError(f"cannot rename '{before}' to '{now}': {error.strerror}") from error
+    return True
