@@ -1,22 +1,20 @@
 """What every operator promises, over every operator YAML that is installed."""
 
-import inspect
-
 import pytest
 import torch
-import yaml
-from hydra.utils import get_class
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cleanprior import registry
 from cleanprior.capabilities import CAPABILITIES
-from cleanprior.config import DESCRIPTIONS
 from cleanprior.data import Measurements
 from cleanprior.errors import UserError
-from cleanprior.operators.base import take
 from cleanprior.operators.masks import further_mask
 from cleanprior.seeding import generator_for
+from cleanprior.testing import check_card
+from cleanprior.testing import operators as promises
+from cleanprior.testing.operators import draw
+from cleanprior.testing.parts import uniform
 
 NAMES = sorted(registry.options("operator"))
 SHAPES = [(1, 8, 8), (3, 16, 16)]
@@ -33,93 +31,34 @@ over_grid = pytest.mark.parametrize(("name", "shape"), GRID)
 over_names = pytest.mark.parametrize("name", NAMES)
 
 
-def uniform(shape, seed=0):
-    return 2 * torch.rand(shape, generator=generator_for(seed, "x")) - 1
-
-
-def draw(operator, n, seed=0):
-    return operator.draw(n, generator_for(seed, "params"))
-
-
 @over_grid
 def test_adjoint_is_the_transpose(make_operator, name, shape):
-    operator = make_operator(name, shape)
-    params = draw(operator, 5)
-    x = uniform((5, *shape), 1)
-    y = uniform(operator.A(x, params).shape, 2)
-    forward, backward = operator.A(x, params), operator.A_adjoint(y, params)
-    left = (forward.double() * y.double()).flatten(1).sum(1)
-    right = (x.double() * backward.double()).flatten(1).sum(1)
-    size = forward.double().flatten(1).norm(dim=1) * y.double().flatten(1).norm(dim=1)
-    # float32 operators; sums and norms in float64, so what is left is the operators' rounding.
-    assert ((left - right).abs() / size).max() < 1e-6
+    promises.check_adjoint(make_operator(name, shape))
 
 
 @over_grid
 def test_pseudo_inverse_reproduces_the_measurement(make_operator, name, shape):
-    operator = make_operator(name, shape)
-    params = draw(operator, 4)
-    y = operator.A(uniform((4, *shape)), params)
-    again = operator.A(operator.A_dagger(y, params), params)
-    error = (again - y).double().flatten(1).norm(dim=1) / y.double().flatten(1).norm(dim=1)
-    assert error.max() < 1e-4
+    promises.check_pseudo_inverse(make_operator(name, shape))
 
 
 @over_grid
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(make_operator, name, shape):
-    x = uniform((3, *shape))
-
-    def measure(seed):
-        operator = make_operator(name, shape, "sigma=0.3")
-        params = draw(operator, 3, seed)
-        return params, operator.measure(x, params, generator_for(seed, "noise"))
-
-    params, y = measure(0)
-    params_again, y_again = measure(0)
-    assert torch.equal(y, y_again)
-    assert params.keys() == params_again.keys()
-    assert all(torch.equal(params[k], params_again[k]) for k in params)
-    assert not torch.equal(y, measure(1)[1])
+    promises.check_seeds(lambda: make_operator(name, shape, "sigma=0.3"))
 
 
 @over_grid
 def test_an_image_does_not_depend_on_its_batch(make_operator, name, shape):
-    operator = make_operator(name, shape)
-    params = draw(operator, 4)
-    x = uniform((4, *shape))
-    y = operator.A(x, params)
-    for apply, inputs in (
-        (operator.A, x),
-        (operator.A_adjoint, y),
-        (operator.A_dagger, y),
-        (operator.lift, y),
-        (operator.observed, y),
-    ):
-        together = apply(inputs, params)
-        alone = [apply(inputs[i : i + 1], take(params, slice(i, i + 1))) for i in range(4)]
-        torch.testing.assert_close(torch.cat(alone), together, rtol=1e-5, atol=1e-6)
+    promises.check_batches(make_operator(name, shape))
 
 
 @over_grid
 def test_a_call_leaves_nothing_behind_for_the_next_one(make_operator, name, shape):
-    operator = make_operator(name, shape)
-    first, second = draw(operator, 3, seed=1), draw(operator, 3, seed=2)
-    x = uniform((3, *shape))
-    y, lifted = operator.A(x, first), operator.A_dagger(operator.A(x, first), first)
-    operator.A(x, second)
-    operator.A_adjoint(operator.A(x[:1], take(second, slice(0, 1))), take(second, slice(0, 1)))
-    assert torch.equal(operator.A(x, first), y)
-    assert torch.equal(operator.A_dagger(y, first), lifted)
+    promises.check_nothing_stays(make_operator(name, shape))
 
 
 @over_names
 def test_matrix_is_the_operator(make_operator, name):
-    operator = make_operator(name, (2, 8, 10))
-    params = draw(operator, 3)
-    x = uniform((3, 2, 8, 10))
-    dense = operator.matrix(params, 3) @ x.flatten(1).double()[:, :, None]
-    expected = operator.A(x, params).flatten(1).double()
-    torch.testing.assert_close(dense[:, :, 0], expected, rtol=1e-5, atol=1e-6)
+    promises.check_matrix(make_operator(name, (2, 8, 10)))
 
 
 @over_names
@@ -131,59 +70,22 @@ def test_yaml_capabilities_are_those_of_the_class(make_operator, name):
 
 @over_names
 def test_every_constructor_argument_has_a_yaml_key(name):
-    card = yaml.safe_load(registry.options("operator")[name].read_text())
-    arguments = set(inspect.signature(get_class(card["_target_"]).__init__).parameters)
-    keys = set(card) - {"_target_", *DESCRIPTIONS}
-    assert keys == arguments - {"self", "image_shape"}
+    check_card("operator", name, handed=("image_shape",))
 
 
 @over_names
 def test_capabilities_say_what_the_operator_does(make_operator, name):
-    shape = fit(name, (3, 8, 8))
-    operator = make_operator(name, shape)
-    has = operator.capabilities
-    params = draw(operator, 6)
-    x = uniform((6, *shape))
-    y = operator.A(x, params)
-    assert ("random" in has) != ("fixed" in has)
-    assert ("random" in has) == bool(params)
-    assert all(len(v) == 6 for v in params.values())
-    assert ("same_shape" in has) == (y.shape == x.shape)
-    assert ("identity" in has) == torch.equal(operator.A(x, params), x)
-    described = operator.describe(params, 6)
-    assert operator.description_channels == (0 if described is None else described.shape[1])
-    if "further" in has:
-        operator.further(params, 0.1, generator_for(0, "further"))
-    else:
-        with pytest.raises(ValueError, match="no further corruption"):
-            operator.further(params, 0.1, generator_for(0, "further"))
+    promises.check_capabilities(make_operator(name, fit(name, (3, 8, 8))), name)
 
 
 @over_names
 def test_noise_has_the_stated_level_on_observed_entries_only(make_operator, name):
-    shape = fit(name, (1, 16, 16))
-    operator = make_operator(name, shape, "sigma=0.25")
-    x = uniform((200, *shape))
-    params = draw(operator, 200)
-    clean = operator.A(x, params)
-    y = operator.measure(x, params, generator_for(0, "noise"))
-    seen = operator.observed(y, params)
-    assert set(seen.unique().tolist()) <= {0.0, 1.0}
-    noise = (y - clean)[seen.bool()].double()
-    n = noise.numel()
-    assert abs(noise.mean()) < 4 * 0.25 / n**0.5
-    assert abs(noise.var() / 0.25**2 - 1) < 4 * (2 / n) ** 0.5
-    assert (y[~seen.bool()] == 0).all()
+    promises.check_noise(make_operator(name, fit(name, (1, 16, 16)), "sigma=0.25"))
 
 
 @over_names
 def test_no_noise_means_exactly_a_x(make_operator, name):
-    shape = fit(name, (1, 8, 8))
-    operator = make_operator(name, shape, "sigma=0")
-    x = uniform((4, *shape))
-    params = draw(operator, 4)
-    y = operator.measure(x, params, generator_for(0, "noise"))
-    assert torch.equal(y, operator.A(x, params))
+    promises.check_no_noise(make_operator(name, fit(name, (1, 8, 8)), "sigma=0"))
 
 
 @over_names

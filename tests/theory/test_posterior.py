@@ -10,10 +10,10 @@ from cleanprior.diffusion.posterior import (
     MMPS,
     LinearProblem,
     conjugate_gradient,
-    draw_in_chunks,
 )
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for
+from cleanprior.testing import posteriors as promises
 
 SHAPE = (1, 2, 3)
 MASK = torch.tensor([1.0, 0, 1, 0, 0, 1]).reshape(1, 1, 2, 3)
@@ -271,40 +271,16 @@ both = pytest.mark.parametrize("name", sorted(SAMPLERS))
 
 @both
 def test_per_image_generators_make_a_draw_independent_of_its_batch(gaussian, operator, name):
-    data = several(gaussian, operator, 8)
-
-    def draw(chunk):
-        return draw_in_chunks(
-            SAMPLERS[name](),
-            gaussian,
-            data.y,
-            data.params,
-            data.sigma_y,
-            operator,
-            image_generators(4, range(8)),
-            chunk,
-        )
-
-    together = draw(8)
-    for chunk in (1, 3):
-        torch.testing.assert_close(draw(chunk).x, together.x, rtol=1e-4, atol=1e-5)
-    assert torch.equal(draw(8).x, together.x)
+    promises.check_batches(SAMPLERS[name], gaussian, several(gaussian, operator, 8), operator)
 
 
 @both
 def test_evaluations_and_backward_passes_are_those_counted(gaussian, operator, name):
-    counts = {"forward": 0, "backward": 0}
-
-    def denoise(x, sigma):
-        counts["forward"] += 1
-        if x.requires_grad:
-            x.register_hook(lambda g: counts.__setitem__("backward", counts["backward"] + 1))
-        return gaussian(x, sigma)
-
     sampler = dps(steps=9) if name == "dps" else mmps(steps=9, iterations=2, tolerance=0.0)
-    draw = sampler(denoise, *one_measurement(3), operator, generator_for(0, "d"))
-    assert counts["forward"] == draw.evaluations == 9
-    assert counts["backward"] == draw.backwards == 9 * (1 if name == "dps" else 2)
+    parts = (*one_measurement(3), operator, generator_for(0, "d"))
+    draw = promises.check_counts(sampler, gaussian, *parts)
+    assert draw.evaluations == 9
+    assert draw.backwards == 9 * (1 if name == "dps" else 2)
 
 
 @both

@@ -10,12 +10,12 @@ from cleanprior.diffusion.posterior import (
     DiffPIR,
     LinearProblem,
     PiGDM,
-    draw_in_chunks,
     ridge_solution,
 )
 from cleanprior.diffusion.spectral import Spectrum
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for
+from cleanprior.testing import posteriors as promises
 
 SHAPE = (1, 2, 3)
 MASK = torch.tensor([1.0, 0, 1, 0, 0, 1]).reshape(1, 1, 2, 3)
@@ -266,41 +266,15 @@ def test_per_image_generators_make_a_draw_independent_of_its_batch(
     operator = make_operator(operator_name, SHAPE, "sigma=0.1", *extra)
     x = torch.randn((8, *SHAPE), generator=generator_for(0, "x")) * 0.5
     data = Measurements.draw(x, operator, 0, "train")
-
-    def draw(chunk):
-        return draw_in_chunks(
-            SAMPLERS[name](),
-            gaussian,
-            data.y,
-            data.params,
-            data.sigma_y,
-            operator,
-            image_generators(4, range(8)),
-            chunk,
-        )
-
-    together = draw(8)
-    for chunk in (1, 3):
-        torch.testing.assert_close(draw(chunk).x, together.x, rtol=1e-4, atol=1e-5)
-    assert torch.equal(draw(8).x, together.x)
+    promises.check_batches(SAMPLERS[name], gaussian, data, operator)
 
 
 @each
 def test_evaluations_and_backward_passes_are_those_counted(gaussian, operator, name):
-    counts = {"forward": 0, "backward": 0}
-
-    def denoise(x, sigma):
-        counts["forward"] += 1
-        if x.requires_grad:
-            x.register_hook(lambda g: counts.__setitem__("backward", counts["backward"] + 1))
-        return gaussian(x, sigma)
-
-    before = torch.get_rng_state()
-    draw = SAMPLERS[name](steps=9)(denoise, *one_measurement(3), operator, generator_for(0, "d"))
-    assert counts["forward"] == draw.evaluations == 9
-    assert counts["backward"] == draw.backwards == (9 if name == "pigdm" else 0)
-    assert not draw.x.requires_grad
-    assert torch.equal(torch.get_rng_state(), before)
+    parts = (*one_measurement(3), operator, generator_for(0, "d"))
+    draw = promises.check_counts(SAMPLERS[name](steps=9), gaussian, *parts)
+    assert draw.evaluations == 9
+    assert draw.backwards == (9 if name == "pigdm" else 0)
 
 
 @each
