@@ -118,6 +118,22 @@ def list_(
     show(what)
 
 
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="method, operator or data.")],
+    name: Annotated[str, typer.Argument(help="Name of its configuration, e.g. my_own.")],
+    to: Annotated[
+        Path | None, typer.Option(help="The package's folder; default: cleanprior_NAME.", **GIVEN)
+    ] = None,
+) -> None:
+    """Write an installable package with a part of your own, its YAML and its contract tests."""
+    from .scaffold import FIRST, write_package
+
+    folder = write_package(kind, name, to)
+    first = FIRST[kind].replace("__name__", name)
+    typer.echo(f"wrote {folder}: pip install -e {folder}; pytest {folder}; {first}")
+
+
 def _check_needs(config: dict[str, Any]) -> None:
     """Refuse a method on an operator before torch is loaded."""
     method, operator = config["method"], config["operator"]
