@@ -107,8 +107,8 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            help="methods, operators, datasets, posteriors, samplers, evaluations, benches, "
-            "tables, backbones"
+            help="methods, operators, datasets, posteriors, samplers, evaluations, metrics, "
+            "benches, tables, backbones"
         ),
     ] = "methods",
 ) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import capabilities, registry
+from . import capabilities, metric_names, registry
 from .errors import UserError, unknown
 from .soundness import code_fault
 from .terminal import Column, Screen, wrap
@@ -19,6 +19,8 @@ KINDS = {
     "benches": "bench",
     "tables": "table",
 }
+#: What a record holds; no configurations.
+METRICS = "metrics"
 HEADINGS = {"data": "data set"}
 
 
@@ -26,14 +28,21 @@ def show(what: str) -> None:
     """Print a list.
 
     Arguments:
-        what: One of :data:`KINDS`.
+        what: One of :data:`KINDS`, or :data:`METRICS`.
 
     Raises:
         UserError: Anything else.
     """
+    screen = Screen()
+    if what == METRICS:
+        about = list(metric_names.METRICS.values())
+        names = list(metric_names.METRICS)
+        columns = [Column("metric", names, is_text=True), Column("about", about, is_text=True)]
+        screen.table(columns)
+        return
     if what not in KINDS:
-        raise unknown("list", what, KINDS)
-    group, screen = KINDS[what], Screen()
+        raise unknown("list", what, (*KINDS, METRICS))
+    group = KINDS[what]
     found = usable(group)
     about = [
         f"cannot be used: {config}" if isinstance(config, str) else _words(config.get("about"))

@@ -267,3 +267,13 @@ def test_the_command_line_goes_on_and_loads_no_torch(tmp_path):
         assert "NameError" in refused.stderr and refused.stderr.count("\n") == 1
     assert not (tmp_path / "runs" / "cells").exists()
     assert "train" in run("train", "--help").stdout
+
+
+@pytest.mark.parametrize("what", [*listing.KINDS, listing.METRICS])
+def test_every_list_fits_80_columns_and_says_what_each_entry_is(capsys, monkeypatch, what):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = listed(capsys, what).splitlines()
+    assert max(map(len, lines)) <= 80
+    end = next((i for i, line in enumerate(lines) if not line), len(lines))
+    entries = [line for line in lines[2:end] if not line.startswith(" ")]
+    assert entries and all(len(line.split()) > 1 for line in entries)
