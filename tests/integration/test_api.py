@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 import cleanprior as cp
+from cleanprior.cells import CellFolder
 from cleanprior.config import compose
 from cleanprior.data import write_splits
 from cleanprior.progress import Progress
@@ -116,9 +117,9 @@ def test_training_gives_the_weights_of_the_command_line(name, digits, A, tmp_pat
     own = ["data=measurements", f"data.path={tmp_path / 'mine.npz'}"]
     problem = ["operator=inpainting", "operator.p=0.4", "operator.sigma=0.05"]
     config = compose([f"method={name}", *own, *problem, *training, *overrides, *SHORT, *EVALUATED])
-    assert run_cell(config, tmp_path / "runs", Progress())["status"] == "done"
-    (file,) = (tmp_path / "runs").glob("cells/*/prior/weights.safetensors")
-    expected = load_file(file)
+    cell = CellFolder(tmp_path / "runs", config)
+    assert run_cell(cell, Progress())["status"] == "done"
+    expected = load_file(cell.files.prior / "weights.safetensors")
 
     method = cp.method(name, **changes) if changes else name
     cp.train(method, y, A, budget=64, progress=False, **SMALL).save(tmp_path / "prior")
