@@ -26,7 +26,7 @@ def draw(
     out: Path,
     folder: Path,
 ) -> list[Path]:
-    """Write every picture of a problem, unless those in its folder are of the same records.
+    """Write the pictures of a problem; keep those that were made from the same records.
 
     Arguments:
         problem: The problem.

@@ -1,4 +1,4 @@
-"""What stands under a table, in plain words: what to be careful of, then what was measured."""
+"""The notes under a table: first warnings, then how the numbers were measured."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ from .tables import COLUMNS, codes_of
 CODES = {
     "floor": "noise-free data; the likelihood uses a noise floor in its place",
     "rank": "some pixels are never supervised under this operator",
-    "shift": "trained with missing coordinates, sampled with none",
-    "straw-man": "y was taken for a noisy image; the operator was not used",
-    "ambient-o": "the operator is not modelled, its corruption drowned in noise",
+    "shift": "the network was trained on incomplete images and is asked for complete ones",
+    "straw-man": "y was treated as a noisy image; the operator was not used",
+    "ambient-o": "the operator is not modelled; added noise hides its corruption",
     OTHER_CODE: "trained by other code of the method than is installed; "
     "--force NAME trains it again",
-    "null": "what the operator never shows comes from the method's start, not from y",
+    "null": "the operator has directions that no measurement shows; what is drawn there comes from "
+    "the method's initialisation, not from y",
 }
 #: A mean of draws has more PSNR than a draw by nature.
 POINTS = (
@@ -166,8 +167,8 @@ def _protocol(record: Record, rows: Sequence[Mapping[str, Any]]) -> Iterable[str
     if draws:
         text += f"; PSNR draw: of one draw, PSNR point: of the mean of {draws} draws"
     yield (
-        f"{text}; rows share one posterior sampler and its noise, own ways stand in rows of their "
-        "own"
+        f"{text}; all rows use the same posterior sampler and noise, and a method's own procedure "
+        "has a separate row"
     )
     if "features" in found:
         yield (
@@ -181,7 +182,7 @@ def _protocol(record: Record, rows: Sequence[Mapping[str, Any]]) -> Iterable[str
     ):
         yield (
             f"|y-Ax| of the true images: {significant(found['expected_consistency'])} (the noise); "
-            "far below, a restoration fits the noise; far above, it does not explain y"
+            "far below it, a restoration fits the noise; far above it, it contradicts y"
         )
 
 

@@ -288,12 +288,15 @@ def number(line: Mapping[str, Any], key: str, form: str, plus_minus: str) -> str
 
 
 def row_name(method: str, way: str, is_own: bool) -> str:
-    """Return how a row is called outside of its table: a method's own way by what it does."""
+    """Return the name of a row where the other rows are not shown.
+
+    A row that restores or samples by the method's own procedure is called "method: procedure".
+    """
     return f"{method}: {_what(way)}" if is_own else method
 
 
 def _what(way: str) -> str:
-    """Return how a way restores, or samples, in as few words as its name has for it."""
+    """Return the short name of a procedure that restores or samples."""
     short = way.removeprefix("none; ").removeprefix("samples: ")
     return re.split(r": |; ", short)[0]
 

@@ -252,8 +252,8 @@ def _doubts(leads: list[Lead], names: dict[Name, str]) -> list[str]:
     if seeds < SEEDS_FOR_T:
         few = "one training seed" if seeds == 1 else f"{seeds} training seeds"
         caution = (
-            f"{few}: an order of these trained networks on these images and no evidence about "
-            f"methods, which needs --seeds {SEEDS_FOR_T} or more"
+            f"{few}: this ranks the trained networks on these images; to compare methods, use "
+            f"--seeds {SEEDS_FOR_T} or more"
         )
         return [caution, f"even so, some {apart}" if apart else ""]
     return [apart or f"each lead holds over training seeds and test images at {LEVEL:.0%}"]

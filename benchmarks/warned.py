@@ -106,4 +106,4 @@ def _narrow(
     if not all(found) or (ratio := sum(found) / len(found)) >= NARROW:
         return ""
     name = names[lead.method, lead.way]
-    return f"the draws of {name} are too narrow (spread {ratio:.2f}), which flatters their PSNR"
+    return f"the draws of {name} vary too little (spread {ratio:.2f}), which raises their PSNR"

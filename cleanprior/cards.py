@@ -36,11 +36,11 @@ def read_card(path: Path) -> Card:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"it cannot be read: {error}") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"it is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"it is not YAML: {' '.join(str(error).split())}") from error
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UserError("it is no YAML of keys with values such as 'sigma: 0.1'")
+        raise UserError("it is not a YAML of keys with values such as 'sigma: 0.1'")
     return found
 
 

@@ -15,7 +15,7 @@ def given_path(text: str | Path) -> Path:
     """
     given = os.fspath(text)
     if not given or "\0" in given:
-        raise UserError(f"{given!r} is no path")
+        raise UserError(f"{given!r} is not a path")
     return Path(os.path.expanduser(given))
 
 

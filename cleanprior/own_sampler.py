@@ -1,8 +1,8 @@
 """Samples of a trained cell whose method has no denoiser, such as a generator.
 
-A :class:`~cleanprior.prior.Prior` loads without any method's code. What has no denoiser is no
-prior: its averaged networks lie in the cell's checkpoint, and the method that made them must be
-installed.
+A :class:`~cleanprior.prior.Prior` holds a denoiser and loads without any method's code. A method
+without a denoiser saves no prior. Its averaged networks are read from the cell's checkpoint, and
+the method itself must be installed.
 """
 
 import json

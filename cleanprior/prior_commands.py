@@ -161,7 +161,7 @@ def remembered(
     for group, default in (("operator", "inpainting"), ("data", None)):
         values = trained.get(group, {})
         if not isinstance(values, Mapping):
-            raise UserError(f"the prior's card is damaged: its {group} is no configuration")
+            raise UserError(f"the prior's card is damaged: its {group} is not a configuration")
         name = values.get("name", default)
         if group == "operator" and operator is not None:
             chosen.append(f"operator={operator}")

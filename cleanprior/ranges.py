@@ -71,7 +71,7 @@ def parse(text: str) -> Range:
     for part in (p.strip() for p in text.split("|")):
         found = _INTERVAL.fullmatch(part)
         if found is None and not re.fullmatch(r"\w+", part):
-            raise ValueError(f"'{text}' is no range; write e.g. [0, 1), (0, inf) or auto | cpu")
+            raise ValueError(f"'{text}' is not a range; write e.g. [0, 1), (0, inf) or auto | cpu")
         if found is None:
             words.append(part)
         else:

@@ -1,4 +1,4 @@
-"""Choosing among the snapshots of a run, by measurements alone; what clean images would say."""
+"""Choose among the snapshots of a run by measurements alone, and compare with clean images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from .training.snapshots import load_snapshot, snapshot_files
 
 @dataclass(frozen=True)
 class Score:
-    """What one snapshot's samples are worth.
+    """The distances of one snapshot's samples.
 
     Attributes:
         step: Step of training.
         proximal: Proximal Frechet distance: lower is nearer to the measurements.
-        distance: Frechet distance to the clean training split, or None where nobody has it. It is
-            for judging the choice; a choice by it has used clean images.
+        distance: Frechet distance to the clean training split, or None without clean images. It
+            shows how good the choice was. Do not choose by it: that would use clean images.
     """
 
     step: int
@@ -33,13 +33,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """Every snapshot of a run, and the proximal distance's own range.
+    """Every snapshot of a run, and the range of the proximal distance.
 
     Attributes:
         scores: The earliest snapshot first.
-        floor: Of measurements to themselves.
-        ceiling: Of corrupted images that are 0.
-        features: What the proximal distance was computed on.
+        floor: Proximal distance of measurements among themselves.
+        ceiling: Proximal distance of images that are 0 everywhere.
+        features: Features of the proximal distance.
     """
 
     scores: list[Score]

@@ -10,12 +10,13 @@ At the optimum :math:`A' G(z) + \sigma_y w` has the law of y; then G(z) has the 
 determined by the law of the measurements. The penalty is :math:`\tfrac{\gamma f}{2}\,
 \mathbb E\|\nabla_y D(y, A)\|^2` over observed entries, f their share (R1).
 
-A' of a fake is the operator of another training image, drawn anew from all of them, and not a draw
-of ``operator.draw``: it needs no simulator, and a critic that is shown operators could otherwise
-tell the few that belong to real measurements from new ones. Real and fake measurements go
-through one operator object and one function (:meth:`AmbientGAN.view`) into the critic. Noise of a
-fake is fresh in each turn, of the level that goes with A'. A fixed operator with a null space (a
-blur) leaves what it hides to the generator's start: its row carries the warning ``null``.
+For a generated image, A' is the operator of a training image chosen at random. ``operator.draw``
+is not used: it would need a simulator, and a critic that sees operators could tell new ones from
+those of the training set. Real and generated measurements reach the critic through the same
+operator object and the same function (:meth:`AmbientGAN.view`). The noise of a generated
+measurement is drawn again in each turn, at the level that belongs to A'. A fixed operator with a
+null space (a blur) says nothing about that null space; what the generator makes there comes from
+its initial weights, and the row carries the warning ``null``.
 
 Differences from the authors' code:
 
@@ -24,13 +25,13 @@ Differences from the authors' code:
   which cannot reach a method;
 - unconditional (theirs is class-conditional on CIFAR-10; measurements carry no labels here);
 - the critic is shown the operator (``critic_sees_params: false`` hides it);
-- hinge loss and R1 in place of WGAN-GP, 5 critic steps (CIFAR-10: ``loss: wgan_gp, critic_steps:
-  5``) or the DCGAN loss (CelebA: ``loss: dcgan``; its two generator steps a critic step are not
-  offered);
+- hinge loss and R1. The paper uses WGAN-GP with 5 critic steps on CIFAR-10 (``loss_function:
+  wgan_gp, critic_steps: 5``) and the DCGAN loss on CelebA (``loss_function: dcgan``; two generator
+  steps for each critic step, as in the paper, are not offered);
 - measurements are not scaled by 1/(1 - p) (``scale: inverse_keep`` scales what the critic sees);
 - small residual networks of :mod:`cleanprior.methods.gan_networks`, AdamW with the Trainer's
   schedule and gradient clipping, samples from the Trainer's weight average of G. Joint flips of
-  (y, A) are not used: a flipped digit is none.
+  (y, A) are not used: a mirrored digit is not a digit.
 
 A generator has no denoiser: it samples and does not restore. The shared budget counts its batches;
 critic steps are counted beside it (``critic_evaluations``).

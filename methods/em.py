@@ -28,9 +28,9 @@ for each round), ``posterior.iterations=1`` with ``posterior.solver=cg`` or ``gm
 azula's default). There is no option for Bai et al.'s new noise in every round: it needs the clean
 images to measure them again, and no clean image reaches a method.
 
-The paper's rule "until the scale no longer falls" is ``stop``. A run's rounds share one budget and
-are planned before it starts, so a stopped phase does not end early: its remaining rounds skip the
-E-step and go on training on the last restorations. What is saved is the E-steps' time.
+The paper's rule "until the scale no longer falls" is ``stop``. The rounds and their budget are
+fixed before training starts, so stopping does not shorten the training: the remaining rounds of
+that phase train on the last restorations. Only the time of their E-steps is saved.
 
 References:
     An Expectation-Maximization Algorithm for Training Clean Diffusion Models from Corrupted

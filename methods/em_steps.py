@@ -1,4 +1,4 @@
-r"""What surrounds an E-step of EM: how well draws fit, how far they moved, what is kept of them."""
+r"""Steps around the E-step of EM: check the fit of draws, their change, and keep restorations."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What Ambient Diffusion does with A and A-tilde beside its loss."""
+"""Uses of A and A-tilde in Ambient Diffusion, other than in its loss."""
 
 import torch
 from torch import Generator, Tensor

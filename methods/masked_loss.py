@@ -3,8 +3,9 @@ r"""Masked loss: the network is told the mask, and nothing is corrupted further.
 Objective: :math:`\mathbb E\, w(\sigma)\|a \odot (D(u + \sigma n, \sigma, a) - u)\|^2 / \sum a`, u
 the measurement with hidden pixels 0 and a its mask of observed ones: Ambient Diffusion at delta = 0
 with noise on every pixel, the baseline "no further corruption" of its Fig. 3. The minimiser is
-:math:`E[x_i \mid a x + \sigma n, a]` for pixels that a shows. Hidden pixels are never scored, so
-that nothing is learned about them; the less is hidden, the less that matters.
+:math:`E[x_i \mid a x + \sigma n, a]` for pixels that a shows. The loss skips hidden pixels, so the
+network learns nothing about a pixel from the images that hide it. The harm grows with the share of
+hidden pixels.
 
 Difference from that baseline: hidden pixels carry noise and EDM's preconditioning. Unlike
 :class:`cleanprior.methods.naive.Naive` (MissDiff), the network sees the mask, which is concatenated

@@ -29,7 +29,7 @@ def check_range(given: Sequence[float] | None) -> tuple[float, float] | None:
         return None
     values = [v for v in given if isinstance(v, int | float) and math.isfinite(v)]
     if len(given) != 2 or len(values) != 2 or not values[0] < values[1]:
-        raise UserError(f"range={given} is no range; allowed: [LOW, HIGH] with LOW below HIGH")
+        raise UserError(f"range={given} is not a range; allowed: [LOW, HIGH] with LOW below HIGH")
     return float(values[0]), float(values[1])
 
 
@@ -81,10 +81,10 @@ def judge_span(
                 f"{text} of their type: almost a constant; set {ranges_for(least, most, limits)} "
                 f"(or data.range=[{low:g},{high:g}], if that is meant)"
             )
-        return (Notice(f"{text}: almost a constant, so that PSNR and distances flatter", True),)
+        return (Notice(f"{text}: almost a constant; PSNR and distances will look too good", True),)
     middle = (low + high) / 2
     if least >= middle or most <= middle:
         half = "lower" if least >= middle else "upper"
         text = f"{shown}: the {half} half of the range [{low:g}, {high:g}] is never used"
-        return (Notice(f"{text}; meant is perhaps {ranges_for(least, most, limits)}", True),)
+        return (Notice(f"{text}; did you mean {ranges_for(least, most, limits)}?", True),)
     return ()

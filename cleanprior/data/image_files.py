@@ -139,7 +139,9 @@ def afhq(
     pictures, notices = _pictures_below(root)
     split = shipped_split(list(pictures))
     if split is None or split.others:
-        raise UserError(f"'{root}' holds not just 'train' and 'val' (or 'test') as AFHQ does")
+        raise UserError(
+            f"'{root}' must hold 'train' and 'val' (or 'test') and nothing else, as AFHQ"
+        )
     animals = sorted({PurePosixPath(n).parent.name for n in pictures})
     if animal is not None:
         if animal not in animals:

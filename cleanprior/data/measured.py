@@ -185,7 +185,7 @@ def _scale(seen: _Seen, operator: Operator, measured: Measurements, split: str) 
         yield Notice(f"{text}; images are in [-1, 1]: {advice}", True)
     elif seen.most - seen.least < 2 * LEAST_SHARE:
         text = f"{split}y lies from {seen.least:.3g} to {seen.most:.3g}, and images in [-1, 1]"
-        yield Notice(f"{text}: almost a constant, so that distances flatter", True)
+        yield Notice(f"{text}: almost a constant; distances will look too good", True)
 
 
 def _law(measured: Measurements, operator: Operator) -> Iterator[Notice]:
@@ -216,8 +216,8 @@ def _check_params(measured: Measurements, operator: Operator, split: str) -> Non
     for key in measured.params.keys() - needed.keys():
         allowed = ", ".join(f"params/{k}" for k in needed) or "none"
         raise UserError(
-            f"'{split}params/{key}' is no parameter of operator {operator.name}; its parameters: "
-            f"{allowed}.{did_you_mean(key, needed)}"
+            f"'{split}params/{key}' is not a parameter of operator {operator.name}; its parameters "
+            f"are: {allowed}.{did_you_mean(key, needed)}"
         )
 
 
@@ -236,7 +236,9 @@ def _check_y(
     seen = operator.observed(y, params)
     first = int(index[0])
     if not ((seen == 0) | (seen == 1)).all():
-        raise UserError(f"{split}params tell of measured entries by 1 and others by 0; found more")
+        raise UserError(
+            f"{split}params must be 1 (measured) or 0 (not measured); other values found"
+        )
     if (stray := ((1 - seen) * y != 0).flatten(1).any(1)).any():
         number = first + int(stray.nonzero()[0])
         raise UserError(
@@ -322,7 +324,7 @@ def measured_file(
         how = "by a hash of each y"
     if image_shape is None and train.y.dim() != 4:
         raise UserError(
-            f"'{file}' holds y of shape {_shape(train.y.shape)}, which are no images; set "
+            f"'{file}' holds y of shape {_shape(train.y.shape)}, which are not images; set "
             "data.image_shape=[channels,height,width]"
         )
     channels, height, width = image_shape or train.y.shape[1:]

@@ -37,7 +37,7 @@ def read_arrays(path: Path) -> dict[str, Arrays]:
             key = name.removeprefix("test/")
             if key not in ("y", "sigma_y") and not key.startswith("params/"):
                 raise UserError(
-                    f"'{path}' holds '{stored}', which is no part of measurements; allowed: y, "
+                    f"'{path}' holds '{stored}', which is not a part of measurements; allowed: y, "
                     f"sigma_y, params/NAME, and the same below test/; found: {names}"
                 )
             array = whole(get())
@@ -117,7 +117,7 @@ def arrange(
         y = images
     elif np.iscomplexobj(y):
         raise UserError(
-            f"'{path}' holds complex {split}y of shape {y.shape}, which are no images; store real "
+            f"'{path}' holds complex {split}y of shape {y.shape}, which are not images; store real "
             "and imaginary part as two channels"
         )
     found: dict[str, NDArray[Any]] = {"y": y.astype(np.float32)}

@@ -21,9 +21,9 @@ def check_options(
     if not 0 < test_share < 1:
         raise UserError(f"test_share={test_share} is not a share; allowed: between 0 and 1")
     if resolution is not None and resolution < 1:
-        raise UserError(f"resolution={resolution} is no image; allowed: at least 1 pixel")
+        raise UserError(f"resolution={resolution} is not an image size; allowed: at least 1 pixel")
     if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} is no count of training images; allowed: at least 1")
+        raise UserError(f"limit={limit} is not a number of training images; allowed: at least 1")
 
 
 def fit(

@@ -19,8 +19,8 @@ from ..operators.base import ImageShape, Operator, Params, likelihood_sigma
 
 # Dense covariances and one dense A for each image: 1,024 pixels take 8 MB a matrix in float64.
 MAX_PIXELS = 1024
-# Share of the broad variance that a direction keeps which one fixed operator hides: draws are the
-# sharper the more, 0, 0.03 and 0.1 within 0.6 dB of each other on three blurs.
+# Variance given to a direction that a fixed operator never shows, as a share of the broad variance.
+# A larger share gives sharper draws.
 UNSEEN = 0.03
 # Relative change of the covariance in one iteration at which EM ends: about 25 iterations on masks.
 TOLERANCE = 1e-3

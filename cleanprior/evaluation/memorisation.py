@@ -1,11 +1,14 @@
 r"""Memorisation: how near samples are to training images, against how near held-out images are.
 
-Two signs: the share of samples more similar to a training image than all but 0.1 % of held-out
-images are (cosine of features), and the share whose nearest training image is three times nearer
-than the second nearest (pixels), which held-out images are not either.
+Two measures, both small for an image that was not trained on:
 
-The threshold comes from the data, so it needs no constant of another data set: Ambient Diffusion's
-.95 and .75 (Daras et al., 2023) hold for DINOv2 features of faces only.
+- ``memorised``: share of samples whose cosine similarity to a training image (of features) exceeds
+  a threshold that only 0.1 % of held-out images exceed;
+- ``memorised_ratio``: share of samples whose nearest training image is three times nearer (in
+  pixels) than the second nearest.
+
+The threshold is computed from the data at hand. Ambient Diffusion's constants, .95 and .75 (Daras
+et al., 2023), hold for DINOv2 features of faces only.
 
 References:
     Extracting Training Data from Diffusion Models (Carlini et al., 2023), arXiv:2301.13188
@@ -74,7 +77,8 @@ def threshold(
 def ratio_share(x: Float[Tensor, "n c h w"], training: Float[Tensor, "m c h w"]) -> float:
     """Return the share of images with d1 <= d2 / 3, distances in pixels to training images.
 
-    Copies have d1 = 0 and count, of an image that is in the set twice too.
+    An exact copy has d1 = 0 and counts, also where the training set holds its original twice
+    (d1 = d2 = 0).
     """
     flat = training.clamp(-1, 1).flatten(1).double()
     found = []

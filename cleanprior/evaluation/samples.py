@@ -36,8 +36,8 @@ from .rows import Findings
 DISTRIBUTION = ("fd", "fd_inf", "kid", "precision", "recall")
 #: Samples that are looked up among the training images, at most.
 LOOKED_UP = 10_000
-#: Held-out images that set the threshold of memorisation, at most: two of them are above it, and a
-#: network of photographs needs about 0.1 s for each on one core.
+#: Most held-out images used to compute the threshold of memorisation. More would cost about 0.1 s
+#: each on one core with a network for photographs.
 HELD_OUT = 2_000
 
 

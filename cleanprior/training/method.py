@@ -228,7 +228,7 @@ class Method(ABC):
         return "+".join(c for c in codes if c)
 
     def has_gaps(self, problem: Problem) -> bool:
-        """Whether the network is trained with missing coordinates and sampled with none.
+        """Whether the network is trained on incomplete images and asked for complete ones.
 
         A mask that leaves half of the images whole leaves no gap.
         """

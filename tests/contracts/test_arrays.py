@@ -99,7 +99,7 @@ def test_a_range_is_needed_for_floats_and_rules_over_an_integer_type(tmp_path):
         load(floats, range=[0, 1])
     twelve_bits = save(tmp_path / "i.npy", a=PIXELS[..., 0].astype(np.uint16) * 16)
     assert everything(load(twelve_bits, range=[0, 4080])).max() == 1
-    with pytest.raises(UserError, match="is no range; allowed"):
+    with pytest.raises(UserError, match="is not a range; allowed"):
         load(floats, range=[1, 0])
 
 

@@ -150,7 +150,7 @@ def test_afhq_keeps_its_split_and_one_animal_where_asked(tmp_path):
     assert (dogs.name, dogs.train_labels) == ("afhq-dog", None)
     with pytest.raises(UserError, match="unknown animal 'cats'.*Did you mean 'cat'"):
         afhq(path, "cats", 4, 3, None)
-    with pytest.raises(UserError, match="holds not just 'train' and 'val'"):
+    with pytest.raises(UserError, match="must hold 'train' and 'val'"):
         afhq(write_folder(tmp_path / "flat", ["a/0.png", "b/1.png"]), None, 4, 3, None)
 
 

@@ -98,10 +98,10 @@ MISTAKES = {
         lambda a: a.pop("params/mask"),
         r"needs params/mask of shape \(\d+, 1, 8, 8\); the file holds no parameters",
     ),
-    "clean image": (lambda a: a.update(x=a["y"]), "holds 'x', which is no part of measurements"),
+    "clean image": (lambda a: a.update(x=a["y"]), "holds 'x', which is not a part of measurements"),
     "unknown parameter": (
         lambda a: a.update({"params/maks": a["params/mask"]}),
-        "'params/maks' is no parameter of operator inpainting.*Did you mean 'mask'",
+        "'params/maks' is not a parameter of operator inpainting.*Did you mean 'mask'",
     ),
     "shape of mask": (
         lambda a: a.update({"params/mask": a["params/mask"][..., :4]}),
@@ -117,7 +117,7 @@ MISTAKES = {
     ),
     "mask of greys": (
         lambda a: a.update({"params/mask": a["params/mask"] * 0.5}),
-        "tell of measured entries by 1 and others by 0; found more",
+        r"params must be 1 \(measured\) or 0 \(not measured\); other values found",
     ),
     "inverted mask": (
         lambda a: a.update({"params/mask": 1 - a["params/mask"]}),
@@ -133,7 +133,7 @@ MISTAKES = {
     ),
     "vectors": (
         lambda a: a.update(y=a["y"].reshape(30, 64)),
-        r"are no images; set data\.image_shape=\[channels,height,width\]",
+        r"are not images; set data\.image_shape=\[channels,height,width\]",
     ),
     "another size": (
         lambda a: a.update({"y": a["y"][..., :4], "params/mask": a["params/mask"][..., :4]}),

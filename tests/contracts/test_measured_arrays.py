@@ -112,7 +112,7 @@ def test_complex_measurements_become_two_channels(make_operator, tmp_path):
         data = load(tmp_path, arrays | {"y": stored})
         assert data.train.hash == plain.train.hash
         assert "real and imaginary part are two channels" in texts(data.notices)
-    with pytest.raises(UserError, match="complex y of shape .* which are no images"):
+    with pytest.raises(UserError, match="complex y of shape .* which are not images"):
         load(tmp_path, {"y": z.reshape(30, -1), "sigma_y": 0.0})
 
 

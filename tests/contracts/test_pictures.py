@@ -131,7 +131,7 @@ def test_values_outside_the_range_are_refused_and_the_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("bad", [[1, 0], [0], [0, float("inf")]])
 def test_a_range_that_is_none_is_refused(bad):
-    with pytest.raises(UserError, match="is no range; allowed"):
+    with pytest.raises(UserError, match="is not a range; allowed"):
         PictureReader(8, 1, bad)
 
 

@@ -57,8 +57,8 @@ def test_a_package_brings_configurations_of_every_group(plugin, capsys):
 
 
 BAD = {
-    "syntax": ("operator", "p: [1\n", "no YAML"),
-    "no keys": ("operator", "- 1\n", "no YAML of keys"),
+    "syntax": ("operator", "p: [1\n", "not YAML"),
+    "no keys": ("operator", "- 1\n", "not a YAML of keys"),
     "no bytes of a text": ("operator", None, "cannot be read"),
     "no target": ("operator", "sigma: 0.1\n", "_target_ is None"),
     "wrong type": (
@@ -228,7 +228,7 @@ def test_damaged_metadata_of_one_package_hides_no_other(plugin):
         ("data: digits\nmethods: naive\nproblems: [[operator=blur]]\n", "methods is 'naive'"),
         ("data: digits\nmethods: [naive]\nproblems: [operator=blur]\n", "must list overrides"),
         ("data: digits\nmethods: [naive]\nproblems: [[1]]\n", "must list overrides"),
-        ("methods: [\n", "no YAML"),
+        ("methods: [\n", "not YAML"),
     ],
 )
 def test_a_bench_that_is_none_is_refused(plugin, text, message):

@@ -106,7 +106,7 @@ def test_few_seeds_call_nobody_best(seeds: int) -> None:
     first, second = said(table(seeds))
     assert "em_mmps first (18.0" in first and "best" not in first
     assert second.startswith("One training seed:" if seeds == 1 else "2 training seeds:")
-    assert "no evidence about methods" in second and "--seeds 3" in second
+    assert "to compare methods" in second and "--seeds 3" in second
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -180,7 +180,7 @@ def test_the_gravest_warning_is_told() -> None:
 
     marks = {"marks": ["range"], "marked": {"range": "samples beyond twice the range."}}
     assert "em_mmps [range]: samples beyond twice the range." in second(**marks)
-    assert "draws of em_mmps are too narrow (spread 0.7" in second(spread_ratio=0.77)
+    assert "draws of em_mmps vary too little (spread 0.7" in second(spread_ratio=0.77)
     assert "narrow" not in second(spread_ratio=0.97)
     leak = {"marks": ["range", "leak?"], "marked": {"leak?": "it knows too much"}}
     assert "em_mmps [leak?]: it knows too much" in second(**leak)

@@ -114,7 +114,7 @@ MISTAKES = [
     # paths
     (["train", "--out", "FILE"], "'FILE' is not a folder; name another"),
     (["bench", "--out", "FILE/runs"], "'FILE' is not a folder; name another"),
-    (["bench", "--out", ""], "'' is no path"),
+    (["bench", "--out", ""], "'' is not a path"),
     (["train", "data=folder"], "data=folder needs data.path=FOLDER"),
     (["bench", "--data", "folder"], "data=folder needs data.path=FOLDER"),
     (["bench", "--data", "folder", "data.path=nowhere"], "'nowhere' is not a folder"),

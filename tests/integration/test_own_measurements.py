@@ -111,7 +111,7 @@ def test_the_prior_restores_and_samples() -> None:
 def test_a_file_of_another_operator_is_refused_by_restore() -> None:
     (cell,) = Path("runs/cells").glob("*-naive-*")
     refused = run("restore", str(cell), "--operator", "denoising", "--measurements", "mine.npz")
-    assert "'params/mask' is no parameter of operator denoising" in str(refused.exception)
+    assert "'params/mask' is not a parameter of operator denoising" in str(refused.exception)
 
 
 def test_the_bench_shows_what_needs_no_reference_and_says_why_not_the_rest() -> None:
