@@ -46,7 +46,7 @@ def test_every_yaml_is_covered_by_package_data():
     assert SETUPTOOLS["package-data"]["cleanprior.configs"] == ["**/*.yaml"]
     assert (ROOT / "cleanprior" / "py.typed").is_file()
     for path in (ROOT / "configs").rglob("*"):
-        assert path.is_dir() or path.suffix in (".yaml", ".py", ".pyc"), path
+        assert path.is_dir() or path.suffix in (".yaml", ".py", ".pyc", ".md"), path
 
 
 @pytest.mark.parametrize("group", sorted(ENTRY_POINTS))
