@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import cleanprior
 from cleanprior import registry
 
 if sys.version_info >= (3, 11):
@@ -78,3 +79,13 @@ def test_the_yaml_and_the_entry_point_name_the_same_class(name):
 def test_the_console_script_is_importable():
     (script,) = entry_points(group="console_scripts", name="cleanprior")
     assert callable(script.load())
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    for key in ("title", "message", "authors"):  # what the format demands
+        assert citation[key]
+    assert citation["version"] == PROJECT["project"]["version"] == cleanprior.__version__
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert set(citation["keywords"]) == set(PROJECT["project"]["keywords"])

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("cleanprior", "methods", "benchmarks", "configs")
-FILES = ("__init__.py", "pyproject.toml", "README.md")
+FILES = ("__init__.py", "pyproject.toml", "README.md", "LICENSE")
 WHERE = (
     "import cleanprior, cleanprior.methods.em, cleanprior.benchmarks.cli, cleanprior.configs\n"
     "from cleanprior.config import compose\n"
@@ -57,6 +57,14 @@ def python(folder, first, *arguments):
 def test_an_installation_has_every_room(installed, tmp_path):
     out = python(tmp_path, [installed], "-c", WHERE)
     assert out.stdout.split()[1] == str(installed / "cleanprior" / "methods" / "em.py"), out.stderr
+
+
+def test_an_installation_holds_the_licence_and_no_readme(installed):
+    (licence,) = installed.glob("cleanprior-*.dist-info/licenses/LICENSE")
+    assert licence.read_text() == (ROOT / "LICENSE").read_text()
+    metadata = (licence.parents[1] / "METADATA").read_text()
+    assert "License-Expression: MIT" in metadata and "License-File: LICENSE" in metadata
+    assert not list((installed / "cleanprior").rglob("README.md"))
 
 
 def test_the_module_runs_in_a_clone_after_a_plain_installation(clone, installed):
