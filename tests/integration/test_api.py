@@ -182,7 +182,10 @@ def test_an_entitled_method_takes_its_clean_images(y, A, digits):
         (lambda y, A: cp.train("naive", y, A, budget=3), "batch <= budget"),
         (lambda y, A: cp.train("ambient", y, A), "noisy measurements"),
         (lambda y, A: cp.train("ambient_gan", y, A), "no denoiser"),
-        (lambda y, A: cp.train("naive", y, cp.operator("blur", (1, 8, 8))), "no parameter"),
+        (
+            lambda y, A: cp.train("naive", y, cp.operator("blur", (1, 8, 8))),
+            "not a parameter of operator blur",
+        ),
         (
             lambda y, A: cp.train("naive", y, cp.operator("inpainting", (1, 8, 8), p=0.4)),
             "set operator.sigma=0.05",
