@@ -23,6 +23,7 @@ from .data.datasets import CleanData
 from .data.measured import MeasuredData, check_split
 from .data.measurements import Measurements
 from .defaults import exact_products
+from .diffusion.denoiser import Denoiser
 from .diffusion.posterior import PosteriorSampler
 from .diffusion.samplers import Sampler
 from .errors import UserError
@@ -183,15 +184,7 @@ def train(
     tell(check_split(measurements, operator))
     operator = operator.with_law_of(measurements.params)
     trainer: Trainer = build(config["training"])
-    problem = Problem(
-        operator=operator,
-        operator_name=config["operator"]["name"],
-        backbone={k: v for k, v in config["backbone"].items() if k not in ("name", "about")},
-        sigma_data=trainer.sigma_data,
-        sigma_y=operator.sigma,
-        autocast=trainer.autocast,
-        seed=seed,
-    )
+    problem = trainer.problem(operator, config)
     _check(name, learner, problem, clean, trainer)
     kept = None if folder is None else Path(folder)
     if kept is not None:
@@ -204,7 +197,8 @@ def train(
     if report.status != "done":
         raise UserError(f"{name} {report.status}: its loss is not finite; try a smaller lr")
     prior = learner.prior(averaged)
-    assert prior is not None  # _check has asked
+    if prior is None:
+        raise UserError(f"{name} returns no prior")
     prior.about = {
         "method": name,
         "operator": config["operator"]["name"],
@@ -213,7 +207,7 @@ def train(
         "measurements_sha256": measurements.hash,
         "config": config,
     }
-    if kept is not None:
+    if kept is not None and trainer.accelerator.is_main_process:
         prior.save(CellFiles(kept).prior)
     return prior
 
@@ -266,7 +260,7 @@ def _check(
     if (wanted == "all" and given == 0) or (wanted != "all" and int(wanted) != given):
         raise UserError(f"{name} starts from {wanted} clean images; clean= holds {given}")
     learner.setup(problem, trainer.device)
-    if learner.networks() and learner.prior(dict(learner.networks())) is not None:
+    if any(isinstance(network, Denoiser) for network in learner.networks().values()):
         return
     raise UserError(
         f"{name} learns no denoiser, so that there is no prior to return; "

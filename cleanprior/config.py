@@ -76,6 +76,27 @@ def compose(
     return config
 
 
+def recompose(remembered: Any, source: str) -> Config:
+    """Compose what a file remembers of a cell again, from what is installed here.
+
+    The file chooses a configuration of each group by its name and gives values of its keys. What is
+    called is named by the installed YAML and never by the file, which may be a stranger's.
+
+    Arguments:
+        remembered: A composed configuration that was written to a file.
+        source: The file, for errors.
+
+    Raises:
+        UserError: It is no configuration, or what it names is not installed.
+    """
+    groups = {g: remembered.get(g) for g in GROUPS} if isinstance(remembered, Mapping) else {}
+    if not groups or not all(isinstance(v, Mapping) for v in groups.values()):
+        raise UserError(f"'{source}' is damaged: it holds no configuration of a cell")
+    chosen = [f"{group}={values.get('name')}" for group, values in groups.items()]
+    seeds = [f"{key}={remembered.get(key)}" for key in ("seed", "data_seed")]
+    return compose([*chosen, *seeds], groups)
+
+
 def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Return the chosen name of each group, and the other keys with their texts."""
     groups = {g: n for d in registry_defaults() for g, n in d.items()}

@@ -13,12 +13,13 @@ from torch import Generator, Tensor
 
 from .cells.folder import CellFiles
 from .cells.record import Record, is_finished
-from .config import build
+from .config import build, recompose
 from .errors import UserError
+from .operators.base import ImageShape
 from .operators.building import build_operator
 from .training.averages import Averages
 from .training.checkpoint import read_tensors
-from .training.method import Method, Problem
+from .training.method import Method
 from .training.trainer import Trainer
 
 
@@ -53,20 +54,11 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
     record = finished_without_prior(folder)
     if record is None:
         return None
-    config = record["config"]
-    channels, height, width = record["image_shape"]
-    operator = build_operator(config["operator"], (channels, height, width), config["data_seed"])
+    config = recompose(record.get("config"), str(folder))
+    operator = build_operator(config["operator"], _image_shape(record, folder), config["data_seed"])
     trainer: Trainer = build(config["training"])
     method: Method = build(config["method"])
-    problem = Problem(
-        operator=operator,
-        operator_name=record["operator"],
-        backbone={k: v for k, v in config["backbone"].items() if k not in ("name", "about")},
-        sigma_data=trainer.sigma_data,
-        sigma_y=operator.sigma,
-        seed=record["seed"],
-    )
-    method.setup(problem, trainer.device)
+    method.setup(trainer.problem(operator, config), trainer.device)
     averages = Averages(method.networks(), trainer.ema)
     tensors, _ = read_tensors(CellFiles(folder).checkpoint)
     for name, model in averages.models.items():
@@ -76,8 +68,16 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
             model.load_state_dict(own)
         except RuntimeError as error:
             raise UserError(
-                f"'{folder}' holds other networks than {record['method']} builds now; train it "
-                f"again: {str(error).splitlines()[0]}"
+                f"'{folder}' holds other networks than {config['method']['name']} builds now; "
+                f"train it again: {str(error).splitlines()[0]}"
             ) from error
     ways = [way.sample for way in method.own_ways(averages.modules) if way.sample is not None]
     return ways[0] if ways else None
+
+
+def _image_shape(record: Record, folder: Path) -> ImageShape:
+    """Return the shape of the images of a record that may be anybody's."""
+    given = record.get("image_shape")
+    if not isinstance(given, list) or [type(v) for v in given] != [int] * 3 or min(given) < 1:
+        raise UserError(f"'{folder}' is damaged: its image_shape is {given!r}")
+    return given[0], given[1], given[2]

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from . import __version__
+from . import __version__, registry
 from .data.measurements import Batch, Measurements
 from .defaults import plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
@@ -251,24 +251,33 @@ def image_generators(seed: int, numbers: Sequence[int], role: str = "restore") -
     return [generator_for(seed, role, image=i) for i in numbers]
 
 
-def _check_networks(node: Any, folder: Path) -> None:
-    """Refuse a card that would call anything but the constructor of a network.
+def _check_networks(backbone: Any, folder: Path) -> None:
+    """Refuse a card that would call anything but an installed backbone.
 
-    A prior may come from a stranger; without this check its card could run any function.
+    A prior may come from a stranger: what its card names is neither imported nor called unless the
+    YAML of an installed backbone names it too.
     """
-    from hydra.utils import get_class
+    known = {str(card["_target_"]) for card in registry.readable("backbone").values()}
+    named = list(_targets(backbone))
+    if not isinstance(backbone, dict) or named != [backbone.get("_target_")]:
+        raise UserError(f"'{folder}' is damaged: its backbone is no configuration of a network")
+    if named[0] not in known:
+        raise UserError(
+            f"'{folder}' needs the network '{named[0]}', which no installed backbone has; "
+            f"installed: {', '.join(sorted(known))}"
+        )
 
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    if isinstance(node, dict) and "_target_" in node:
-        target = node["_target_"]
-        try:
-            is_network = issubclass(get_class(target), nn.Module)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"'{folder}' needs '{target}', which is not installed") from error
-        if not is_network:
-            raise UserError(f"'{folder}' is damaged: '{target}' is not a network")
-    for child in children:
-        _check_networks(child, folder)
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Yield everything that a configuration would call, at any depth."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        for child in node.values():
+            yield from _targets(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _targets(child)
 
 
 def replace_folder(staging: Path, folder: Path) -> None:

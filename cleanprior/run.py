@@ -43,7 +43,7 @@ from .prior import Prior
 from .progress import Progress
 from .seeding import generator_for
 from .training.checkpoint import read_tensors, write_tensors
-from .training.method import Method, Problem, Way
+from .training.method import Method, Way
 from .training.report import TrainingReport
 from .training.trainer import Trainer
 
@@ -89,15 +89,7 @@ class Cell:
         self.protocol: Protocol = build(config["evaluation"])
         self.posterior = build(config["posterior"])
         self.sampler = build(config["sampler"])
-        self.problem = Problem(
-            operator=self.operator,
-            operator_name=config["operator"]["name"],
-            backbone={k: v for k, v in config["backbone"].items() if k not in ("name", "about")},
-            sigma_data=self.trainer.sigma_data,
-            sigma_y=self.operator.sigma,
-            autocast=self.trainer.autocast,
-            seed=config["seed"],
-        )
+        self.problem = self.trainer.problem(self.operator, config)
 
     def measurements(self, split: str) -> Measurements:
         """Return the measurements of a split: drawn once, stored, the same for every method."""

@@ -34,16 +34,8 @@ from cleanprior.data import CleanData, digits  # noqa: E402
 from cleanprior.diffusion.gaussian import GaussianPrior  # noqa: E402
 from cleanprior.operators import Operator  # noqa: E402
 from cleanprior.seeding import scoped_rng  # noqa: E402
+from cleanprior.testing.parts import TINY  # noqa: E402
 from cleanprior.training import Problem  # noqa: E402
-
-TINY = {
-    "_target_": "cleanprior.diffusion.backbones.UNet",
-    "hid_channels": [8, 16],
-    "hid_blocks": [1, 1],
-    "mod_features": 16,
-    "norm": "group",
-    "dropout": 0.0,
-}
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ it computes raises the number of a stage (:data:`cleanprior.cells.identity.STAGE
 
 import ast
 import hashlib
+import io
+import tokenize
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from ..signatures import source
 
 #: The room of the built-in methods: a method is one module or one package in it.
 ROOM = "cleanprior.methods"
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def method_code(config: Config) -> str:
@@ -29,8 +32,34 @@ def method_code(config: Config) -> str:
     """
     digest = hashlib.sha256()
     for name, text in sorted(_sources(_targets(config)).items()):
-        digest.update(f"{name}\0{len(text)}\0".encode() + text)
+        lines = statements(text)
+        digest.update(f"{name}\0{len(lines)}\0".encode() + lines)
     return digest.hexdigest()[:16]
+
+
+def statements(text: bytes) -> bytes:
+    """Return a source without comments, docstrings, blank lines and blanks at the end of a line.
+
+    A better word in a docstring changes no result, and must not put one in doubt. A source that
+    cannot be read is returned as it is.
+    """
+    try:
+        tree = ast.parse(text)
+        tokens = list(tokenize.tokenize(io.BytesIO(text).readline))
+    except (SyntaxError, ValueError, tokenize.TokenError):
+        return text
+    lines = text.decode(tokens[0].string).splitlines()
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            first, row = node.body[0], getattr(node, "lineno", 0)
+            if first.lineno > row:  # else it shares its line with the definition
+                last = first.end_lineno or first.lineno
+                lines[first.lineno - 1 : last] = [""] * (last - first.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip()).encode()
 
 
 def _targets(config: Config) -> list[str]:

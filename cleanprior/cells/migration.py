@@ -17,6 +17,22 @@ from .folder import CellFolder
 from .identity import digest
 
 VERSION = "0.1.0"
+#: Code of version 0.1.0, as its records name it, and later code that trains the same weights: the
+#: averaged networks of every method after 640 images have the same sha256.
+EQUAL = {
+    "58cfa05ee1d58c21": "8e1a35755248d433",  # ambient
+    "e4b9ca520fec758c": "e407422bf3bcc940",  # ambient_gan
+    "2f89fe76db7cf148": "30df8c486cf0860c",  # ambient_tweedie
+    "b7028ba881a2a260": "3e9041dac20711ef",  # denoise_then_train
+    "43c8ca0f75f13dc3": "07a3faaf18729f34",  # em
+    "afe241f0868d0a14": "235e32c1f4666132",  # flowdiff
+    "d9ef2037ad3576ed": "29cffe23ef729f02",  # gsure
+    "4197c4230624f5c4": "72f7dd682a285a25",  # masked_loss
+    "2ea82aeae7a2c45e": "0e0d6c8ec5737703",  # naive
+    "c143f4c8bce12639": "a5e752836c0fd233",  # observations
+    "7f3fd922330f4009": "5d735f5fe3fb296b",  # oracle
+    "8cca9806d9a5aa83": "1dab4c9161d03108",  # sure_score
+}
 
 
 def take_over(cells: Iterable[CellFolder]) -> int:
@@ -74,7 +90,10 @@ def _rewrite(cell: CellFolder, old: Path) -> None:
         record["cell"] = cell.identity.evaluation
         code = record.get("code") or {}
         method = cell.config["method"]["_target_"].rpartition(".")[0]
-        if code.get("method_sha256") == module_hash(method):
+        before = str(code.get("method_sha256"))
+        if before in EQUAL:
+            code["method"] = EQUAL[before]
+        elif before == module_hash(method):  # a stranger's, unchanged
             code["method"] = method_code(cell.config)
         trained = str(code.get("method") or code.get("method_sha256") or "")
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

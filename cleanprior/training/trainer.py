@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from ..cells.folder import CellFiles
 from ..checks import check_choice, check_positive
+from ..config import Config
 from ..costs import Energy, PeakMemory, clocks
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..defaults import plain_tensors
 from ..diffusion.backbones import autocast_dtype
 from ..environment import hidden_from_accelerate
+from ..operators.base import Operator
 from ..passes import Meter
 from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
@@ -111,6 +113,24 @@ class Trainer:
         # Every process takes a batch in each step; together they see the budget.
         self.steps = max(1, budget // (batch * self.accelerator.num_processes))
         self.autocast = autocast_dtype(precision, self.device)
+
+    def problem(self, operator: Operator, config: Config) -> Problem:
+        """Return the problem that a configuration poses to a method.
+
+        Arguments:
+            operator: The forward operator.
+            config: A composed configuration; its operator's name, backbone and seed are taken.
+        """
+        backbone = {k: v for k, v in config["backbone"].items() if k not in ("name", "about")}
+        return Problem(
+            operator=operator,
+            operator_name=config["operator"]["name"],
+            backbone=backbone,
+            sigma_data=self.sigma_data,
+            sigma_y=operator.sigma,
+            autocast=self.autocast,
+            seed=config["seed"],
+        )
 
     @plain_tensors()
     def fit(

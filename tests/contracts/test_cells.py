@@ -110,6 +110,26 @@ def test_a_method_is_its_module_and_what_it_imports_of_its_room(monkeypatch, nam
     assert "torch" not in vars(code)
 
 
+@pytest.mark.parametrize(
+    ("edited", "is_same"),
+    [
+        (b'"""Better."""\nimport os  # why\n\n\nclass A:\n    """B."""\n\n    x = "# 1"\n', True),
+        (b'import os\nclass A:\n    x = "# 1"  # one\n', True),
+        (b'import os\nclass A:\n    x = "# 2"\n', False),
+        (b'import os\nclass A:\n  x = "# 1"\n', False),
+        (b'import sys\nclass A:\n    x = "# 1"\n', False),
+    ],
+)
+def test_words_are_no_code(edited, is_same):
+    source = b'"""A."""\n\nimport os\nclass A:\n    """Some\n\n    words.\n    """\n    x = "# 1"\n'
+    assert (code.statements(source) == code.statements(edited)) == is_same
+
+
+def test_a_source_that_cannot_be_read_is_taken_as_it_is():
+    for source in (b"def f(:\n", b"\xff = 1\n", b"x = (\n", b"\0"):
+        assert code.statements(source) == source
+
+
 def test_a_strangers_method_is_all_of_its_package(tmp_path, monkeypatch):
     package = tmp_path / "theirs_all"
     (package / "inside").mkdir(parents=True)

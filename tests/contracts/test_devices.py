@@ -22,6 +22,7 @@ from cleanprior.prior import Prior, image_generators
 from cleanprior.progress import Progress
 from cleanprior.run import run_cell
 from cleanprior.seeding import scoped_rng
+from cleanprior.testing.parts import TINY
 from cleanprior.training import Problem, Session
 from cleanprior.training.averages import Averages
 from cleanprior.training.checkpoint import Store
@@ -43,14 +44,6 @@ def is_met(name: str, operator_name: str) -> bool:
 METHODS = [m for m in METHODS if not m.startswith("oracle_")]
 CELLS = [(m, o) for m in METHODS for o in OPERATORS if is_met(m, o)]
 BATCH = 3
-TINY = {
-    "_target_": "cleanprior.diffusion.backbones.UNet",
-    "hid_channels": [8, 16],
-    "hid_blocks": [1, 1],
-    "mod_features": 16,
-    "norm": "group",
-    "dropout": 0.0,
-}
 # Every phase of a method in a few evaluations.
 CHEAP = {
     "em": [

@@ -19,6 +19,7 @@ from cleanprior.diffusion.backbones import build_backbone
 from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.prior import Prior
 from cleanprior.seeding import scoped_rng
+from cleanprior.testing.parts import TINY
 from cleanprior.training import Trainer
 
 SHAPE = (1, 8, 8)
@@ -38,16 +39,8 @@ def elsewhere(request):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    config = {
-        "_target_": "cleanprior.diffusion.backbones.UNet",
-        "hid_channels": [8, 16],
-        "hid_blocks": [1, 1],
-        "mod_features": 16,
-        "norm": "group",
-        "dropout": 0.0,
-    }
     with scoped_rng(0):
-        prior = Prior(Denoiser(build_backbone(config, 1, 1, 0), 0.5, 0), SHAPE, config)
+        prior = Prior(Denoiser(build_backbone(TINY, 1, 1, 0), 0.5, 0), SHAPE, TINY)
     folder = tmp_path_factory.mktemp("saved") / "prior"
     prior.save(folder)
     parts = compose(["method=naive", "sampler.steps=3", "posterior.steps=3", "operator.sigma=0.1"])

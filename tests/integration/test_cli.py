@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plugins import CARD, METHOD, write_plugin
 from safetensors.numpy import load_file
 
 PROGRAM = str(Path(sys.executable).with_name("cleanprior"))
@@ -145,44 +146,11 @@ def _has_step(folder: Path) -> bool:
     return meta["round"] == 1 and meta["step"] > 0
 
 
-PLUGIN = '''
-"""Median: a throw-away method that fits the blurred measurements."""
-from dataclasses import dataclass
-
-from cleanprior.diffusion.denoiser import denoising_loss
-from cleanprior.training import Loss, Method
-
-
-@dataclass(kw_only=True)
-class Shrunk(Method):
-    factor: float
-
-    def build(self):
-        self.denoiser = self.problem.denoiser()
-
-    def networks(self):
-        return {"denoiser": self.denoiser}
-
-    def loss(self, batch, generator, turn):
-        u = self.factor * self.problem.operator.lift(batch.y, batch.params)
-        return Loss(denoising_loss(self.denoiser, u, generator))
-
-    def prior(self, averaged):
-        return self.make_prior(averaged["denoiser"])
-'''
-
-
 def test_a_method_from_outside_is_listed_and_stands_in_the_table(tmp_path: Path) -> None:
     site = tmp_path / "site"
-    package, info = site / "shrunk_prior", site / "shrunk_prior-0.1.dist-info"
-    (package / "configs" / "method").mkdir(parents=True)
-    info.mkdir()
-    (package / "__init__.py").write_text(PLUGIN)
-    (package / "configs" / "method" / "shrunk.yaml").write_text(
-        "_target_: shrunk_prior.Shrunk\nneeds: []\nclean_images: 0\nfactor: 0.5\nabout: a guest\n"
-    )
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shrunk-prior\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text("[cleanprior.methods]\nshrunk = shrunk_prior:Shrunk\n")
+    files = {"__init__.py": METHOD, "configs/method/shrunk.yaml": CARD}
+    own_door = "[cleanprior.methods]\nshrunk = shrunk_prior:Shrunk\n"
+    write_plugin(site, "shrunk_prior", files, own_door)
     listed = run(tmp_path, "list", "methods", path=str(site))
     assert "a guest" in listed.stdout
     benched = run(
@@ -191,7 +159,7 @@ def test_a_method_from_outside_is_listed_and_stands_in_the_table(tmp_path: Path)
     assert benched.returncode == 0, benched.stderr
     assert "shrunk" in benched.stdout
     assert "[code]" not in benched.stdout
-    (package / "__init__.py").write_text(PLUGIN + "\n# edited\n")
+    (site / "shrunk_prior" / "__init__.py").write_text(METHOD + "\nEDITED = 1\n")
     again = run(
         tmp_path, "bench", "--methods", "shrunk", "--no-references", *TINY[:5], path=str(site)
     )

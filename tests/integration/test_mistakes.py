@@ -14,15 +14,8 @@ from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.prior import Prior
 from cleanprior.prior_commands import destination, write_images
 from cleanprior.rendering import grid, rgb
+from cleanprior.testing.parts import TINY
 
-BACKBONE = {
-    "_target_": "cleanprior.diffusion.backbones.UNet",
-    "hid_channels": [8, 16],
-    "hid_blocks": [1, 1],
-    "mod_features": 16,
-    "norm": "group",
-    "dropout": 0.0,
-}
 SMALL = ["posterior.steps=3", "sampler.steps=3"]
 
 
@@ -46,7 +39,7 @@ def prior(tmp_path_factory):
     """A saved prior that says that it was trained on digits."""
     folder = tmp_path_factory.mktemp("priors") / "a prior = (1)"
     config = {"operator": {"name": "inpainting", "p": 0.25}, "data": {"name": "digits"}}
-    made = Prior(Denoiser(build_backbone(BACKBONE, 1, 1, 0), 0.5, 0), (1, 8, 8), BACKBONE)
+    made = Prior(Denoiser(build_backbone(TINY, 1, 1, 0), 0.5, 0), (1, 8, 8), TINY)
     made.about = {"config": config}
     made.save(folder)
     return folder
@@ -158,7 +151,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(run, prior, tmp_path, argument
     [
         ({"format": 9}, "has format 9; this version reads format 1"),
         ({"backbone": {"_target_": "os.system"}}, "os.system"),
-        ({"backbone": {**BACKBONE, "hid_blocks": "x"}}, "error: "),
+        ({"backbone": {**TINY, "hid_blocks": "x"}}, "error: "),
         ({"image_shape": "wide"}, "is damaged"),
         ({"about": ["no keys"]}, "is damaged: what it says of its origin has no keys"),
         ({"sigma_data": None}, "is damaged"),

@@ -1,10 +1,14 @@
 """A method without a denoiser from end to end: its record, its row, samples of its cell."""
 
+import json
+import os
+import shutil
+
 import pytest
 import torch
 from cleanprior.benchmarks import tables
 
-from cleanprior.cells import CellFolder
+from cleanprior.cells import CellFiles, CellFolder
 from cleanprior.config import compose
 from cleanprior.errors import UserError
 from cleanprior.own_sampler import load_own_sampler
@@ -76,3 +80,45 @@ def test_a_checkpoint_of_other_networks_is_told(finished, tmp_path):
     write_tensors(tmp_path / "checkpoint.safetensors", cut, meta)
     with pytest.raises(UserError, match="other networks than ambient_gan builds now"):
         load_own_sampler(tmp_path)
+
+
+def altered(folder, to, change):
+    """Copy a cell as a stranger may send it: its record says something else."""
+    shutil.copytree(folder, to)
+    (path,) = CellFiles(to).records().values()
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    return to
+
+
+@pytest.mark.parametrize("group", ["method", "operator", "training", "backbone"])
+def test_a_record_names_values_and_never_what_is_called(finished, tmp_path, monkeypatch, group):
+    called = []
+    monkeypatch.setattr(os, "system", lambda *a, **k: called.append((a, k)))
+    to = altered(
+        finished[1], tmp_path / "c", lambda r: r["config"][group].update(_target_="os.system")
+    )
+    expected = load_own_sampler(finished[1])(4, torch.Generator().manual_seed(0))
+    found = load_own_sampler(to)(4, torch.Generator().manual_seed(0))
+    assert torch.equal(found, expected) and not called
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r["config"]["method"].update(name="os.system"), "unknown method 'os.system'"),
+        (lambda r: r["config"]["method"].update(generator_width="${oc.env:HOME}"), "width"),
+        (lambda r: r["config"]["training"].update(lr=-1), "training.lr=-1; allowed"),
+        (lambda r: r["config"].pop("operator"), "is damaged"),
+        (lambda r: r.update(config=[1]), "is damaged"),
+        (lambda r: r.update(image_shape=[1, 8]), "image_shape is"),
+        (lambda r: r.update(image_shape="1x8x8"), "image_shape is"),
+        (lambda r: r["config"].update(seed="x"), "seed=x"),
+    ],
+)
+def test_a_record_that_was_tampered_with_is_one_sentence(finished, tmp_path, change, message):
+    to = altered(finished[1], tmp_path / "c", change)
+    with pytest.raises(UserError, match=message) as told:
+        load_own_sampler(to)
+    assert "\n" not in str(told.value)

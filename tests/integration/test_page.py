@@ -85,7 +85,7 @@ try {
   say("larger", tile() > before);
   turn(zoom, 0, "input");
   panels[0].querySelector("[data-show=further]").click();
-  say("sideways", document.documentElement.scrollWidth > innerWidth);
+  say("sideways", document.documentElement.scrollWidth > document.documentElement.clientWidth);
   const seen_in = all(".results tbody tr:first-child td").filter((c) => c.offsetParent);
   say("inside", seen_in.every((c) => c.getBoundingClientRect().right <= innerWidth));
   document.getElementById("tab-1").click();
