@@ -1,20 +1,20 @@
 """``cleanprior.bench``: a benchmark from Python, and what it gives back."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cleanprior.errors import UserError
+from cleanprior.files import check_folder
 from cleanprior.options import live_progress
 from cleanprior.progress import Progress
 from cleanprior.terminal import Screen
 
 from .places import tables
 from .report import Report, report
-from .request import Request
+from .request import Request, names
 from .runner import Part, run
 
 
@@ -80,13 +80,13 @@ def bench(
         UserError: A name, key or value that does not exist, before any compute.
     """
     if isinstance(overrides, Mapping):
-        overrides = [f"{key}={_text(value)}" for key, value in overrides.items()]
+        overrides = list(_settings(overrides))
     request = Request(
         bench=bench,
         table=table,
         scale=scale,
-        methods=_names("methods", methods),
-        operators=_names("operator", operator),
+        methods=names("methods", methods),
+        operators=names("operator", operator),
         data=data,
         seeds=seeds,
         overrides=list(overrides),
@@ -94,7 +94,9 @@ def bench(
     )
     shown = live_progress() if progress else Progress()
     screen = Screen(is_silent=True)
-    made = run_request(request, Path(out), screen, shown, _names("force", force) or ())
+    made = run_request(
+        request, check_folder("out", Path(out)), screen, shown, names("force", force or None) or ()
+    )
     return Result(
         tables={s.tab: s.summary for s in made.sheets},
         verdicts={s.tab: s.verdict for s in made.sheets},
@@ -127,15 +129,13 @@ def run_request(
     return report(plan, out, screen)
 
 
-def _names(argument: str, given: Sequence[str] | str | None) -> list[str] | None:
-    """Return names as a list, each once; a text may hold several with commas between them."""
-    if given is None:
-        return None
-    listed = given.split(",") if isinstance(given, str) else given
-    names = list(dict.fromkeys(n.strip() for n in listed if n.strip()))
-    if not names and given:
-        raise UserError(f"{argument}={given!r} names nothing; leave it out, or give names")
-    return names or None
+def _settings(given: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield ``key=value`` of keys that are dotted, nested or both."""
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}={_text(value)}"
 
 
 def _text(value: Any) -> str:

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from cleanprior.errors import UserError
 from cleanprior.options import GIVEN, Out, live_progress
 from cleanprior.terminal import Screen
 
@@ -17,16 +16,6 @@ Wide = Annotated[
         "columns where the output is none, or as many as COLUMNS says.",
     ),
 ]
-
-
-def _split(option: str, value: str | None) -> list[str] | None:
-    """Return comma-separated names, each once; None where the option was not given."""
-    if value is None:
-        return None
-    names = list(dict.fromkeys(v.strip() for v in value.split(",") if v.strip()))
-    if not names:
-        raise UserError(f"{option} '{value}' names nothing; leave it out, or give names")
-    return names
 
 
 def bench(
@@ -62,21 +51,21 @@ def bench(
     ] = None,
 ) -> None:
     """Train methods on identical measurements and say which is better, at what cost."""
-    from .request import Request
+    from .request import Request, names
     from .runner import Part
 
     request = Request(
         bench=bench,
         table=table,
         scale=scale,
-        methods=_split("--methods", methods),
-        operators=_split("--operator", operator),
+        methods=names("--methods", methods),
+        operators=names("--operator", operator),
         data=data,
         seeds=seeds,
         overrides=overrides or [],
         with_references=references,
     )
-    share, forced = Part.read(part), _split("--force", force) or []
+    share, forced = Part.read(part), names("--force", force) or []
     request.plan(forced)  # a mistake is told before any library is loaded
     from .api import run_request
 

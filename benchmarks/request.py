@@ -100,3 +100,18 @@ class Request:
                 "finished"
             ) from error
         return request
+
+
+def names(argument: str, given: Sequence[str] | str | None) -> list[str] | None:
+    """Return names, each once; a text may hold several with commas between. None stays None.
+
+    Raises:
+        UserError: There is no name in it.
+    """
+    if given is None:
+        return None
+    listed = given.split(",") if isinstance(given, str) else given
+    found = list(dict.fromkeys(n.strip() for n in listed if n.strip()))
+    if not found:
+        raise UserError(f"{argument} '{given}' names nothing; leave it out, or give names")
+    return found

@@ -7,7 +7,7 @@ changes one key of it. A name, key or value that does not exist is a
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .cells.folder import CellFiles
+from .checks import check_kind, check_seed
 from .config import Config, build, compose
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, check_split
@@ -27,7 +28,7 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.posterior import PosteriorSampler
 from .diffusion.samplers import Sampler
 from .errors import UserError
-from .files import write_text
+from .files import check_folder, write_text
 from .notices import tell
 from .operators.base import ImageShape, Operator
 from .operators.building import build_operator, state_hash
@@ -58,8 +59,7 @@ def operator(name: str, image_shape: ImageShape, *, seed: int = 0, **changes: An
         UserError: No such operator or key, or a value that it refuses.
     """
     config = compose([f"operator={name}"], {"operator": changes})["operator"]
-    channels, height, width = image_shape
-    found = build_operator(config, (int(channels), int(height), int(width)), seed)
+    found = build_operator(config, _image_shape(image_shape), check_seed(seed))
     found.config = config
     return found
 
@@ -77,16 +77,32 @@ def measure(
     Raises:
         UserError: Another shape or range, NaN.
     """
-    x = torch.as_tensor(images).detach().cpu()
-    if x.dim() != 4 or tuple(x.shape[1:]) != operator.image_shape:
-        needed = ", ".join(map(str, operator.image_shape))
-        raise UserError(f"images have shape {tuple(x.shape)}; needed: (n, {needed})")
+    check_kind("operator", operator, Operator)
+    x = _images("images", images, operator.image_shape)
+    return Measurements.draw(x, operator, check_seed(seed), "train")
+
+
+def _image_shape(given: Any) -> ImageShape:
+    """Return (channels, height, width), checked."""
+    found = tuple(given) if isinstance(given, Iterable) else ()
+    is_whole = all(isinstance(v, int | np.integer) and v > 0 for v in found)
+    if len(found) != 3 or not is_whole:
+        raise UserError(f"image_shape={given}; needed: (channels, height, width), whole numbers")
+    return int(found[0]), int(found[1]), int(found[2])
+
+
+def _images(name: str, given: Any, shape: ImageShape) -> Tensor:
+    """Return images in [-1, 1] as float32 on the CPU, checked."""
+    x = torch.as_tensor(given).detach().cpu()
+    if x.dim() != 4 or tuple(x.shape[1:]) != shape or len(x) == 0:
+        needed = ", ".join(map(str, shape))
+        raise UserError(f"{name} have shape {tuple(x.shape)}; needed: (n, {needed}), n above 0")
     if not x.is_floating_point():
-        raise UserError(f"images hold {x.dtype}; needed: floats in [-1, 1], e.g. x / 127.5 - 1")
+        raise UserError(f"{name} hold {x.dtype}; needed: floats in [-1, 1], e.g. x / 127.5 - 1")
     x = x.float()
     if not torch.isfinite(x).all() or x.abs().max() > RANGE:
-        raise UserError(f"images lie in [{x.min():.4g}, {x.max():.4g}]; needed: [-1, 1] and no NaN")
-    return Measurements.draw(x, operator, seed, "train")
+        raise UserError(f"{name} lie in [{x.min():.4g}, {x.max():.4g}]; needed: [-1, 1] and no NaN")
+    return x
 
 
 def dataset(name: str, **changes: Any) -> CleanData | MeasuredData:
@@ -177,8 +193,13 @@ def train(
         UserError: Measurements that are not the operator's, a method that cannot be trained on
             them, another number of clean images, a folder of another training, divergence.
     """
+    check_kind("measurements", measurements, Measurements)
+    check_kind("operator", operator, Operator)
     exact_products()
     learner = method_named(method) if isinstance(method, str) else method
+    check_kind("method", learner, Method)
+    if clean is not None:
+        clean = _images("clean images", clean, operator.image_shape)
     config = _config(learner, operator, budget, seed, backbone, training)
     name = config["method"]["name"]
     tell(check_split(measurements, operator))
@@ -186,7 +207,7 @@ def train(
     trainer: Trainer = build(config["training"])
     problem = trainer.problem(operator, config)
     _check(name, learner, problem, clean, trainer)
-    kept = None if folder is None else Path(folder)
+    kept = None if folder is None else check_folder("folder", Path(folder))
     if kept is not None:
         _claim(kept, config, learner, measurements, operator, clean)
         if (prior_folder := CellFiles(kept).prior).is_dir():
@@ -252,11 +273,6 @@ def _check(
     if (reason := learner.supports(problem)) is not None:
         raise UserError(reason)
     wanted, given = learner.clean_images, 0 if clean is None else len(clean)
-    if clean is not None and tuple(clean.shape[1:]) != problem.image_shape:
-        raise UserError(
-            f"clean images have shape {tuple(clean.shape)}; the operator's are "
-            f"{problem.image_shape}"
-        )
     if (wanted == "all" and given == 0) or (wanted != "all" and int(wanted) != given):
         raise UserError(f"{name} starts from {wanted} clean images; clean= holds {given}")
     learner.setup(problem, trainer.device)

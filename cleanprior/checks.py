@@ -1,6 +1,9 @@
 """Values of a configuration that a constructor refuses, in one wording. No torch."""
 
 from collections.abc import Sequence
+from typing import Any
+
+from .errors import UserError
 
 
 def check_share(name: str, value: float, allowed: str) -> None:
@@ -25,3 +28,16 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Raise a :class:`ValueError` unless ``value`` is one of the allowed words."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
+
+
+def check_seed(value: int) -> int:
+    """Raise a :class:`ValueError` unless ``value`` is a seed; return it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UserError(f"seed={value}; allowed: a whole number from 0")
+    return value
+
+
+def check_kind(name: str, value: Any, kind: type) -> None:
+    """Raise a :class:`TypeError` unless ``value`` is a ``kind``."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}; needed: {kind.__name__}")

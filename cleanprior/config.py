@@ -89,8 +89,10 @@ def recompose(remembered: Any, source: str) -> Config:
     Raises:
         UserError: It is no configuration, or what it names is not installed.
     """
-    groups = {g: remembered.get(g) for g in GROUPS} if isinstance(remembered, Mapping) else {}
-    if not groups or not all(isinstance(v, Mapping) for v in groups.values()):
+    if not isinstance(remembered, Mapping):
+        remembered = {}
+    groups = {g: remembered[g] for g in GROUPS if isinstance(remembered.get(g), Mapping)}
+    if len(groups) < len(GROUPS):
         raise UserError(f"'{source}' is damaged: it holds no configuration of a cell")
     chosen = [f"{group}={values.get('name')}" for group, values in groups.items()]
     seeds = [f"{key}={remembered.get(key)}" for key in ("seed", "data_seed")]

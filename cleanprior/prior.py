@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from . import __version__, registry
+from .checks import check_kind, check_seed
+from .data.measured import check_shapes
 from .data.measurements import Batch, Measurements
 from .defaults import plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
@@ -88,6 +90,9 @@ class Prior(nn.Module):
             chunk: Images at a time.
             first: Number of the first image.
         """
+        if n < 1:
+            raise UserError(f"n={n}; allowed: at least 1 image")
+        check_seed(seed)
         walk: Sampler = _part("sampler", sampler)
         device = next(self.parameters()).device
         images = []
@@ -130,13 +135,17 @@ class Prior(nn.Module):
             advance: Told how many images are done, after each chunk.
 
         Raises:
-            UserError: An operator of images of another shape, or an unknown name.
+            UserError: Measurements that are not the operator's, an operator of images of another
+                shape, an unknown name.
         """
+        check_kind("operator", operator, Operator)
+        check_seed(seed)
         if operator.image_shape != self.image_shape:
             raise UserError(
                 f"the measurements are of images {operator.image_shape}; the prior makes "
                 f"{self.image_shape}"
             )
+        check_shapes(measurements, operator)
         device = next(self.parameters()).device
         generators = image_generators(seed, range(len(measurements)))
         draw = draw_in_chunks(
@@ -156,11 +165,16 @@ class Prior(nn.Module):
         """Write ``prior.yaml`` and ``weights.safetensors``; the folder appears whole or not at all.
 
         Raises:
-            UserError: The disk refuses the write; what stood there before is intact.
+            UserError: The disk refuses the write, or something else than a prior stands there; it
+                is intact.
         """
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        _check_replaceable(folder)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        except OSError as error:
+            raise UserError(f"cannot write the prior to '{folder}': {error}") from error
         try:
             weights = staging / "weights.safetensors"
             state = {
@@ -251,6 +265,17 @@ def image_generators(seed: int, numbers: Sequence[int], role: str = "restore") -
     return [generator_for(seed, role, image=i) for i in numbers]
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to write a prior over a file, or over a folder that holds something else."""
+    if folder.is_dir():
+        others = {p.name for p in folder.iterdir()} - {"prior.yaml", "weights.safetensors"}
+        if not others:
+            return
+        raise UserError(f"'{folder}' holds other files ({min(others)}); name another folder")
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"'{folder}' is a file; name a folder for the prior")
+
+
 def _check_networks(backbone: Any, folder: Path) -> None:
     """Refuse a card that would call anything but an installed backbone.
 
@@ -259,7 +284,7 @@ def _check_networks(backbone: Any, folder: Path) -> None:
     """
     known = {str(card["_target_"]) for card in registry.readable("backbone").values()}
     named = list(_targets(backbone))
-    if not isinstance(backbone, dict) or named != [backbone.get("_target_")]:
+    if len(named) != 1 or not isinstance(named[0], str) or "_target_" not in backbone:
         raise UserError(f"'{folder}' is damaged: its backbone is no configuration of a network")
     if named[0] not in known:
         raise UserError(

@@ -38,7 +38,7 @@ from .containers import SUFFIXES, optional
 from .contents import LEAST_SHARE
 from .layouts import check_layout
 from .measured_arrays import arrange, read_arrays, y_layout
-from .measurements import Measurements
+from .measurements import Batch, Measurements
 from .splits import LEAST_HELD_OUT, held_out
 
 #: Measurements that are checked at a time.
@@ -136,7 +136,7 @@ def check_measurements(
         UserError: Parameters that are missing, unknown or of another shape, a y of another shape
             or scale, or values where nothing was measured.
     """
-    _check_params(measured, operator, split)
+    check_shapes(measured, operator, split)
     seen = _Seen()
     for index in torch.arange(len(measured)).split(CHUNK):
         _check_y(measured, index, operator, split, seen)
@@ -200,19 +200,36 @@ def _law(measured: Measurements, operator: Operator) -> Iterator[Notice]:
         yield Notice(f"{text}: what lies there comes from the method, not from y (null)", True)
 
 
-def _check_params(measured: Measurements, operator: Operator, split: str) -> None:
+def check_shapes(measured: Measurements | Batch, operator: Operator, split: str = "") -> None:
+    """Check that parameters and y have the names and shapes that ``operator`` gives them.
+
+    Raises:
+        UserError: Parameters that are missing, unknown or of another shape, a y of another shape.
+    """
+    _check_params(measured, operator, split)
+    one = take(measured.params, slice(0, 1))
+    shape = tuple(operator.A(torch.zeros(1, *operator.image_shape), one).shape[1:])
+    if measured.y.shape[1:] != shape:
+        raise UserError(
+            f"{split}y has shape {_shape(measured.y.shape)}; {operator.name} makes "
+            f"{_shape((len(measured), *shape))} of images {operator.image_shape}"
+            + _advice(measured.y, operator, shape)
+        )
+
+
+def _check_params(measured: Measurements | Batch, operator: Operator, split: str) -> None:
     drawn = operator.draw(1, generator_for(0, "shapes"))
     needed = {k: tuple(v.shape[1:]) for k, v in drawn.items()}
     held = ", ".join(f"{split}params/{k}" for k in measured.params) or "no parameters"
     for key, shape in needed.items():
         wanted = f"{split}params/{key} of shape {_shape((len(measured), *shape))}"
         if key not in measured.params:
-            raise UserError(f"operator {operator.name} needs {wanted}; the file holds {held}")
+            raise UserError(
+                f"operator {operator.name} needs {wanted}; the measurements have {held}"
+            )
         found = tuple(measured.params[key].shape)
         if found[1:] != shape:
-            raise UserError(
-                f"operator {operator.name} needs {wanted}; the file's has {_shape(found)}"
-            )
+            raise UserError(f"operator {operator.name} needs {wanted}; theirs has {_shape(found)}")
     for key in measured.params.keys() - needed.keys():
         allowed = ", ".join(f"params/{k}" for k in needed) or "none"
         raise UserError(
@@ -225,14 +242,6 @@ def _check_y(
     measured: Measurements, index: Tensor, operator: Operator, split: str, total: _Seen
 ) -> None:
     y, params = measured.y[index], take(measured.params, index)
-    one = take(params, slice(0, 1))
-    shape = tuple(operator.A(torch.zeros(1, *operator.image_shape), one).shape[1:])
-    if y.shape[1:] != shape:
-        raise UserError(
-            f"{split}y has shape {_shape(measured.y.shape)}; {operator.name} makes "
-            f"{_shape((len(measured), *shape))} of images {operator.image_shape}"
-            + _advice(y, operator, shape)
-        )
     seen = operator.observed(y, params)
     first = int(index[0])
     if not ((seen == 0) | (seen == 1)).all():

@@ -96,7 +96,7 @@ MISTAKES = {
     "no sigma_y": (lambda a: a.pop("sigma_y"), "holds no noise level; add 'sigma_y'"),
     "no mask": (
         lambda a: a.pop("params/mask"),
-        r"needs params/mask of shape \(\d+, 1, 8, 8\); the file holds no parameters",
+        r"needs params/mask of shape \(\d+, 1, 8, 8\); the measurements have no parameters",
     ),
     "clean image": (lambda a: a.update(x=a["y"]), "holds 'x', which is not a part of measurements"),
     "unknown parameter": (
@@ -105,7 +105,7 @@ MISTAKES = {
     ),
     "shape of mask": (
         lambda a: a.update({"params/mask": a["params/mask"][..., :4]}),
-        r"needs params/mask of shape \(\d+, 1, 8, 8\); the file's has \(\d+, 1, 8, 4\)",
+        r"needs params/mask of shape \(\d+, 1, 8, 8\); theirs has \(\d+, 1, 8, 4\)",
     ),
     "number of masks": (
         lambda a: a.update({"params/mask": a["params/mask"][:9]}),

@@ -199,6 +199,17 @@ def test_an_entitled_method_takes_its_clean_images(y, A, digits):
         (lambda y, A: cp.measure(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), A), "needed: floats"),
         (lambda y, A: cp.load("nowhere"), "not a saved prior"),
         (lambda y, A: cp.bench(["emm"]), "unknown method 'emm'"),
+        (lambda y, A: cp.bench([]), "names nothing"),
+        (lambda y, A: cp.bench(["naive"], out=__file__), "out"),
+        (lambda y, A: cp.bench(overrides={"operator": {"q": 1}}), "unknown key 'operator.q'"),
+        (lambda y, A: cp.operator("inpainting", (8, 8)), "image_shape="),
+        (lambda y, A: cp.operator("inpainting", (1, 8, 8), seed=-1), "seed=-1"),
+        (lambda y, A: cp.measure(torch.zeros(0, 1, 8, 8), A), "n above 0"),
+        (lambda y, A: cp.train("naive", y, A, folder=__file__), "folder"),
+        (
+            lambda y, A: cp.train("em", y, A, clean=torch.full((50, 1, 8, 8), torch.nan)),
+            "clean images lie in",
+        ),
         (lambda y, A: cp.bench(overrides={"operator.q": 1}), "unknown key 'operator.q'"),
     ],
 )
@@ -229,3 +240,41 @@ def test_a_bench_gives_a_table(tmp_path, capsys):
     assert isinstance(result.table, pd.DataFrame) and result.is_sound
     assert list(result.table["method"]) == ["naive"] and result.page.is_file()
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p, y, A: p.restore(y[:2], cp.operator("blur", (1, 8, 8))), "not a parameter"),
+        (lambda p, y, A: p.restore(y[:2], cp.operator("denoising", (1, 8, 8))), "not a parameter"),
+        (lambda p, y, A: p.restore(y[:2], cp.operator("inpainting", (1, 9, 9))), "the prior makes"),
+        (lambda p, y, A: p.restore(y[:2], A, seed=-1), "seed=-1"),
+        (lambda p, y, A: p.sample(0), "n=0; allowed: at least 1"),
+    ],
+)
+def test_a_prior_refuses_what_it_cannot_do(call, message, prior, y, A):
+    with pytest.raises(cp.UserError, match=message):
+        call(prior, y, A)
+
+
+def test_a_prior_is_not_written_over_anything_else(prior, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("all of it")
+    (tmp_path / "notes").write_text("mine")
+    for name in ("thesis", "notes"):
+        with pytest.raises(cp.UserError, match=name):
+            prior.save(tmp_path / name)
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "all of it"
+    assert (tmp_path / "notes").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):  # a prior of before is replaced
+        prior.save(tmp_path / "empty")
+    assert same(cp.load(tmp_path / "empty"), prior)
+
+
+@pytest.mark.parametrize("wrong", ["method", "measurements", "operator"])
+def test_another_kind_of_argument_is_told(wrong, y, A):
+    given = {"method": "naive", "measurements": y, "operator": A} | {wrong: cp.Method}
+    # While tests run, annotations are checked before our own check is reached.
+    with pytest.raises(TypeError, match=f"{wrong} is a|Type-check error"):
+        cp.train(*given.values())
