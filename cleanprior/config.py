@@ -27,6 +27,8 @@ GROUPS = (
 )
 # Keys that describe a part to the checks and tables; they are not constructor arguments.
 DESCRIPTIONS = ("capabilities", "about", ranges.KEY)
+# What a part calls and what its keys may hold is said by its YAML alone.
+_FIXED = {"_target_", ranges.KEY}
 # Stands for a value that somebody gave while Hydra's files are composed and resolved.
 _LITERAL = "\0"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -61,7 +63,10 @@ def compose(
     def put(key: str, given: Any, convert: Callable[[str, Any, Kind, Any], Any]) -> None:
         parent, last, annotation = _place(tree, key)
         default = defaults.setdefault(key, parent.get(last))
-        literals.append(convert(key, given, kind_of(annotation, default), default))
+        value = convert(key, given, kind_of(annotation, default), default)
+        if _names_a_call(value):
+            raise UserError(f"{key}: a value holds no _target_; only a YAML names what is called")
+        literals.append(value)
         parent[last] = f"{_LITERAL}{len(literals) - 1}"
 
     for group, values in (kept or {}).items():
@@ -74,6 +79,13 @@ def compose(
     for group in GROUPS:
         config[group]["name"] = groups[group]
     return config
+
+
+def _names_a_call(value: Any) -> bool:
+    """Whether a value would be called when a part is built, at any depth."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_names_a_call, value.values()))
+    return isinstance(value, list | tuple) and any(map(_names_a_call, value))
 
 
 def recompose(remembered: Any, source: str) -> Config:
@@ -164,7 +176,7 @@ def _place(tree: Config, key: str) -> tuple[Config, str, str | None]:
     """
     node: Config = tree
     *parents, last = key.split(".")
-    if ranges.KEY in key.split("."):
+    if _FIXED & set(key.split(".")):
         raise _unknown_key(tree, key)
     is_free = False  # a dictionary of whatever a library takes
     for i, part in enumerate(parents):

@@ -91,6 +91,16 @@ def test_the_default_and_the_words_of_a_range_are_taken(group, name, key, text, 
         (["method=ambient", "method.sampler.steps=1"], "method.sampler.steps=1; allowed: at least"),
         (["operator.ranges.p=3"], "unknown key 'operator.ranges.p'"),
         (["operator.ranges={}"], "unknown key 'operator.ranges'"),
+        (["posterior=deepinv", "posterior.options={_target_:os.system}"], "holds no _target_"),
+        (["posterior=deepinv", "posterior.options={a:[{_target_:x.y}]}"], "holds no _target_"),
+        (["operator._target_=os.system"], "unknown key 'operator._target_'"),
+        (["+operator._target_=os.system"], "unknown key 'operator._target_'"),
+        (["posterior.options._target_=os.system"], "unknown key 'posterior.options._target_'"),
+        (["method=ambient", "method.sampler._target_=os.system"], "unknown key 'method.sampler."),
+        (
+            ["posterior=deepinv", "posterior.options._target_=os.system"],
+            "unknown key 'posterior.options._target_'",
+        ),
     ],
 )
 def test_a_value_is_refused_when_it_is_composed(overrides, message):
