@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Generator, Tensor
 
 from .cells.folder import CellFiles
+from .cells.migration import settle
 from .cells.record import Record, is_finished
 from .config import build, recompose
 from .errors import UserError
@@ -26,7 +27,8 @@ from .training.trainer import Trainer
 def finished_without_prior(folder: Path) -> Record | None:
     """Return the record of a finished cell that holds a checkpoint and no prior, else None."""
     files = CellFiles(folder)
-    if files.prior.is_dir() or not files.checkpoint.is_file():
+    settle(files)
+    if files.prior.is_dir() or not files.training.checkpoint.is_file():
         return None
     for path in files.records().values():
         try:
@@ -60,7 +62,7 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
     method: Method = build(config["method"])
     method.setup(trainer.problem(operator, config), trainer.device)
     averages = Averages(method.networks(), trainer.ema)
-    tensors, _ = read_tensors(CellFiles(folder).checkpoint)
+    tensors, _ = read_tensors(CellFiles(folder).training.checkpoint)
     for name, model in averages.models.items():
         prefix = f"average.{name}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from . import stopping
+
 
 class Task:
     """One phase with a known number of steps."""
@@ -23,7 +25,12 @@ class Task:
             self._bar = progress.bars.add_task(phase, total=total, rate="", note="")
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Tell that ``steps`` more are done; ``note`` is shown beside the bar (e.g. the loss)."""
+        """Tell that ``steps`` more are done; ``note`` is shown beside the bar (e.g. the loss).
+
+        Raises:
+            Stopped: The process was asked to end.
+        """
+        stopping.check()
         self.done += steps
         now = time.monotonic()
         rate = self.done / max(now - self._start, 1e-9)

@@ -1,53 +1,52 @@
 """One cell: a configuration becomes a record.
 
-``data set -> operator -> measurements -> Trainer(method) -> prior -> evaluation -> record``. This
-is the only place where clean images and a method's training meet: measurements are drawn from them
-here, and an entitled method is handed its few (or, the oracle, all) by seed. With
-``data=measurements`` there are none: a user's own measurements take the place of drawn ones.
+``data set -> operator -> measurements -> Trainer(method) -> prior -> evaluation -> record``, in
+three stages. :func:`prepare` is where clean images and a method's training meet: measurements are
+drawn from them, and an entitled method is handed its few (or, the oracle, all) by seed. What it
+leaves is a job, and :func:`train` knows nothing else. :func:`evaluate` judges the outcome. With
+``data=measurements`` there are no clean images: a user's own measurements take the place of drawn
+ones.
 """
 
 import hashlib
 import json
-import platform
 import shutil
 import time
 from functools import lru_cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from . import __version__, capabilities
-from .cell_costs import training_costs, use_costs
-from .cells.folder import CellFiles, CellFolder
+from .cell_costs import use_costs
+from .cells.folder import CellFiles, CellFolder, TrainingFiles
 from .cells.identity import STAGES
 from .cells.migration import take_over_measurements
-from .cells.record import Record, training_code, write_record
+from .cells.record import Record, read_record, write_record
 from .config import Config, build
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, write_splits
+from .data.measurement_files import DamagedMeasurements, read_measurements
+from .data.measurement_files import write_measurements as store_measurements
 from .data.measurements import Measurements
 from .defaults import exact_products, plain_tensors
-from .diffusion.backbones import parameter_count
-from .environment import known
 from .errors import UserError
 from .evaluation.evaluate import Protocol
 from .evaluation.routes import alone
 from .files import write_with
-from .notices import tell
+from .notices import Notice, tell
 from .operators.base import Operator
 from .operators.building import build_operator, state_hash
 from .own_sampler import finished_without_prior
 from .prior import Prior
 from .progress import Progress
 from .seeding import generator_for
-from .training.checkpoint import read_tensors, write_tensors
+from .training.checkpoint import write_tensors
+from .training.job import Job, read_outcome
 from .training.method import Method, Way
-from .training.report import TrainingReport
 from .training.trainer import Trainer
-
-LIBRARIES = ("torch", "deepinv", "azula", "normflows", "accelerate", "torchmetrics", "numpy")
 
 
 @lru_cache(maxsize=2)
@@ -95,23 +94,24 @@ class Cell:
         """Return the measurements of a split: drawn once, stored, the same for every method."""
         if isinstance(self.data, MeasuredData):
             return self.data.split(split)
+        path = self.stored(split)
+        with FileLock(self.folder.lock(path.stem)):
+            if path.exists():
+                try:
+                    return read_measurements(path)
+                except DamagedMeasurements as error:
+                    tell([Notice(f"{error}; they are drawn again", is_warning=True)])
+            x = self.data.train if split == "train" else self.data.test
+            drawn = Measurements.draw(x, self.operator, self.config["data_seed"], split)
+            store_measurements(path, drawn)
+        return drawn
+
+    def stored(self, split: str) -> Path:
+        """Return where the measurements of a split are stored for all methods."""
         state = state_hash(self.operator)
         take_over_measurements(self.folder, split, state)
-        key = self.folder.identity.measurements(split, state)
-        path = self.folder.measurements(split, key)
-        x = self.data.train if split == "train" else self.data.test
-        drawn = Measurements.draw(x, self.operator, self.config["data_seed"], split)
-        if path.exists():
-            stored, header = read_tensors(path)
-            if header["hash"] != drawn.hash:
-                raise UserError(
-                    f"'{path}' holds other measurements than this configuration draws (the images "
-                    "or the code changed); move that folder away to start afresh"
-                )
-            params = {k[7:]: v for k, v in stored.items() if k.startswith("params.")}
-            return Measurements(stored["y"], params, stored["sigma_y"])
-        write_tensors(path, drawn.tensors(), {"hash": drawn.hash})
-        return drawn
+        path = self.folder.measurements(split, self.folder.identity.measurements(split, state))
+        return path
 
     def clean_index(self) -> Tensor:
         """Return which clean training images the method is entitled to, by the data seed."""
@@ -126,6 +126,16 @@ class Cell:
         generator = generator_for(self.config["data_seed"], "clean-images")
         return torch.randperm(n, generator=generator)[:wanted]
 
+    def job(self) -> Job:
+        """Return what the training is given: measurements, and what the method is entitled to."""
+        index = self.clean_index()
+        clean = None
+        if isinstance(self.data, CleanData) and len(index):
+            clean = self.data.train[index].clone()
+        has_law = isinstance(self.data, MeasuredData)
+        measured = self.measurements("train")
+        return Job(self.config, self.operator.image_shape, has_law, measured, clean)
+
     def about(self) -> Record:
         """Return what a record and a prior say of their origin."""
         identity = self.folder.identity.evaluation
@@ -136,31 +146,12 @@ class Cell:
         reason = capabilities.entitlement(self.config["method"], self.config["data"])
         return reason or self.method.supports(self.problem)
 
-    def train(
-        self, progress: Progress
-    ) -> tuple[dict[str, torch.nn.Module], TrainingReport, Measurements]:
-        """Train the method on the measurements of the training split."""
-        measured = self.measurements("train")
-        index = self.clean_index()
-        clean = None
-        if isinstance(self.data, CleanData) and len(index):
-            clean = self.data.train[index].clone()
-        with progress.live():
-            averaged, report = self.trainer.fit(
-                self.method,
-                self.problem,
-                measured,
-                self.config["seed"],
-                self.folder.path,
-                clean,
-                progress,
-            )
-        return averaged, report, measured
 
-
-@plain_tensors()
 def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Record:
-    """Train and evaluate one cell; a cell that is trained already is only evaluated.
+    """Train and evaluate one cell in this process; what is trained already is only evaluated.
+
+    A benchmark gives each of the three stages a process of its own, so that the one that trains has
+    never held what it is not entitled to.
 
     Arguments:
         folder: Where the cell lies, with its configuration.
@@ -170,28 +161,76 @@ def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Rec
     Returns:
         The record, also written to the cell's folder.
     """
+    while True:
+        state = prepare(folder, force)
+        if state == "ready":
+            train(folder.files.training, progress)
+        if state == "refused" or evaluate(folder, progress):
+            record = read_record(folder)
+            assert record is not None
+            return record
+        force = False
+
+
+@plain_tensors()
+def prepare(folder: CellFolder, force: bool = False) -> str:
+    """Draw the measurements of a cell, unless they are there, and write its training's job.
+
+    Arguments:
+        folder: Where the cell lies, with its configuration.
+        force: Remove what an earlier training left.
+
+    Returns:
+        ``ready`` to be trained, ``trained`` already, or ``refused``: then the record says why.
+    """
     if force and folder.path.exists():
         shutil.rmtree(folder.path)
     cell = Cell(folder)
-    record = _head(cell)
     reason = cell.refusal()
     if reason is not None:
-        record["status"] = f"skipped: {reason}"
-        write_record(folder, record)
-        return record
-    record["code"]["method"] = training_code(folder)
+        write_record(folder, _head(cell) | {"status": f"skipped: {reason}"})
+        return "refused"
+    files = folder.files.training
+    if read_outcome(files) is not None:
+        return "trained"
+    cell.job().write(files, None if isinstance(cell.data, MeasuredData) else cell.stored("train"))
+    return "ready"
+
+
+def train(files: TrainingFiles, progress: Progress) -> Record:
+    """Train the job of a folder; nothing but the folder is known here."""
+    return Job.read(files).train(files, progress)
+
+
+@plain_tensors()
+def evaluate(folder: CellFolder, progress: Progress) -> bool:
+    """Judge what a training left, and write the cell's record.
+
+    Returns:
+        Whether there was something to judge; if not, the cell is to be prepared again.
+    """
+    files = folder.files.training
+    outcome = read_outcome(files)
+    if outcome is None:
+        return False
+    cell = Cell(folder)
+    record = _head(cell)
     record["warning"] = cell.method.warning(cell.problem)
-    averaged, report, measured = cell.train(progress)
-    record["measurements_sha256"] = measured.hash
-    record["training"] = report.__dict__
-    record["parameters"] = {k: parameter_count(n) for k, n in averaged.items()}
-    if not cell.trainer.accelerator.is_main_process:
-        return record
-    record["costs"] = training_costs(report, cell.trainer.accelerator.num_processes)
-    if report.status != "done":
-        record["status"] = report.status
+    record |= outcome
+    if outcome["status"] != "done":
         write_record(folder, record)
-        return record
+        return True
+    measured = cell.measurements("train")
+    averaged = None
+    if outcome["measurements_sha256"] == measured.hash:
+        averaged = cell.trainer.trained(
+            cell.method, cell.problem, measured, cell.config["seed"], files.folder
+        )
+    if averaged is None:
+        text = f"'{files.folder}' holds no finished training on these measurements; trained again"
+        tell([Notice(text, is_warning=True)])
+        shutil.rmtree(files.folder)
+        return False
     # What a method's code returns is asked for where no frame above it holds a clean image.
     prior = alone(partial(cell.method.prior, averaged))
     ways = alone(partial(cell.method.own_ways, averaged))
@@ -215,10 +254,9 @@ def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Rec
     record["rows"] = [row.as_dict() for row in rows]
     record["evaluation"] = notes
     _add_costs(cell, record, averaged, prior, ways)
-    record["status"] = "done"
     write_tensors(folder.pictures, pictures, {})
     write_record(folder, record)
-    return record
+    return True
 
 
 def _add_costs(
@@ -273,15 +311,9 @@ def write_measurements(config: Config, path: Path) -> tuple[int, int]:
 
 
 def _head(cell: Cell) -> Record:
-    """Return the part of a record that is known before training."""
+    """Return the part of a record that has nothing to do with training."""
     config = cell.config
     index = cell.clean_index()
-    libraries = {}
-    for name in LIBRARIES:
-        try:
-            libraries[name] = version(name)
-        except PackageNotFoundError:
-            libraries[name] = "absent"
     return {
         **cell.about(),
         "data_seed": config["data_seed"],
@@ -293,13 +325,6 @@ def _head(cell: Cell) -> Record:
         "data_notices": [notice.text for notice in cell.notices],
         "code": {"cleanprior": __version__, "method": cell.folder.code, "stages": dict(STAGES)},
         "operator_sha256": state_hash(cell.operator),
-        "libraries": libraries,
-        "device": str(cell.trainer.device),
-        "precision": str(cell.trainer.autocast or torch.float32).removeprefix("torch."),
-        "processes": cell.trainer.accelerator.num_processes,
-        "environment": known(),
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "status": "failed: interrupted",
     }
@@ -325,4 +350,12 @@ def load_prior(path: Path) -> Prior:
     return Prior.load(inside if inside.is_dir() else path)
 
 
-__all__ = ["Cell", "load_prior", "run_cell", "write_measurements"]
+__all__ = [
+    "Cell",
+    "evaluate",
+    "load_prior",
+    "prepare",
+    "run_cell",
+    "train",
+    "write_measurements",
+]

@@ -72,7 +72,7 @@ def save_chosen(cell: Cell, scores: Scores, to: Path) -> None:
     Raises:
         UserError: The disk refuses the write.
     """
-    file = snapshot_files(cell.folder.files.snapshots)[scores.scores.index(scores.chosen)]
+    file = snapshot_files(cell.folder.files.training.snapshots)[scores.scores.index(scores.chosen)]
     ((_, prior),) = _priors(cell, [file])
     prior.about = cell.about() | {
         "measurements_sha256": cell.measurements("train").hash,
@@ -96,7 +96,7 @@ def score_snapshots(cell: Cell, n: int, progress: Progress, features: str = "pix
     Raises:
         UserError: No snapshot, or a method without a denoiser.
     """
-    files = snapshot_files(cell.folder.files.snapshots)
+    files = snapshot_files(cell.folder.files.training.snapshots)
     if not files:
         raise UserError(
             f"'{cell.folder.path}' holds no snapshots; train with training.snapshots=8 "

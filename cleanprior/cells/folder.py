@@ -11,14 +11,31 @@ from .identity import Identity
 
 
 @dataclass(frozen=True)
-class CellFiles:
-    """What lies in a cell's own folder, which the code of its method may read.
+class TrainingFiles:
+    """What lies in the folder of a training: the job that it was given, and what it has computed.
+
+    The process that trains knows no other folder.
 
     Attributes:
-        folder: The cell's folder, or any folder that a training was given.
+        folder: The folder.
     """
 
     folder: Path
+
+    @property
+    def job(self) -> Path:
+        """The configuration of the training, without a data set."""
+        return self.folder / "job.json"
+
+    @property
+    def measurements(self) -> Path:
+        """The measurements that the method learns from."""
+        return self.folder / "measurements.safetensors"
+
+    @property
+    def clean(self) -> Path:
+        """The clean images that the method is entitled to; none for most methods."""
+        return self.folder / "clean.safetensors"
 
     @property
     def checkpoint(self) -> Path:
@@ -36,6 +53,32 @@ class CellFiles:
         return self.folder / "snapshots"
 
     @property
+    def code(self) -> Path:
+        """The hash of the method's code when the training began."""
+        return self.folder / "code.txt"
+
+    @property
+    def outcome(self) -> Path:
+        """How the training ended and what it spent: its part of the record."""
+        return self.folder / "outcome.json"
+
+
+@dataclass(frozen=True)
+class CellFiles:
+    """What lies in a cell's own folder.
+
+    Attributes:
+        folder: The cell's folder.
+    """
+
+    folder: Path
+
+    @property
+    def training(self) -> TrainingFiles:
+        """What belongs to the training alone, in a folder of its own."""
+        return TrainingFiles(self.folder / "training")
+
+    @property
     def snapshot_table(self) -> Path:
         """What the snapshots' samples are worth, as CSV."""
         return self.folder / "snapshots.csv"
@@ -51,14 +94,19 @@ class CellFiles:
         return self.folder / "prior"
 
     @property
-    def code(self) -> Path:
-        """The hash of the method's code when the training began."""
-        return self.folder / "code.txt"
-
-    @property
     def error(self) -> Path:
         """The traceback of the last failure."""
         return self.folder / "error.txt"
+
+    @property
+    def log(self) -> Path:
+        """What the processes of the cell wrote on their output and error streams."""
+        return self.folder / "log.txt"
+
+    @property
+    def beat(self) -> Path:
+        """Which process works on the cell, and at which step it was a moment ago."""
+        return self.folder / "running.json"
 
     def record(self, evaluation: str) -> Path:
         """Return the record of one way to evaluate the cell, by its identity."""
@@ -148,6 +196,15 @@ class CellFolder:
     def features(self) -> Path:
         """The folder of classifiers and statistics that all cells of a data set share."""
         return self.out / "features"
+
+    def lock(self, name: str | None = None) -> Path:
+        """Return the lock of whoever works on the cell, or on what has the given name.
+
+        Its folder is made.
+        """
+        folder = self.out / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name or self.name}.lock"
 
     def measurements(self, split: str, identity: str) -> Path:
         """Return the measurements of a split, shared by all methods, by their identity."""

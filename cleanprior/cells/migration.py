@@ -13,7 +13,7 @@ from ..files import write_text
 from ..notices import Notice, tell
 from ..registry import module_hash
 from .code import method_code
-from .folder import CellFolder
+from .folder import CellFiles, CellFolder
 from .identity import digest
 
 VERSION = "0.1.0"
@@ -40,7 +40,7 @@ def take_over(cells: Iterable[CellFolder]) -> int:
 
     A cell that has a place of today keeps it. Each step is one rename or one atomic write, and what
     an interruption leaves undone is done by the next call. Where nothing is to be done that costs
-    two hashes and three looks at the disk a cell.
+    two hashes and a few looks at the disk a cell.
 
     Returns:
         How many cells have been found under their earlier names.
@@ -73,6 +73,7 @@ def _take_over(cell: CellFolder) -> bool:
     evaluation = digest([VERSION, cell.identity.parts()])
     name = cell.name_of(training)
     found = _rename(cell.cells / name, cell.path)
+    settle(cell.files)
     record = cell.files.record(evaluation)
     if record.is_file():
         _rename(cell.pictures_of(name, evaluation), cell.pictures)
@@ -81,6 +82,14 @@ def _take_over(cell: CellFolder) -> bool:
         record.unlink(missing_ok=True)
         found = True
     return found
+
+
+def settle(files: CellFiles) -> None:
+    """Put what belongs to a training into its own folder, where it once lay beside the records."""
+    training = files.training
+    places = (training.checkpoint, training.rounds, training.snapshots, training.code)
+    for now in places:
+        _rename(files.folder / now.name, now)
 
 
 def _rewrite(cell: CellFolder, old: Path) -> None:
@@ -98,8 +107,8 @@ def _rewrite(cell: CellFolder, old: Path) -> None:
         trained = str(code.get("method") or code.get("method_sha256") or "")
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return  # damaged: as if it were not there
-    if trained and not cell.files.code.exists():
-        write_text(cell.files.code, trained)
+    if trained and not cell.files.training.code.exists():
+        write_text(cell.files.training.code, trained)
     write_text(cell.record, json.dumps(record, indent=1))
 
 

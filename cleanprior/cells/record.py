@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_text
-from .folder import CellFolder
+from .folder import CellFolder, TrainingFiles
 
 Record = dict[str, Any]
 
@@ -71,18 +71,22 @@ def read_record(cell: CellFolder) -> Record | None:
     return record if isinstance(record, dict) and "status" in record else None
 
 
-def training_code(cell: CellFolder) -> str:
-    """Return the hash of the code that a cell's training began with, and note it at its beginning.
+def training_code(files: TrainingFiles, installed: str) -> str:
+    """Return the hash of the code that a training began with, and note it at its beginning.
 
     What is evaluated again, or goes on, was not trained by what is installed now.
+
+    Arguments:
+        files: Of the training.
+        installed: The hash of the method's installed code.
     """
-    if cell.files.checkpoint.is_file():
+    if files.checkpoint.is_file():
         try:
-            return cell.files.code.read_text(encoding="utf-8")
+            return files.code.read_text(encoding="utf-8")
         except (OSError, ValueError):
             pass  # nobody knows
-    write_text(cell.files.code, cell.code)
-    return cell.code
+    write_text(files.code, installed)
+    return installed
 
 
 def has_other_code(cell: CellFolder, record: Record) -> bool:

@@ -61,7 +61,7 @@ def test_a_cell_computes_each_hash_once(mine, monkeypatch):
     assert record["status"] == "done"
     assert sorted(computed) == [False, True] and len(read) == 1
     assert record["cell"] == mine.identity.evaluation and mine.pictures.is_file()
-    assert record["code"]["method"] == mine.code == mine.files.code.read_text()
+    assert record["code"]["method"] == mine.code == mine.files.training.code.read_text()
     assert record["code"]["stages"] == identity.STAGES
 
 
@@ -153,7 +153,7 @@ def test_a_strangers_method_is_all_of_its_package(tmp_path, monkeypatch):
 
 def finished(cell):
     """Write a record as a training with the installed code does."""
-    code = {"method": training_code(cell)}
+    code = {"method": training_code(cell.files.training, cell.code)}
     rows = {"config": cell.config, "measurements_sha256": "0" * 64, "rows": []}
     write_record(cell, {"status": "done", "code": code, "warning": "floor", **rows})
 
@@ -177,7 +177,7 @@ def test_a_row_of_other_code_says_so(tmp_path, monkeypatch):
     )
     # What is evaluated anew was still trained by the code of before.
     cell = CellFolder(tmp_path, problem.cells["flowdiff"][0])
-    cell.files.checkpoint.write_bytes(b"")
+    cell.files.training.checkpoint.write_bytes(b"")
     finished(cell)
     assert has_other_code(cell, read_record(cell))
 
@@ -196,7 +196,12 @@ def as_before(cell):
 
     record["code"] = {"cleanprior": "0.1.0", "method_sha256": module_hash(method)}
     cell.record.unlink()
-    cell.files.code.unlink()
+    training_files = cell.files.training
+    for path in (training_files.code, training_files.job, training_files.outcome):
+        path.unlink()
+    for path in training_files.folder.iterdir():
+        path.rename(cell.path / path.name)
+    training_files.folder.rmdir()
     cell.files.record(evaluation).write_text(json.dumps(record))
     cell.pictures.rename(cell.pictures_of(name, evaluation))
     for split in ("train", "test"):
@@ -208,7 +213,12 @@ def as_before(cell):
 
 
 def tree(out):
-    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    since = ("job.json", "outcome.json")
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in out.rglob("*")
+        if p.is_file() and p.name not in since
+    }
 
 
 def test_a_folder_of_an_earlier_version_is_taken_over_and_nothing_is_trained(

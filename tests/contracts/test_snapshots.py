@@ -5,7 +5,8 @@ import torch
 from typer.testing import CliRunner
 
 from cleanprior import registry
-from cleanprior.cells import CellFiles, CellFolder, Identity
+from cleanprior.cells import CellFolder, Identity
+from cleanprior.cells.folder import TrainingFiles
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
 from cleanprior.errors import UserError
@@ -55,8 +56,8 @@ def test_training_does_not_notice_and_the_last_snapshot_is_the_result(
     without = train(make_operator, make_problem, x, tmp_path / "a", 0)
     kept = train(make_operator, make_problem, x, tmp_path / "b", 3)
     assert same(without, kept)
-    assert snapshot_files(CellFiles(tmp_path / "a").snapshots) == []
-    files = snapshot_files(CellFiles(tmp_path / "b").snapshots)
+    assert snapshot_files(TrainingFiles(tmp_path / "a").snapshots) == []
+    files = snapshot_files(TrainingFiles(tmp_path / "b").snapshots)
     steps = [read_tensors(f)[1]["step"] for f in files]
     assert steps == [7, 14, 20]  # 20 steps in thirds
     tensors = [
@@ -74,8 +75,8 @@ def test_a_resumed_run_keeps_the_same_snapshots(make_operator, make_problem, dig
             train(make_operator, make_problem, x, tmp_path / "b", 4, interrupt=stop)
     train(make_operator, make_problem, x, tmp_path / "b", 4)
     pairs = zip(
-        snapshot_files(CellFiles(tmp_path / "a").snapshots),
-        snapshot_files(CellFiles(tmp_path / "b").snapshots),
+        snapshot_files(TrainingFiles(tmp_path / "a").snapshots),
+        snapshot_files(TrainingFiles(tmp_path / "b").snapshots),
         strict=True,
     )
     for first, second in pairs:
@@ -100,16 +101,17 @@ def test_a_count_below_zero_is_refused():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """An oracle of 100 steps on digits: its samples become better while it trains."""
-    from cleanprior.run import Cell
+    from cleanprior.run import prepare, train
 
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs")
     overrides = ["method=oracle", *TINY, "training.budget=3200", "training.snapshots=4"]
     config = compose(overrides)
-    cell = Cell(CellFolder(out, config))
+    cell = CellFolder(out, config)
     from cleanprior.progress import Progress
 
-    cell.train(Progress())
+    assert prepare(cell) == "ready"
+    train(cell.files.training, Progress())
     return overrides, config, out
 
 
@@ -126,7 +128,7 @@ def test_snapshots_are_scored_without_and_with_clean_images(trained):
     # Each score is that of the snapshot's own samples.
     last = scores.scores[-1]
     networks = dict(cell.method.networks())
-    assert load_snapshot(snapshot_files(cell.folder.files.snapshots)[-1], networks) == 100
+    assert load_snapshot(snapshot_files(cell.folder.files.training.snapshots)[-1], networks) == 100
     prior = cell.method.prior(networks)
     x = prior.sample(80, cell.sampler, cell.protocol.seed, cell.protocol.chunk)
     from cleanprior.evaluation.features import Pixels
@@ -173,7 +175,7 @@ def test_the_snapshot_that_the_measurements_choose_becomes_a_prior(trained, tmp_
     assert saved.about["step"] == 50 and saved.about["chosen_by"] == "proximal FD on pixels"
     assert saved.about["method"] == "oracle" and saved.about["cell"] == Identity(config).evaluation
     networks = dict(cell.method.networks())
-    assert load_snapshot(snapshot_files(cell.folder.files.snapshots)[1], networks) == 50
+    assert load_snapshot(snapshot_files(cell.folder.files.training.snapshots)[1], networks) == 50
     expected = cell.method.prior(networks).denoiser.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in saved.denoiser.state_dict().items())
 

@@ -129,10 +129,10 @@ def test_training_gives_the_weights_of_the_command_line(name, digits, A, tmp_pat
 
 
 def test_an_interrupted_training_goes_on_from_its_folder(y, A, prior, tmp_path, monkeypatch):
-    from cleanprior.training.trainer import _Run
+    from cleanprior.training.run import Run
 
     settings = {"budget": 64, "progress": False, "folder": tmp_path / "mine"} | SMALL
-    turn, count = _Run._turn, []
+    turn, count = Run._turn, []
 
     def interrupted(self, *given):
         count.append(1)
@@ -141,14 +141,14 @@ def test_an_interrupted_training_goes_on_from_its_folder(y, A, prior, tmp_path, 
         return turn(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_turn", interrupted)
+        patch.setattr(Run, "_turn", interrupted)
         with pytest.raises(KeyboardInterrupt):
             cp.train("naive", y, A, checkpoint_seconds=0.0, **settings)
     again = cp.train("naive", y, A, checkpoint_seconds=0.0, **settings)
     assert same(again, prior)
     # Asked once more, nothing is trained.
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_turn", lambda *given: pytest.fail("trained again"))
+        patch.setattr(Run, "_turn", lambda *given: pytest.fail("trained again"))
         assert same(cp.train("naive", y, A, checkpoint_seconds=0.0, **settings), prior)
     with pytest.raises(cp.UserError, match="is that of another training"):
         cp.train("naive", y, A, checkpoint_seconds=0.0, seed=1, **settings)

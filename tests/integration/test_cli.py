@@ -139,7 +139,7 @@ def _has_step(folder: Path) -> bool:
     import json
     import struct
 
-    (path,) = folder.glob("runs/cells/*/checkpoint.safetensors")
+    (path,) = folder.glob("runs/cells/*/training/checkpoint.safetensors")
     with path.open("rb") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         meta = json.loads(json.loads(file.read(size))["__metadata__"]["json"])

@@ -156,8 +156,8 @@ def test_a_moved_file_is_the_same_cell() -> None:
     shutil.copy("mine.npz", "elsewhere/other.npz")
     cells = set(Path("runs/cells").iterdir())
     (cell,) = Path("runs/cells").glob("*-naive-*")
-    changed = (cell / "checkpoint.safetensors").stat().st_mtime_ns
+    changed = (cell / "training" / "checkpoint.safetensors").stat().st_mtime_ns
     moved = ["data=measurements", "data.path=elsewhere/other.npz", *PROBLEM]
     run("train", *moved, "method=naive", *TINY)
     assert set(Path("runs/cells").iterdir()) == cells
-    assert (cell / "checkpoint.safetensors").stat().st_mtime_ns == changed
+    assert (cell / "training" / "checkpoint.safetensors").stat().st_mtime_ns == changed

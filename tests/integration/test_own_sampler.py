@@ -75,9 +75,9 @@ def test_a_checkpoint_of_other_networks_is_told(finished, tmp_path):
     _, folder = finished
     for path in folder.glob("record-*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    tensors, meta = read_tensors(folder / "checkpoint.safetensors")
+    tensors, meta = read_tensors(folder / "training" / "checkpoint.safetensors")
     cut = {k: v for k, v in tensors.items() if "average.generator" not in k}
-    write_tensors(tmp_path / "checkpoint.safetensors", cut, meta)
+    write_tensors(tmp_path / "training" / "checkpoint.safetensors", cut, meta)
     with pytest.raises(UserError, match="other networks than ambient_gan builds now"):
         load_own_sampler(tmp_path)
 

@@ -1,0 +1,42 @@
+"""Measurements that the framework keeps: written once, read again as they were, or not at all."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import UserError
+from ..training.checkpoint import write_tensors
+from .measurements import Measurements
+
+
+class DamagedMeasurements(UserError):
+    """A file of measurements that is not what was written."""
+
+
+def write_measurements(path: Path, measured: Measurements) -> None:
+    """Write measurements with the hash of their content, atomically.
+
+    Raises:
+        UserError: The disk refuses the write.
+    """
+    write_tensors(path, measured.tensors(), {"hash": measured.hash})
+
+
+def read_measurements(path: Path) -> Measurements:
+    """Read what :func:`write_measurements` wrote; the content must have its hash.
+
+    Raises:
+        DamagedMeasurements: It has not, or it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            written = json.loads((file.metadata() or {}).get("json", "{}"))["hash"]
+            held = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        params = {k[7:]: v for k, v in held.items() if k.startswith("params.")}
+        found = Measurements(held["y"], params, held["sigma_y"])
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise DamagedMeasurements(f"'{path}' is damaged: {error}") from error
+    if found.hash != written:
+        raise DamagedMeasurements(f"'{path}' is damaged: its content has another hash")
+    return found

@@ -1,0 +1,81 @@
+"""An orderly end: Ctrl-C and SIGTERM are heard at the next step, once the state is on disk."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_asked: int | None = None
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the process to end.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = int(number)
+
+    @property
+    def code(self) -> int:
+        """The exit code that says so: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.number
+
+
+def is_asked() -> bool:
+    """Whether the process was asked to end and has not yet."""
+    return _asked is not None
+
+
+def check() -> None:
+    """End where the process was asked to.
+
+    Raises:
+        Stopped: It was.
+    """
+    if _asked is not None:
+        raise Stopped(_asked)
+
+
+def _hear(number: int, _frame: FrameType | None) -> None:
+    global _asked
+    if _asked is not None:
+        raise Stopped(number)  # the second one cannot wait
+    _asked = number
+
+
+def raise_at_once(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal where nothing is to be saved first."""
+    raise Stopped(number)
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Note a signal inside the block and go on to where the state can be kept.
+
+    The code inside calls :func:`check` where it may end. A second signal ends it at once. In a
+    thread other than the main one, which gets no signals, nothing changes.
+    """
+    global _asked
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    if _hear in before.values():  # inside another such block
+        yield
+        return
+    _asked = None
+    for number in SIGNALS:
+        signal.signal(number, _hear)
+    try:
+        yield
+        check()
+    finally:
+        _asked = None
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

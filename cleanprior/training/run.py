@@ -1,0 +1,295 @@
+"""One training under way: its rounds, its state, where it goes on from."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .. import stopping
+from ..cells.folder import TrainingFiles
+from ..costs import Energy, PeakMemory, clocks
+from ..data.measurements import Batch, Measurements, TrainingSet
+from ..passes import Meter
+from ..progress import Progress
+from ..seeding import generator_for, scoped_rng, seed_for
+from .averages import Averages
+from .batches import batch_index
+from .checkpoint import Store, flatten_optimiser, read_tensors, restore_optimiser, write_tensors
+from .method import Method, Problem, Round, Session
+from .report import TrainingReport
+from .snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+class Diverged(Exception):
+    """A loss that is not finite."""
+
+
+class Run:
+    """The state of one call of :meth:`Trainer.fit`."""
+
+    def __init__(
+        self,
+        trainer: "Trainer",
+        method: Method,
+        problem: Problem,
+        measurements: Measurements,
+        seed: int,
+        folder: Path | None,
+        clean: Tensor | None,
+        progress: Progress,
+    ) -> None:
+        self.trainer, self.method, self.seed = trainer, method, seed
+        files = None if folder is None else TrainingFiles(folder)
+        self.path = None if files is None else files.checkpoint
+        method.setup(problem, trainer.device)
+        self.networks = dict(method.networks())
+        self.rounds = list(method.rounds(trainer.steps)) if self.networks else []
+        planned = sum(r.steps * r.turns.count(method.budgeted) for r in self.rounds)
+        if self.networks and planned != trainer.steps:
+            raise ValueError(
+                f"{method.name} plans {planned} steps of '{method.budgeted}'; the budget, equal "
+                f"for all methods, is {trainer.steps}"
+            )
+        self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
+        kept = files.snapshots if files and trainer.accelerator.is_main_process else None
+        self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps)
+        self.memory, self.energy = PeakMemory(), Energy()
+        self.meter = Meter()
+        self.meter.watch(self.networks)  # averages and other copies are counted with them
+        self.averages = Averages(self.networks, trainer.ema)
+        self.optimisers = self._new_optimisers()
+        self.session = Session(
+            measurements=measurements,
+            clean=clean,
+            averaged=self.averages.modules,
+            device=trainer.device,
+            store=Store(None if files is None else files.rounds, self.meter),
+            progress=progress,
+            seed=seed,
+        )
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def _new_optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        t = self.trainer
+        return {
+            name: torch.optim.AdamW(
+                network.parameters(),
+                lr=self.method.learning_rates.get(name, t.lr),
+                betas=self.method.betas.get(name, (0.9, 0.999)),
+                weight_decay=t.weight_decay,
+                fused=True,
+            )
+            for name, network in self.networks.items()
+        }
+
+    def _save(self, number: int, step: int) -> None:
+        if self.path is None or not self.trainer.accelerator.is_main_process:
+            return
+        tensors: dict[str, Tensor] = {}
+        for name, network in self.networks.items():
+            tensors |= {f"network.{name}.{k}": v for k, v in network.state_dict().items()}
+            averaged = self.averages.models[name].state_dict()
+            tensors |= {f"average.{name}.{k}": v for k, v in averaged.items()}
+            tensors |= flatten_optimiser(name, self.optimisers[name])
+        self._note_passes()
+        meta = {
+            "round": number,
+            "step": step,
+            "report": self.report.__dict__,
+            "costs": self.session.costs,
+            "log": self.session.log,
+        }
+        write_tensors(self.path, tensors, meta)
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, network in self.networks.items():
+            for kind, module in (("network", network), ("average", self.averages.models[name])):
+                prefix = f"{kind}.{name}."
+                own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                module.load_state_dict(own)
+            restore_optimiser(name, self.optimisers[name], tensors)
+
+    # -- the loop ------------------------------------------------------------------------------
+
+    def fit(self) -> tuple[dict[str, nn.Module], TrainingReport]:
+        """Run all rounds from the last checkpoint on."""
+        number, step, saved = self._resume()
+        if not self.networks:
+            # Nothing to train; such a method still meets the measurements.
+            self.method.begin_round(0, Round("observe", 0), self.session)
+            self._note_memory()
+        try:
+            for n in range(number, len(self.rounds)):
+                self._round(n, step if n == number else 0, saved if n == number else {})
+        except Diverged:
+            self.report.status = "diverged"
+        self.report.costs, self.report.log = self.session.costs, self.session.log
+        self._note_passes()
+        self.meter.is_on = False  # hooks stay on copies that nobody here knows
+        return self.averages.modules, self.report
+
+    def finished(self) -> dict[str, nn.Module] | None:
+        """Return the averaged networks where the last checkpoint is that of the end."""
+        if self.networks:
+            number, _, _ = self._resume()
+            if number < len(self.rounds):
+                return None
+        else:
+            self.method.begin_round(0, Round("observe", 0), self.session)
+        self.meter.is_on = False
+        return self.averages.modules
+
+    def _resume(self) -> tuple[int, int, dict[str, Tensor]]:
+        """Take up the state of the last checkpoint; return its round, its step, its tensors."""
+        if self.path is None or not self.path.exists():
+            return 0, 0, {}
+        saved, meta = read_tensors(self.path)
+        self.report = TrainingReport(**meta["report"])
+        self.session.costs, self.session.log = meta["costs"], meta["log"]
+        self.meter.restore(self.report.passes, self.report.pass_flops, self.report.uncounted)
+        self._load(saved)
+        return meta["round"], meta["step"], saved
+
+    def _round(self, number: int, first: int, saved: Mapping[str, Tensor]) -> None:
+        """Train one round, from step ``first`` of it."""
+        plan = self.rounds[number]
+        if number == 0 and not saved:
+            self._save(number, 0)
+        costs, log = dict(self.session.costs), dict(self.session.log)
+        passes = self.meter.so_far()
+        start = clocks()
+        training_set = self.method.begin_round(number, plan, self.session)
+        self.trainer.accelerator.wait_for_everyone()
+        if first == 0:
+            self.report.add_time("E-step", start)
+        self._note_energy(is_counted=first == 0)
+        self._begin(number, plan)
+        if first > 0:
+            # Resumed inside the round: the E-step's results came from the store and were counted
+            # before; weights and counts are those of the checkpoint.
+            self._load(saved)
+            self.session.costs, self.session.log = costs, log
+            self.meter.passes = passes
+        self._steps(number, plan, first, training_set)
+        self.session.store.clear()
+
+    def _begin(self, number: int, plan: Round) -> None:
+        """Set up weights, averages and optimisers as the round asks for."""
+        if number == 0 or plan.begin == "continue":
+            return
+        if plan.begin == "scratch":
+            with scoped_rng(seed_for(self.seed, "weights", round=number)):
+                self.method.build()
+            self.networks = {
+                k: n.to(self.trainer.device) for k, n in self.method.networks().items()
+            }
+            self.meter.watch(self.networks)
+        else:
+            for name, network in self.networks.items():
+                network.load_state_dict(self.averages.modules[name].state_dict())
+        self.averages = Averages(self.networks, self.trainer.ema)
+        self.session.averaged = self.averages.modules
+        self.optimisers = self._new_optimisers()
+
+    def _steps(self, number: int, plan: Round, first: int, training_set: TrainingSet) -> None:
+        t = self.trainer
+        told = saved_at = clocks()
+        phase = f"train · {plan.name}"
+        with self.session.progress.task(phase, plan.steps) as task:
+            task.done = first
+            for step in range(first, plan.steps):
+                for turn_number, turn in enumerate(plan.turns):
+                    keys = {"round": number, "step": step, "turn": turn_number}
+                    k = step * len(plan.turns) + turn_number
+                    index = batch_index(
+                        len(training_set), t.batch, k, self.seed, number, *self._rank()
+                    )
+                    batch = training_set.batch(index).to(t.device)
+                    self._turn(turn, batch, self._rate(number, step), keys)
+                self.snapshots.keep(self.report.steps[self.method.budgeted], self.averages.modules)
+                told = self.report.add_time("training", told)
+                note = self._note(plan, step)
+                is_due = told[0] - saved_at[0] > t.checkpoint_seconds and step + 1 < plan.steps
+                if is_due or stopping.is_asked():
+                    self._note_energy()
+                    self._save(number, step + 1)
+                    told = saved_at = clocks()
+                task.advance(note=note)  # ends here where the process was asked to
+        self._note_memory()
+        self._note_energy()
+        # Before the store is cleared: from here on an interrupted run begins with the next round.
+        self._save(number + 1, 0)
+
+    def _note_memory(self) -> None:
+        """Keep the highest mark; an interrupted run has had one before."""
+        for kind, now in self.memory.read().items():
+            before = self.report.memory_mb.get(kind)
+            self.report.memory_mb[kind] = max(now, before) if now and before else now or before
+
+    def _note_energy(self, is_counted: bool = True) -> None:
+        for kind, joules in self.energy.spent().items():
+            before = self.report.energy_j.get(kind)
+            if joules is not None and is_counted:
+                joules += before or 0.0
+            self.report.energy_j[kind] = joules if is_counted and joules is not None else before
+
+    def _note_passes(self) -> None:
+        self.meter.price()
+        self.report.passes, self.report.pass_flops = self.meter.so_far(), self.meter.flops
+        self.report.uncounted = self.meter.uncounted
+
+    def _rank(self) -> tuple[int, int]:
+        return self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+
+    def _turn(self, turn: str, batch: Batch, rate: float, keys: dict[str, int]) -> None:
+        t, network, optimiser = self.trainer, self.networks[turn], self.optimisers[turn]
+        rank = t.accelerator.process_index
+        if not network.training:
+            network.train()
+        torch.manual_seed(seed_for(self.seed, "dropout", rank=rank, **keys))
+        generator = generator_for(self.seed, "loss", rank=rank, **keys)
+        loss = self.method.loss(batch, generator, turn)
+        self._last = {"loss": loss.total.item(), **{k: float(v) for k, v in loss.parts.items()}}
+        if not math.isfinite(self._last["loss"]):
+            raise Diverged
+        optimiser.zero_grad(set_to_none=True)
+        t.accelerator.backward(loss.total)
+        parameters = [p for p in network.parameters() if p.grad is not None]
+        if t.accelerator.num_processes > 1:
+            for p in parameters:
+                p.grad = t.accelerator.reduce(p.grad, reduction="mean")
+        norm = nn.utils.clip_grad_norm_(parameters, t.clip)
+        if not math.isfinite(norm.item()):
+            raise Diverged
+        for group in optimiser.param_groups:
+            group["lr"] = rate * self.method.learning_rates.get(turn, t.lr)
+        optimiser.step()
+        self.averages.update(turn, network)
+        self.report.steps[turn] += 1
+        if turn == self.method.budgeted:
+            self.report.images += len(batch) * t.accelerator.num_processes
+
+    def _rate(self, number: int, step: int) -> float:
+        """Linear warm-up, then cosine decay, over the rounds that share an optimiser."""
+        starts = [i for i, r in enumerate(self.rounds) if i == 0 or r.begin != "continue"]
+        begin = max(i for i in starts if i <= number)
+        end = min((i for i in starts if i > number), default=len(self.rounds))
+        total = sum(r.steps for r in self.rounds[begin:end])
+        k = sum(r.steps for r in self.rounds[begin:number]) + step
+        warm = min(1.0, (k + 1) / max(1, min(self.trainer.warmup, total // 4)))
+        low = self.trainer.final_lr
+        return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * k / total)))
+
+    def _note(self, plan: Round, step: int) -> str:
+        if step % self.trainer.log_every == 0 or step + 1 == plan.steps:
+            entry: dict[str, float | str] = {"round": plan.name, "step": step, **self._last}
+            self.report.history.append(entry)
+            self._note_energy()
+        return f"loss {self._last['loss']:.3f}"
