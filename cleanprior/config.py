@@ -70,7 +70,7 @@ def compose(
         parent[last] = f"{_LITERAL}{len(literals) - 1}"
 
     for group, values in (kept or {}).items():
-        for key, value in _plain(values):
+        for key, value in _plain(values, tree, tree.get(group)):
             put(f"{group}.{key}", value, conform)
     for key, text in settings:
         put(key, text, read)
@@ -222,13 +222,22 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the keys of a composed group that a person may set, nested ones with their path."""
+def _plain(values: Mapping[str, Any], tree: Config, node: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a composed group that a person may set, nested ones with their path.
+
+    Arguments:
+        values: What a file remembers of the group.
+        tree: The whole of what is installed, for references.
+        node: The group in it; what it calls has keys of its own.
+    """
     for key, value in values.items():
         if key in (*DESCRIPTIONS, "name", "_target_"):
             continue
-        if isinstance(value, Mapping) and "_target_" in value:
-            yield from ((f"{key}.{k}", v) for k, v in _plain(value))
+        below = node.get(key) if isinstance(node, Mapping) else None
+        if isinstance(below, str) and (other := _REFERENCE.fullmatch(below)):
+            below = _at(tree, other[1])
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and "_target_" in below:
+            yield from ((f"{key}.{k}", v) for k, v in _plain(value, tree, below))
         else:
             yield key, value
 

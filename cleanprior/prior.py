@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
+import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from . import __version__, registry
+from . import __version__
 from .checks import check_kind, check_seed
 from .data.measured import check_shapes
 from .data.measurements import Batch, Measurements
 from .defaults import plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
 from .diffusion.denoiser import Denoiser
+from .diffusion.limits import at_most, check_finite, check_weight_shapes, shapes_of
 from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from .diffusion.samplers import Sampler
 from .errors import UserError
 from .operators.base import ImageShape, Operator
 from .parts import part
+from .prior_files import (
+    CARD,
+    WEIGHTS,
+    PriorCard,
+    check_complete,
+    check_replaceable,
+    check_weights,
+    read_card,
+    replace_folder,
+)
 from .seeding import generator_for, scoped_rng
-
-FORMAT = 1
 
 
 class Prior(nn.Module):
@@ -169,31 +178,30 @@ class Prior(nn.Module):
                 is intact.
         """
         folder = Path(folder)
-        _check_replaceable(folder)
+        check_replaceable(folder)
+        card = PriorCard(
+            self.image_shape,
+            self.denoiser.sigma_data,
+            self.denoiser.condition_channels,
+            self.denoiser.preconditioning,
+            self.backbone_config,
+            "",
+            json.loads(json.dumps(self.about)),
+        )
+        values = card.values(__version__)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         except OSError as error:
             raise UserError(f"cannot write the prior to '{folder}': {error}") from error
         try:
-            weights = staging / "weights.safetensors"
+            weights = staging / WEIGHTS
             state = {
                 k: v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()
             }
             save_file(state, weights)
-            card = {
-                "format": FORMAT,
-                "cleanprior": __version__,
-                "image_shape": list(self.image_shape),
-                "sigma_data": self.denoiser.sigma_data,
-                "condition_channels": self.denoiser.condition_channels,
-                "preconditioning": self.denoiser.preconditioning,
-                "backbone": self.backbone_config,
-                "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-                "about": json.loads(json.dumps(self.about)),
-            }
-            text = yaml.safe_dump(card, sort_keys=False)
-            (staging / "prior.yaml").write_text(text, encoding="utf-8")
+            values["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+            (staging / CARD).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             replace_folder(staging, folder)
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot write the prior to '{folder}': {error}") from error
@@ -203,56 +211,45 @@ class Prior(nn.Module):
     @classmethod
     @plain_tensors()
     def load(cls, folder: str | Path) -> "Prior":
-        """Read a prior from a folder.
+        """Read a prior from a folder; it may be anybody's, and runs no code.
 
         Raises:
-            UserError: The folder or one of its files is missing, damaged, or of a newer format.
+            UserError: The folder or one of its files is missing, damaged, or of a newer format, or
+                names a network that is not installed.
         """
         folder = Path(folder)
-        card_path, weights = folder / "prior.yaml", folder / "weights.safetensors"
-        for needed in (card_path, weights):
-            if not needed.is_file():
-                raise UserError(
-                    f"'{folder}' is not a saved prior: '{needed.name}' is missing; "
-                    "a prior folder holds prior.yaml and weights.safetensors"
-                )
+        check_complete(folder)
+        card = read_card(folder)
+        check_weights(folder, card.weights_sha256)
         try:
-            card = yaml.safe_load(card_path.read_text(encoding="utf-8"))
-            if not isinstance(card, dict):
-                raise UserError(f"'{folder}' is damaged: prior.yaml holds no keys")
-            version = card["format"]
-            if version != FORMAT:
-                raise UserError(
-                    f"'{folder}' has format {version}; this version reads format {FORMAT}"
-                )
-            found = hashlib.sha256(weights.read_bytes()).hexdigest()
-            if found != card["weights_sha256"]:
-                raise UserError(f"'{weights}' is damaged: its sha256 is not the one in prior.yaml")
-            shape = tuple(card["image_shape"])
-            channels = card["condition_channels"]
-            about = card["about"]
-            if not isinstance(about, dict) or not isinstance(about.get("config", {}), dict):
-                raise UserError(f"'{folder}' is damaged: what it says of its origin has no keys")
-            _check_networks(card["backbone"], folder)
-            with scoped_rng(0):
-                backbone = build_backbone(card["backbone"], shape[0], shape[0], channels)
-            denoiser = Denoiser(backbone, card["sigma_data"], channels, card["preconditioning"])
-            denoiser.load_state_dict(load_file(weights))
-            return cls(denoiser, shape, card["backbone"], about)
-        except UserError:
-            raise
+            denoiser = _load_denoiser(card, folder / WEIGHTS)
         except OSError as error:
             raise UserError(f"'{folder}' cannot be read: {error}") from error
-        except (
-            yaml.YAMLError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            SafetensorError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except UserError as error:
+            raise UserError(f"'{folder}' is damaged: {error}") from error
+        except (LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise UserError(f"'{folder}' is damaged: {type(error).__name__}: {error}") from error
+        return cls(denoiser, card.image_shape, card.backbone, card.about)
+
+
+def _load_denoiser(card: PriorCard, path: Path) -> Denoiser:
+    """Build the network of a card and read its weights, where the one is that of the other."""
+    shapes = shapes_of(path)
+    largest = sum(map(math.prod, shapes.values()))
+    with at_most(largest), torch.device("meta"), scoped_rng(0):
+        check_weight_shapes(_build(card), shapes)
+    with at_most(largest), scoped_rng(0):
+        denoiser = _build(card)
+    tensors = load_file(path)
+    check_finite(tensors)
+    denoiser.load_state_dict(tensors)
+    return denoiser
+
+
+def _build(card: PriorCard) -> Denoiser:
+    channels = card.image_shape[0]
+    backbone = build_backbone(card.backbone, channels, channels, card.condition_channels)
+    return Denoiser(backbone, card.sigma_data, card.condition_channels, card.preconditioning)
 
 
 def _part(group: str, given: Any) -> Any:
@@ -263,58 +260,3 @@ def _part(group: str, given: Any) -> Any:
 def image_generators(seed: int, numbers: Sequence[int], role: str = "restore") -> list[Generator]:
     """Return one generator an image, named by the image's number."""
     return [generator_for(seed, role, image=i) for i in numbers]
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to write a prior over a file, or over a folder that holds something else."""
-    if folder.is_dir():
-        others = {p.name for p in folder.iterdir()} - {"prior.yaml", "weights.safetensors"}
-        if not others:
-            return
-        raise UserError(f"'{folder}' holds other files ({min(others)}); name another folder")
-    if folder.exists() or folder.is_symlink():
-        raise UserError(f"'{folder}' is a file; name a folder for the prior")
-
-
-def _check_networks(backbone: Any, folder: Path) -> None:
-    """Refuse a card that would call anything but an installed backbone.
-
-    A prior may come from a stranger: what its card names is neither imported nor called unless the
-    YAML of an installed backbone names it too.
-    """
-    known = {str(card["_target_"]) for card in registry.readable("backbone").values()}
-    named = list(_targets(backbone))
-    if len(named) != 1 or not isinstance(named[0], str) or "_target_" not in backbone:
-        raise UserError(f"'{folder}' is damaged: its backbone is no configuration of a network")
-    if named[0] not in known:
-        raise UserError(
-            f"'{folder}' needs the network '{named[0]}', which no installed backbone has; "
-            f"installed: {', '.join(sorted(known))}"
-        )
-
-
-def _targets(node: Any) -> Iterator[Any]:
-    """Yield everything that a configuration would call, at any depth."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node["_target_"]
-        for child in node.values():
-            yield from _targets(child)
-    elif isinstance(node, list):
-        for child in node:
-            yield from _targets(child)
-
-
-def replace_folder(staging: Path, folder: Path) -> None:
-    """Put ``staging`` in the place of ``folder``; an old folder is removed only afterwards."""
-    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-    has_old = folder.exists()
-    if has_old:
-        os.replace(folder, old)
-    try:
-        os.replace(staging, folder)
-    except OSError:
-        if has_old:
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -83,13 +83,13 @@ class Progress:
         if self.console is None or not self.console.is_terminal:
             yield self
             return
-        columns = (
-            TextColumn("  {task.description}"),
+        columns = (  # names and notes hold brackets, which are no markup
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with RichProgress(*columns, console=self.console, transient=True) as bars:
             self.bars = bars

@@ -5,6 +5,7 @@ an ``.npz`` is decompressed whole.
 """
 
 import importlib
+import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from .claims import bytes_of, check_claim
+from .hdf5_files import arrays_of
+from .zarr_files import check_zarr
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".zarr", ".safetensors")
 
@@ -78,7 +82,7 @@ def named_arrays(
     module = optional(library, f"read '{path}'") if library else None
     try:
         with ExitStack() as stack:
-            yield _open(path, suffix, module, stack)
+            yield _opened(path, suffix, module, stack)
     except UserError:
         raise
     except (
@@ -87,10 +91,25 @@ def named_arrays(
         EOFError,
         ValueError,
         KeyError,
+        RuntimeError,  # an encrypted archive
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
     ) as error:
-        raise UserError(f"'{path}' is damaged or not a {what}: {error}") from error
+        told = " ".join(str(error).split())
+        raise UserError(f"'{path}' is damaged or not a {what}: {told}") from error
+
+
+def _opened(
+    path: Path, suffix: str, module: Any, stack: ExitStack
+) -> Mapping[str, Callable[[], Rows]]:
+    """Open a file whose bytes may be anything; libraries raise what they like on such."""
+    try:
+        return _open(path, suffix, module, stack)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{error}" or type(error).__name__) from error
 
 
 def _open(
@@ -98,24 +117,62 @@ def _open(
 ) -> Mapping[str, Callable[[], Rows]]:
     if suffix == ".npy":
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays; call it .npz")
         return {"array": lambda: array}
     if suffix == ".npz":
         # By a file object: numpy leaves the file open where it is no archive.
-        archive = stack.enter_context(path.open("rb"))
-        loaded = np.load(archive, allow_pickle=False)
-        if not hasattr(loaded, "files"):
-            raise ValueError("it is a single array")
-        return {name: _getter(stack.enter_context(loaded), name) for name in loaded.files}
+        file = stack.enter_context(path.open("rb"))
+        archive = stack.enter_context(zipfile.ZipFile(file))
+        names = [n for n in archive.namelist() if n.endswith(".npy")]
+        stored = path.stat().st_size
+        return {n.removesuffix(".npy"): _member(path, archive, n, stored) for n in names}
     if suffix == ".safetensors":
-        file = stack.enter_context(safe_open(path, framework="np"))
-        return {name: _slicer(file, name) for name in file.keys()}  # noqa: SIM118
+        tensors = stack.enter_context(safe_open(path, framework="np"))
+        return {name: _slicer(path, tensors, name) for name in tensors.keys()}  # noqa: SIM118
     if suffix == ".zarr":
+        stored = check_zarr(path)
         root = module.open(str(path), mode="r")
-        if not hasattr(root, "keys"):
-            return {"array": lambda: root}
-        return {name: _getter(root, name) for name in _walk(root)}
-    root = stack.enter_context(module.File(path, "r"))
-    return {name: _getter(root, name) for name in _walk(root)}
+        named = _walk(root) if hasattr(root, "keys") else [("array", root)]
+    else:
+        root, stored = stack.enter_context(module.File(path, "r")), path.stat().st_size
+        named = arrays_of(path, root)
+    return {name: _checked(path, name, array, stored) for name, array in named}
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str, stored: int) -> Callable[[], Rows]:
+    """Return how to read an array of an ``.npz``, once its header says how large it is."""
+
+    def get() -> Rows:
+        with archive.open(name) as file:
+            version = np.lib.format.read_magic(file)
+            header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(version)
+            if header is None:
+                raise ValueError(f"'{name}' has numpy's format {version}")
+            shape, _, dtype = header(file)
+        claimed = bytes_of(shape, dtype.itemsize)
+        check_claim(path, name, claimed, stored)
+        if not dtype.hasobject and claimed > archive.getinfo(name).file_size:
+            raise ValueError(f"'{name}' claims {claimed:,} bytes and holds fewer")
+        with archive.open(name) as file:
+            found: Rows = np.lib.format.read_array(file, allow_pickle=False)
+        return found
+
+    return get
+
+
+def _checked(path: Path, name: str, array: Any, stored: int) -> Callable[[], Rows]:
+    """Return how to get an array whose rows are read later, where its size can be true."""
+
+    def get() -> Rows:
+        check_claim(path, name, bytes_of(array.shape, array.dtype.itemsize), stored)
+        found: Rows = array
+        return found
+
+    return get
 
 
 def whole(rows: Rows) -> NDArray[Any]:
@@ -123,27 +180,24 @@ def whole(rows: Rows) -> NDArray[Any]:
     return np.asarray(rows[()] if rows.shape == () else rows[:])
 
 
-def _getter(archive: Any, name: str) -> Callable[[], Rows]:
-    return lambda: archive[name]
-
-
-def _slicer(file: Any, name: str) -> Callable[[], Rows]:
+def _slicer(path: Path, file: Any, name: str) -> Callable[[], Rows]:
     def get() -> Rows:
         view = file.get_slice(name)
+        check_claim(path, name, path.stat().st_size, path.stat().st_size)
         # A single number has no slices.
         return _Slices(view) if view.get_shape() else file.get_tensor(name)
 
     return get
 
 
-def _walk(group: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the names of all arrays below an HDF5 or zarr group, ``group/array``."""
+def _walk(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the name and the array of all below a zarr group, ``group/array``."""
     for name in group.keys():  # noqa: SIM118
         child = group[name]
         if hasattr(child, "keys"):
             yield from _walk(child, f"{prefix}{name}/")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", child
 
 
 def optional(library: str, purpose: str) -> Any:

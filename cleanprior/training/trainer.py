@@ -110,7 +110,7 @@ class Trainer:
             operator: The forward operator.
             config: A composed configuration; its operator's name, backbone and seed are taken.
         """
-        backbone = {k: v for k, v in config["backbone"].items() if k not in ("name", "about")}
+        backbone = {k: v for k, v in config["backbone"].items() if k != "about"}
         return Problem(
             operator=operator,
             operator_name=config["operator"]["name"],

@@ -149,7 +149,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(run, prior, tmp_path, argument
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "has format 9; this version reads format 1"),
+        ({"format": 9}, "has format 9; this version reads formats 1 and 2"),
         ({"backbone": {"_target_": "os.system"}}, "os.system"),
         ({"backbone": {**TINY, "hid_blocks": "x"}}, "error: "),
         ({"image_shape": "wide"}, "is damaged"),

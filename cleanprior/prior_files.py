@@ -1,0 +1,194 @@
+"""A prior's folder: what its card says, checked; how a folder is replaced. No torch.
+
+The card may be a stranger's: it is data of known keys and types, and nothing that it names is
+imported unless the YAML of an installed part names it too.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .memory import total_bytes
+from .named_parts import named, plain, understood
+from .outside import check_regular, read_yaml
+
+#: Format 1 said ``_target_`` in the place of the backbone's name.
+FORMAT, FORMATS = 2, (1, 2)
+CARD, WEIGHTS = "prior.yaml", "weights.safetensors"
+#: Numbers of one image.
+LARGEST = 1 << 28
+_KEYS = (
+    *("image_shape", "sigma_data", "condition_channels", "preconditioning", "backbone"),
+    *("weights_sha256", "about"),
+)
+
+
+@dataclass(frozen=True)
+class PriorCard:
+    """What ``prior.yaml`` says, every value of the type that it must have.
+
+    Attributes:
+        image_shape: Shape of one image, (channels, height, width).
+        sigma_data: Standard deviation of the data, for the preconditioning.
+        condition_channels: Channels of the condition.
+        preconditioning: A word of :data:`cleanprior.diffusion.denoiser.PRECONDITIONINGS`.
+        backbone: Configuration of an installed backbone.
+        weights_sha256: Hash of the weights' file.
+        about: Where the prior comes from.
+    """
+
+    image_shape: tuple[int, int, int]
+    sigma_data: float
+    condition_channels: int
+    preconditioning: str
+    backbone: dict[str, Any]
+    weights_sha256: str
+    about: dict[str, Any]
+
+    def values(self, version: str) -> dict[str, Any]:
+        """Return what is written.
+
+        Raises:
+            UserError: The backbone is that of no installed configuration: nobody could read it.
+        """
+        return {
+            "format": FORMAT,
+            "cleanprior": version,
+            "image_shape": list(self.image_shape),
+            "sigma_data": self.sigma_data,
+            "condition_channels": self.condition_channels,
+            "preconditioning": self.preconditioning,
+            "backbone": named("backbone", self.backbone),
+            "weights_sha256": self.weights_sha256,
+            "about": plain(self.about),
+        }
+
+
+def check_complete(folder: Path) -> None:
+    """Check that a folder holds the two files of a prior.
+
+    Raises:
+        UserError: One is missing, or is no file.
+    """
+    for name in (CARD, WEIGHTS):
+        path = folder / name
+        if not path.exists():
+            raise UserError(
+                f"'{folder}' is not a saved prior: '{name}' is missing; a prior folder holds "
+                f"{CARD} and {WEIGHTS}"
+            )
+        check_regular(path)
+
+
+def read_card(folder: Path) -> PriorCard:
+    """Read the card of a prior.
+
+    Raises:
+        UserError: It is damaged, of a newer format, or names what is not installed.
+    """
+    try:
+        found = read_yaml(folder / CARD)
+    except UserError as error:
+        raise UserError(f"'{folder}' is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"'{folder}' is damaged: {CARD} holds no keys")
+    if (version := found.get("format")) not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        shown = str(version)[:40]
+        raise UserError(f"'{folder}' has format {shown}; this version reads formats {known}")
+    if lacking := [k for k in _KEYS if k not in found]:
+        raise UserError(f"'{folder}' is damaged: {CARD} lacks {', '.join(lacking)}")
+    shape, sigma = found["image_shape"], found["sigma_data"]
+    channels, about = found["condition_channels"], found["about"]
+    faults = {
+        f"its image_shape is {shape!r:.80}": not _is_shape(shape),
+        f"its sigma_data is {sigma!r:.80}": not _is_number(sigma) or not 0 < sigma < math.inf,
+        f"its condition_channels is {channels!r:.80}": type(channels) is not int
+        or not 0 <= channels <= LARGEST,
+        "its preconditioning is no word": not isinstance(found["preconditioning"], str),
+        "its weights_sha256 is no word": not isinstance(found["weights_sha256"], str),
+        "what it says of its origin has no keys": not isinstance(about, dict)
+        or not isinstance(about.get("config", {}), dict),
+    }
+    for text, is_fault in faults.items():
+        if is_fault:
+            raise UserError(f"'{folder}' is damaged: {text}")
+    try:
+        backbone = understood("backbone", found["backbone"])
+    except UserError as error:
+        raise UserError(f"'{folder}' cannot be read: {error}") from error
+    return PriorCard(
+        image_shape=(shape[0], shape[1], shape[2]),
+        sigma_data=float(sigma),
+        condition_channels=channels,
+        preconditioning=found["preconditioning"],
+        backbone=backbone,
+        weights_sha256=found["weights_sha256"],
+        about=about,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_shape(shape: Any) -> bool:
+    """Whether a value is (channels, height, width) of an image that a machine can hold."""
+    if not isinstance(shape, list) or [type(n) for n in shape] != [int] * 3:
+        return False
+    return min(shape) > 0 and math.prod(shape) <= LARGEST
+
+
+def check_weights(folder: Path, expected: str) -> None:
+    """Check that the weights are those that the card was written with.
+
+    Raises:
+        UserError: Another sha256, or more bytes than this machine has memory.
+    """
+    path = folder / WEIGHTS
+    digest = hashlib.sha256()
+    try:
+        if path.stat().st_size > total_bytes():
+            raise UserError(f"'{path}' is larger than this machine's memory")
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error
+    if digest.hexdigest() != expected:
+        raise UserError(f"'{path}' is damaged: its sha256 is not the one in {CARD}")
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to write a prior over a file, or over a folder that holds something else.
+
+    Raises:
+        UserError: Such a file or folder.
+    """
+    if folder.is_dir():
+        others = {p.name for p in folder.iterdir()} - {CARD, WEIGHTS}
+        if not others:
+            return
+        raise UserError(f"'{folder}' holds other files ({min(others)}); name another folder")
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"'{folder}' is a file; name a folder for the prior")
+
+
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Put ``staging`` in the place of ``folder``; an old folder is removed only afterwards."""
+    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
+    has_old = folder.exists()
+    if has_old:
+        os.replace(folder, old)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        if has_old:
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
