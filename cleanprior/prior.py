@@ -28,6 +28,7 @@ from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from .diffusion.samplers import Sampler
 from .errors import UserError
 from .operators.base import ImageShape, Operator
+from .operators.likelihood import Likelihood
 from .parts import part
 from .prior_files import (
     CARD,
@@ -160,10 +161,7 @@ class Prior(nn.Module):
         draw = draw_in_chunks(
             _part("posterior", posterior),
             self,
-            measurements.y.to(device),
-            {k: v.to(device) for k, v in measurements.params.items()},
-            measurements.sigma_y.to(device),
-            operator.to(device),
+            Likelihood.of(operator, measurements).to(device),
             generators,
             chunk,
             advance,

@@ -126,9 +126,11 @@ def restore(
     with live_progress().live() as progress, progress.task("restore", count) as task:
         draw = loaded.restore(some, physics, posterior, seed, 64, task.advance)
     from .evaluation.metrics import consistency, expected_consistency
+    from .operators.likelihood import Likelihood
 
-    residual = consistency(draw.x, some.y, some.params, physics).mean().item()
-    expected = expected_consistency(some.sigma_y, some.y, some.params, physics).mean().item()
+    likelihood = Likelihood.of(physics, some)
+    residual = consistency(draw.x, likelihood).mean().item()
+    expected = expected_consistency(likelihood).mean().item()
     typer.echo(
         f"{count} restorations by {config['posterior']['name']}, one sample each, "
         f"{draw.evaluations} evaluations (+{draw.backwards} backward) an image; "

@@ -52,6 +52,7 @@ from cleanprior.diffusion.denoiser import Denoise, denoising_loss
 from cleanprior.diffusion.gaussian import MAX_PIXELS
 from cleanprior.diffusion.low_rank import cheaper_fit
 from cleanprior.diffusion.posterior import DPS, GuidedSampler, PosteriorSampler, draw_in_chunks
+from cleanprior.operators import Likelihood
 from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session
 
 from .em_start import exact_draws, fit_start
@@ -263,8 +264,8 @@ class EM(DenoiserMethod):
         self, number: int, index: Tensor, x: Tensor, kept: Kept, session: Session
     ) -> Tensor:
         """Log how draws fit their measurements and how far their covariance moved; return it."""
-        operator, data = self.problem.operator.to("cpu"), session.measurements
-        mean, ratio = fit_of(operator, data, index, x, self.sigma_floor, self.chunk)
+        likelihood = Likelihood.of(self.problem.operator.to("cpu"), session.measurements)
+        mean, ratio = fit_of(likelihood, index, x, self.sigma_floor, self.chunk)
         found = {"residual": mean, "residual_ratio": ratio}
         covariance = followed_covariance(x)
         before = kept.get(number - 1)
@@ -323,8 +324,7 @@ class EM(DenoiserMethod):
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         batch = session.measurements.batch(part).to(session.device)
         generators = session.generators("posterior", part.tolist(), round=number)
-        operator = self.problem.operator
-        draw = sampler(denoise, batch.y, batch.params, batch.sigma_y, operator, generators)
+        draw = sampler(denoise, Likelihood.of(self.problem.operator, batch), generators)
         costs = {
             "evaluations": float(draw.evaluations * len(part)),
             "backwards": float(draw.backwards * len(part)),
@@ -348,20 +348,17 @@ class EM(DenoiserMethod):
             generator = session.generator("scale-images", round=number)
             index = torch.randperm(len(data), generator=generator)[: self.scale_images]
             batch = data.batch(index).to(session.device)
-            operator = self.problem.operator
+            likelihood = Likelihood.of(self.problem.operator, batch)
             misfits, evaluations, backwards = [], 0.0, 0.0
             for multiplier in self.scales:
                 draw = draw_in_chunks(
                     self._with_scale(last * multiplier),
                     denoise,
-                    batch.y,
-                    batch.params,
-                    batch.sigma_y,
-                    operator,
+                    likelihood,
                     session.generators("scale", index.tolist(), round=number),
                     self.chunk,
                 )
-                misfits.append(misfit(operator, batch, draw.x))
+                misfits.append(misfit(likelihood, draw.x))
                 evaluations += draw.evaluations * len(index)
                 backwards += draw.backwards * len(index)
             best = best_scale(self.scales, misfits)

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from cleanprior.diffusion.gaussian import GaussianPrior, fit_gaussian
 from cleanprior.diffusion.low_rank import LowRankGaussian, fit_low_rank
-from cleanprior.operators import Operator
-from cleanprior.operators.base import likelihood_sigma
+from cleanprior.operators import Likelihood, Operator
 from cleanprior.training import Session
 
 
@@ -47,9 +46,8 @@ def exact_draws(
 ) -> Float[Tensor, "n c h w"]:
     """Draw one image from the exact posterior of each of these measurements."""
     draws = []
+    likelihood = Likelihood.of(operator, session.measurements).with_floor(sigma_floor)
     for k, part in enumerate(index.split(chunk)):
-        b = session.measurements.batch(part)
-        sigma = likelihood_sigma(b.sigma_y, sigma_floor)
         generator = session.generator("gaussian-draw", chunk=k)
-        draws.append(prior.draw(b.y, b.params, sigma, operator, generator))
+        draws.append(prior.draw(likelihood.take(part), generator))
     return torch.cat(draws)

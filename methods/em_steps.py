@@ -7,9 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cleanprior.data import Batch, Measurements
-from cleanprior.operators import Operator
-from cleanprior.operators.base import likelihood_sigma
+from cleanprior.operators import Likelihood
 from cleanprior.training.checkpoint import Store
 
 # Mean squared residuals within this factor are a tie: a factor of 1.4 in the residual itself.
@@ -21,22 +19,21 @@ FOLLOWED = 256
 
 
 def squared_residuals(
-    operator: Operator, batch: Batch, x: Float[Tensor, "b c h w"]
+    likelihood: Likelihood, x: Float[Tensor, "b c h w"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     r"""Return :math:`\|y - A x\|^2` over observed entries, and their number m, of each image."""
-    seen = operator.observed(batch.y, batch.params).flatten(1)
-    r = (batch.y - operator.A(x, batch.params)).flatten(1) * seen
-    return r.square().sum(1), seen.sum(1)
+    r = likelihood.residual(x).flatten(1)
+    return r.square().sum(1), likelihood.observed.flatten(1).sum(1)
 
 
-def misfit(operator: Operator, batch: Batch, x: Float[Tensor, "b c h w"]) -> float:
+def misfit(likelihood: Likelihood, x: Float[Tensor, "b c h w"]) -> float:
     r"""Return :math:`|\overline{\|r\|^2} - \overline{m \sigma_y^2}|`; infinity if not finite.
 
     Without noise that is the mean squared residual; with noise, the distance from its expected
     value (discrepancy principle; the smallest residual would reproduce the noise).
     """
-    squared, entries = squared_residuals(operator, batch, x)
-    value = (squared.mean() - (batch.sigma_y**2 * entries).mean()).abs().item()
+    squared, entries = squared_residuals(likelihood, x)
+    value = (squared.mean() - (likelihood.sigma_y**2 * entries).mean()).abs().item()
     return value if math.isfinite(value) else math.inf
 
 
@@ -86,8 +83,7 @@ def best_scale(scales: Sequence[float], misfits: Sequence[float]) -> float:
 
 
 def fit_of(
-    operator: Operator,
-    data: Measurements,
+    likelihood: Likelihood,
     index: Int[Tensor, " n"],
     x: Float[Tensor, "n c h w"],
     sigma_floor: float,
@@ -95,16 +91,23 @@ def fit_of(
 ) -> tuple[float, float | None]:
     r"""Return how draws fit their measurements, all on the CPU.
 
+    Arguments:
+        likelihood: All measurements with their operator.
+        index: Which of them the draws belong to.
+        x: The draws.
+        sigma_floor: Noise level of the likelihood where sigma_y is 0.
+        chunk: Draws at a time.
+
     Returns:
         The mean of :math:`\|r\|^2 / m`, units of x squared, and of :math:`\|r\|^2 / m \sigma^2`
         with the level of the likelihood (the floor where there is no noise); None where that is 0.
     """
     means = []
     for part, images in zip(index.split(chunk), x.split(chunk), strict=True):
-        squared, entries = squared_residuals(operator, data.batch(part), images)
+        squared, entries = squared_residuals(likelihood.take(part), images)
         means.append((squared / entries.clamp_min(1)).double())
     mean = torch.cat(means)
-    level = likelihood_sigma(data.sigma_y[index], sigma_floor).double()
+    level = likelihood.with_floor(sigma_floor).sigma_y[index].double()
     ratio = (mean / level**2).mean().item() if (level > 0).all() else None
     return mean.mean().item(), ratio
 

@@ -21,10 +21,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from cleanprior.data import Batch
 from cleanprior.diffusion.gaussian import GaussianPrior
-from cleanprior.operators import Operator
-from cleanprior.operators.base import ImageShape, likelihood_sigma
+from cleanprior.operators import Likelihood, Operator
+from cleanprior.operators.base import ImageShape
 
 
 def _subnet(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -162,9 +161,7 @@ def feature_count(operator: Operator) -> int:
     return (3 * channels + operator.description_channels) * height * width + 1
 
 
-def gaussian_base(
-    prior: GaussianPrior, batch: Batch, operator: Operator, sigma_floor: float
-) -> Base:
+def gaussian_base(prior: GaussianPrior, likelihood: Likelihood) -> Base:
     r"""Compute the Gaussian posterior of each measurement, in float64 on the CPU.
 
     With one operator and one noise level for the whole batch there is one covariance, and the
@@ -172,30 +169,27 @@ def gaussian_base(
 
     Arguments:
         prior: The Gaussian prior.
-        batch: Measurements, on the CPU.
-        operator: Their operator, on the CPU.
-        sigma_floor: Noise level of the likelihood where sigma_y is 0, units of x.
+        likelihood: The measurements, on the CPU; noise levels above 0.
 
     Returns:
         The base, in float32.
     """
-    n = len(batch)
-    level = likelihood_sigma(batch.sigma_y, sigma_floor)
-    shared = not batch.params and n > 1 and bool((level == level[0]).all())
+    operator, params, level = likelihood.operator, likelihood.params, likelihood.sigma_y
+    n = len(likelihood)
+    shared = n > 1 and likelihood.is_shared
     k = 1 if shared else n
-    params = {key: v[:k] for key, v in batch.params.items()}
-    mean, covariance = prior.posterior(batch.y[:k], params, level[:k], operator)
+    mean, covariance = prior.posterior(likelihood.take(slice(0, k)))
     if shared:
         a = operator.matrix({}, 1)[0]
-        residual = batch.y.flatten(1).double() - a @ prior.mean
+        residual = likelihood.y.flatten(1).double() - a @ prior.mean
         mean = prior.mean + residual @ a @ covariance[0] / level[0].double() ** 2
     values, vectors = torch.linalg.eigh(covariance)
     # Rounding leaves eigenvalues of about -1e-17 where the measurement says everything.
     values = values.clamp_min(1e-12)
     root = (vectors * values.sqrt()[:, None, :]) @ vectors.mT
     spread = covariance.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().expand(n, -1)
-    features = [operator.A_adjoint(batch.y, batch.params).flatten(1), mean, spread]
-    description = operator.describe(batch.params, n)
+    features = [likelihood.A_adjoint(likelihood.y).flatten(1), mean, spread]
+    description = operator.describe(params, n)
     if description is not None:
         features.append(description.flatten(1))
     features.append(level[:, None].log())

@@ -38,8 +38,7 @@ from cleanprior.data import Batch, Measurements
 from cleanprior.diffusion.denoiser import per_image
 from cleanprior.diffusion.gaussian import fit_gaussian
 from cleanprior.diffusion.low_rank import LowRankGaussian, fit_low_rank
-from cleanprior.operators import Operator
-from cleanprior.operators.base import likelihood_sigma
+from cleanprior.operators import Likelihood, Operator
 from cleanprior.seeding import randn_like
 from cleanprior.training import Session
 
@@ -156,7 +155,8 @@ class DenseStart(Start):
         self.is_ready = True
 
     def _base(self, flow: PosteriorFlow, batch: Batch) -> Base:
-        base = gaussian_base(flow.gaussian, batch.to("cpu"), self.cpu_operator, self.sigma_floor)
+        likelihood = Likelihood.of(self.cpu_operator, batch.to("cpu"))
+        base = gaussian_base(flow.gaussian, likelihood.with_floor(self.sigma_floor))
         return base.to(self.operator.device)
 
     def base(self, flow: nn.Module, batch: Batch, is_training: bool) -> Base:  # noqa: D102
@@ -221,32 +221,26 @@ class ConvStart(Start):
             self._cache = ConvBase.concatenate(bases)
         self.is_ready = True
 
-    def _condition(
-        self, prior: LowRankGaussian, x_0: Tensor, noise: Tensor, batch: Batch
-    ) -> Float[Tensor, "b c h w"]:
-        sigma = likelihood_sigma(batch.sigma_y, self.sigma_floor)
-        return prior.condition(
-            x_0, noise, batch.y, batch.params, sigma, self.operator, tolerance=TOLERANCE
-        )
+    def _likelihood(self, batch: Batch) -> Likelihood:
+        return Likelihood.of(self.operator, batch).with_floor(self.sigma_floor)
 
     def _base(self, prior: LowRankGaussian, batch: Batch) -> ConvBase:
         """Compute the posterior mean and what else the flow is told."""
-        n, operator = len(batch), self.operator
-        sigma = likelihood_sigma(batch.sigma_y, self.sigma_floor)
-        centre = prior.mean.expand(n, -1)
-        mean = self._condition(prior, centre, torch.zeros_like(batch.y), batch)
+        n, likelihood = len(batch), self._likelihood(batch)
+        sigma, centre = likelihood.sigma_y, prior.mean.expand(n, -1)
+        mean = prior.condition(centre, torch.zeros_like(batch.y), likelihood, tolerance=TOLERANCE)
         # 1 / s^2 = 1 / diag C + diag A^T A / sigma_y^2: exact for a diagonal prior and a mask. The
         # diagonal of A^T A comes from signs z, E[z * A^T A z], the same for every image.
         signs = torch.randint(2, (PROBES, *prior.image_shape), generator=Generator().manual_seed(0))
         diagonal = torch.zeros_like(mean)
         for sign in (2.0 * signs - 1).to(mean):
             z = sign.expand_as(mean)
-            diagonal += z * operator.A_adjoint(operator.A(z, batch.params), batch.params) / PROBES
+            diagonal += z * likelihood.A_adjoint(likelihood.A(z)) / PROBES
         variance = prior.isotropic + (prior.factor**2).sum(1)
         precision = diagonal.clamp_min(0) / per_image(sigma) ** 2
         spread = (1 / variance.to(mean).reshape(prior.image_shape) + precision).rsqrt()
-        features = [operator.A_adjoint(batch.y, batch.params), mean, spread]
-        description = operator.describe(batch.params, n)
+        features = [likelihood.A_adjoint(batch.y), mean, spread]
+        description = self.operator.describe(batch.params, n)
         if description is not None:
             features.append(description.to(mean))
         features.append(per_image(sigma.log()).expand_as(mean[:, :1]))
@@ -267,5 +261,6 @@ class ConvStart(Start):
         along = randn_like(base.mean.new_empty(len(batch), self.rank), generator)
         noise = randn_like(batch.y, generator)
         x_0 = prior.mean + prior.isotropic**0.5 * white + along.double() @ prior.factor.T
-        x, log_det = flow(self._condition(prior, x_0, noise, batch), base)
+        given = prior.condition(x_0, noise, self._likelihood(batch), tolerance=TOLERANCE)
+        x, log_det = flow(given, base)
         return x, log_det

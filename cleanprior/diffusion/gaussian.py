@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from ..data.measurements import Batch, Measurements
-from ..operators.base import ImageShape, Operator, Params, likelihood_sigma
+from ..data.measurements import Measurements
+from ..operators.base import ImageShape, Operator
+from ..operators.likelihood import Likelihood
 
 # Dense covariances and one dense A for each image: 1,024 pixels take 8 MB a matrix in float64.
 MAX_PIXELS = 1024
@@ -26,11 +27,6 @@ UNSEEN = 0.03
 TOLERANCE = 1e-3
 # Least variance of a direction in the moment estimate, as a share of the mean variance.
 LEAST = 1e-3
-
-
-def is_shared(params: Params, sigma_y: Float[Tensor, " b"]) -> bool:
-    """Whether all images of a batch have one operator and one noise level."""
-    return not params and bool((sigma_y == sigma_y[:1]).all())
 
 
 @dataclass(frozen=True)
@@ -57,59 +53,48 @@ class GaussianPrior:
         return (self.mean + shrunk @ vectors.T).to(x.dtype).reshape(x.shape)
 
     def posterior(
-        self,
-        y: Float[Tensor, "b ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " b"],
-        operator: Operator,
+        self, likelihood: Likelihood
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
         r"""Return mean and covariance of p(x|y) for each measurement (Kalman update).
 
         Where all share one operator and one noise level there is one covariance, computed once.
         """
-        k = 1 if is_shared(params, sigma_y) else len(y)
-        a = operator.matrix(params, k)
+        n = len(likelihood)
+        k = 1 if likelihood.is_shared else n
+        a = likelihood.operator.matrix(likelihood.params, k)
         ac = a @ self.covariance
-        noise = sigma_y.double()[:k, None, None] ** 2 * torch.eye(a.shape[1], dtype=a.dtype)
-        gain = torch.linalg.solve(ac @ a.mT + noise, ac).mT
-        residual = y.flatten(1).double() - (a @ self.mean)
-        if k < len(y):
+        level = likelihood.sigma_y.double()[:k, None, None]
+        gain = torch.linalg.solve(
+            ac @ a.mT + level**2 * torch.eye(a.shape[1], dtype=a.dtype), ac
+        ).mT
+        residual = likelihood.y.flatten(1).double() - (a @ self.mean)
+        if k < n:
             mean = self.mean + residual @ gain[0].T
         else:
             mean = self.mean + (gain @ residual[:, :, None])[:, :, 0]
         covariance = self.covariance - gain @ ac
-        return mean, ((covariance + covariance.mT) / 2).expand(len(y), -1, -1)
+        return mean, ((covariance + covariance.mT) / 2).expand(n, -1, -1)
 
     def posterior_root(
-        self,
-        y: Float[Tensor, "b ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " b"],
-        operator: Operator,
+        self, likelihood: Likelihood
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d d"]]:
         """Return the posterior mean and the symmetric square root of its covariance."""
-        mean, covariance = self.posterior(y, params, sigma_y, operator)
-        k = 1 if is_shared(params, sigma_y) else len(y)
+        mean, covariance = self.posterior(likelihood)
+        n = len(likelihood)
+        k = 1 if likelihood.is_shared else n
         values, vectors = torch.linalg.eigh(covariance[:k])
         root = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
-        return mean, root.expand(len(y), -1, -1)
+        return mean, root.expand(n, -1, -1)
 
-    def draw(
-        self,
-        y: Float[Tensor, "b ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " b"],
-        operator: Operator,
-        generator: Generator,
-    ) -> Float[Tensor, "b c h w"]:
+    def draw(self, likelihood: Likelihood, generator: Generator) -> Float[Tensor, "b c h w"]:
         """Draw one image from p(x|y) for each measurement."""
-        mean, root = self.posterior_root(y, params, sigma_y, operator)
+        mean, root = self.posterior_root(likelihood)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        if is_shared(params, sigma_y):
+        if likelihood.is_shared:
             x = mean + noise @ root[0]
         else:
             x = mean + (root @ noise[:, :, None])[:, :, 0]
-        return x.float().reshape(len(y), *self.image_shape)
+        return x.float().reshape(len(likelihood), *self.image_shape)
 
 
 def log_likelihood(prior: GaussianPrior, data: Measurements, operator: Operator) -> float:
@@ -133,40 +118,40 @@ def log_likelihood(prior: GaussianPrior, data: Measurements, operator: Operator)
 
 
 def _e_step(
-    prior: GaussianPrior, batch: Batch, sigma: Float[Tensor, " b"], operator: Operator
+    prior: GaussianPrior, likelihood: Likelihood
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "d d"]]:
     """Return the posterior mean of each image and the sum of their posterior covariances."""
-    if "mask" in operator.capabilities and batch.params:
-        return _masked_e_step(prior, batch, sigma, operator)
-    mean, covariance = prior.posterior(batch.y, batch.params, sigma, operator)
+    if "mask" in likelihood.operator.capabilities and likelihood.params:
+        return _masked_e_step(prior, likelihood)
+    mean, covariance = prior.posterior(likelihood)
     return mean, covariance.sum(0)
 
 
 def _masked_e_step(
-    prior: GaussianPrior, batch: Batch, sigma: Float[Tensor, " b"], operator: Operator
+    prior: GaussianPrior, likelihood: Likelihood
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "d d"]]:
     r"""Do the E-step of masks on observed rows only: k^3 an image instead of about 9 d^3.
 
     With :math:`K_i = A_i^\top (A_i C A_i^\top + s^2 I)^{-1} A_i`, which is the inverse of one block
     of C and 0 elsewhere, :math:`\sum_i V_i = n C - C (\sum_i K_i) C`.
     """
-    seen = operator.observed(batch.y, batch.params).flatten(1).bool()
+    seen = likelihood.observed.flatten(1).bool()
     k = max(1, int(seen.sum(1).max()))
     rows = (~seen).int().argsort(dim=1, stable=True)[:, :k]  # the seen entries come first
     kept = seen.gather(1, rows)
     block = kept[:, :, None] & kept[:, None, :]
     gram = prior.covariance[rows[:, :, None], rows[:, None, :]].where(block, 0.0)
     # A row that only fills the array has the equation 1 * weight = 0.
-    gram += torch.diag_embed(torch.where(kept, sigma.double()[:, None] ** 2, 1.0))
+    gram += torch.diag_embed(torch.where(kept, likelihood.sigma_y.double()[:, None] ** 2, 1.0))
     inverse = torch.linalg.inv(gram).where(block, 0.0)
-    y = batch.y.flatten(1).double().gather(1, rows)
+    y = likelihood.y.flatten(1).double().gather(1, rows)
     residual = (y - prior.mean[rows]).where(kept, 0.0)
     weights = torch.zeros(seen.shape, dtype=torch.float64)
     weights.scatter_(1, rows, (inverse @ residual[:, :, None])[:, :, 0])
     total = torch.zeros_like(prior.covariance)
     total.index_put_((rows[:, :, None], rows[:, None, :]), inverse, accumulate=True)
     c = prior.covariance
-    return prior.mean + weights @ c, len(batch) * c - c @ total @ c
+    return prior.mean + weights @ c, len(likelihood) * c - c @ total @ c
 
 
 def broad_start(data: Measurements, operator: Operator, sigma_floor: float) -> GaussianPrior:
@@ -183,11 +168,10 @@ def broad_start(data: Measurements, operator: Operator, sigma_floor: float) -> G
     d = shape[0] * shape[1] * shape[2]
     broad = 0.3 * torch.eye(d, dtype=torch.float64)
     prior = GaussianPrior(torch.zeros(d, dtype=torch.float64), broad, shape)
-    if not is_shared(data.params, data.sigma_y):
+    likelihood = Likelihood.of(operator, data).with_floor(sigma_floor)
+    if not likelihood.is_shared:
         return prior
-    first = data.batch(torch.arange(1))
-    sigma = likelihood_sigma(first.sigma_y, sigma_floor)
-    _, unexplained = prior.posterior(first.y, first.params, sigma, operator)
+    _, unexplained = prior.posterior(likelihood.take(slice(0, 1)))
     return GaussianPrior(prior.mean, broad - (1 - UNSEEN) * unexplained[0], shape)
 
 
@@ -255,13 +239,12 @@ def fit_gaussian(
     if len(data) > limit:
         index = torch.randperm(len(data), generator=generator)[:limit]
     prior = moment_start(data, operator) or broad_start(data, operator, sigma_floor)
-    chunk = 4096 if is_shared(data.params, data.sigma_y) else max(1, 2**22 // d**2)
+    likelihood = Likelihood.of(operator, data).with_floor(sigma_floor)
+    chunk = 4096 if likelihood.is_shared else max(1, 2**22 // d**2)
     for _ in range(iterations):
         first, second = torch.zeros_like(prior.mean), torch.zeros_like(prior.covariance)
         for part in index.split(chunk):
-            b = data.batch(part)
-            sigma = likelihood_sigma(b.sigma_y, sigma_floor)
-            m, v = _e_step(prior, b, sigma, operator)
+            m, v = _e_step(prior, likelihood.take(part))
             first += m.sum(0)
             second += v + m.T @ m
         mean = first / len(index)
@@ -279,7 +262,6 @@ __all__ = [
     "GaussianPrior",
     "broad_start",
     "fit_gaussian",
-    "is_shared",
     "log_likelihood",
     "moment_start",
 ]

@@ -27,9 +27,10 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ..data.measurements import Measurements
-from ..operators.base import ImageShape, Operator, Params, likelihood_sigma
+from ..operators.base import ImageShape, Operator
+from ..operators.likelihood import Likelihood
 from ..seeding import scoped_rng
-from .gaussian import MAX_PIXELS, is_shared
+from .gaussian import MAX_PIXELS
 from .posterior.solve import conjugate_gradient
 
 # Largest images for which a dense covariance of each image is cheap.
@@ -163,10 +164,7 @@ class LowRankGaussian:
 
     def draw(
         self,
-        y: Float[Tensor, "b ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " b"],
-        operator: Operator,
+        likelihood: Likelihood,
         generator: Generator,
         iterations: int = 500,
         tolerance: float = 1e-5,
@@ -176,10 +174,7 @@ class LowRankGaussian:
         That is :meth:`condition` of a draw from the prior and white noise.
 
         Arguments:
-            y: Measurements, float32.
-            params: Their operator parameters.
-            sigma_y: Noise levels of the likelihood, units of x, above 0.
-            operator: The forward operator, on the CPU.
+            likelihood: The measurements, float32 and on the CPU; noise levels above 0.
             generator: Source of randomness.
             iterations: Conjugate-gradient iterations at most.
             tolerance: Relative residual at which an image's solve stops.
@@ -187,20 +182,18 @@ class LowRankGaussian:
         Raises:
             ValueError: A noise level of 0.
         """
-        if (sigma_y <= 0).any():
+        y = likelihood.y
+        if (likelihood.sigma_y <= 0).any():
             raise ValueError("sigma_y is 0; a posterior draw needs noise: set sigma_floor above 0")
         x_0 = self.sample(len(y), generator)
         noise = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-        return self.condition(x_0, noise, y, params, sigma_y, operator, iterations, tolerance)
+        return self.condition(x_0, noise, likelihood, iterations, tolerance)
 
     def condition(
         self,
         x_0: Float[Tensor, "b d"],
         noise: Float[Tensor, "b ..."],
-        y: Float[Tensor, "b ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " b"],
-        operator: Operator,
+        likelihood: Likelihood,
         iterations: int = 500,
         tolerance: float = 1e-5,
     ) -> Float[Tensor, "b c h w"]:
@@ -217,28 +210,25 @@ class LowRankGaussian:
         Arguments:
             x_0: Flattened images, in the prior's precision; it and all else on one device.
             noise: z, shape of y.
-            y: Measurements, float32.
-            params: Their operator parameters.
-            sigma_y: Noise levels of the likelihood, units of x, above 0.
-            operator: The forward operator.
+            likelihood: The measurements, float32; noise levels above 0.
             iterations: Conjugate-gradient iterations at most.
             tolerance: Relative residual at which an image's solve stops.
         """
-        n, shape = len(y), self.image_shape
-        seen = operator.observed(y, params)
-        column = sigma_y.double().reshape(-1, *(1,) * (y.dim() - 1))
+        n, shape, sigma_y = len(likelihood), self.image_shape, likelihood.sigma_y
+        seen = likelihood.observed
+        column = likelihood.column(sigma_y.double())
 
         def forward(v: Tensor) -> Tensor:
-            return operator.A(v.float().reshape(n, *shape), params).double() * seen
+            return likelihood.A(v.float().reshape(n, *shape)).double() * seen
 
         def lift(v: Tensor) -> Tensor:
             """Apply C A^T."""
-            back = operator.A_adjoint((v * seen).float(), params)
+            back = likelihood.A_adjoint((v * seen).float())
             return self._times_covariance(back.flatten(1).double())
 
-        residual = (y.double() - column * noise) * seen - forward(x_0)
-        if operator.capabilities & {"mask", "identity"}:
-            shift = lift(self._solve_seen(residual, seen, sigma_y, bool(params)))
+        residual = (likelihood.y.double() - column * noise) * seen - forward(x_0)
+        if likelihood.operator.capabilities & {"mask", "identity"}:
+            shift = lift(self._solve_seen(residual, seen, sigma_y, bool(likelihood.params)))
         else:
 
             def gram(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -339,17 +329,16 @@ def fit_low_rank(
         torch.zeros(d, dtype=torch.float64), torch.zeros(d, 0, dtype=torch.float64), 0.3, shape
     )
     chunk = max(1, 2**17 // d)  # 1 MB for each of a dozen float64 arrays: what a cache holds
-    is_fixed = is_shared(data.params, data.sigma_y)
+    likelihood = Likelihood.of(operator, data).with_floor(sigma_floor)
     for number in range(iterations):
         draws = []
         for part in index.split(chunk):
-            b = data.batch(part)
-            given = (b.y, b.params, likelihood_sigma(b.sigma_y, sigma_floor), operator)
-            if is_fixed and number == 0:
-                x_0 = prior.mean.expand(len(b.y), d)
-                draws.append(prior.condition(x_0, torch.zeros_like(b.y), *given))
+            some = likelihood.take(part)
+            if number == 0 and likelihood.is_shared:
+                x_0 = prior.mean.expand(len(some), d)
+                draws.append(prior.condition(x_0, torch.zeros_like(some.y), some))
             else:
-                draws.append(prior.draw(*given, generator))
+                draws.append(prior.draw(some, generator))
         prior = ppca(torch.cat(draws), rank)
         advance(1)
     return prior
@@ -369,7 +358,8 @@ def cheaper_fit(data: Measurements, operator: Operator) -> str:
         images share operator and noise level; ``low_rank`` otherwise.
     """
     d = math.prod(operator.image_shape)
-    limit = MAX_PIXELS if is_shared(data.params, data.sigma_y) else AUTO_PIXELS
+    is_shared = Likelihood.of(operator, data).is_shared
+    limit = MAX_PIXELS if is_shared else AUTO_PIXELS
     return "dense" if d <= limit else "low_rank"
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from ..operators.base import Operator, Params
+from ..operators.likelihood import Likelihood
 from ..seeding import randn_like
 
 
@@ -45,24 +45,21 @@ class Calibration:
     images: int
 
 
-def open_pixels(
-    operator: Operator, params: Params, sigma_y: Float[Tensor, " n"], generator: Generator
-) -> Bool[Tensor, "n c h w"]:
+def open_pixels(likelihood: Likelihood, generator: Generator) -> Bool[Tensor, "n c h w"]:
     r"""Return which pixels the measurement leaves open: all under noise, else those A hides.
 
     A pixel of a noise-free measurement is determined where :math:`A^+ A z` returns it; random
     images tell, for masks as for blurs.
 
     Arguments:
-        operator: The operator.
-        params: Parameters of the n images.
-        sigma_y: Their noise levels.
+        likelihood: The n measurements with their operator.
         generator: Draws the random images.
     """
-    is_open = (sigma_y > 0)[:, None, None, None]
+    operator, params = likelihood.operator, likelihood.params
+    is_open = (likelihood.sigma_y > 0)[:, None, None, None]
     # Two images: one alone is returned by chance, within rounding, in one pixel of ten thousand.
     for _ in range(2):
-        z = randn_like(torch.empty(len(sigma_y), *operator.image_shape), generator)
+        z = randn_like(torch.empty(len(likelihood), *operator.image_shape), generator)
         seen = operator.A_dagger(operator.A(z, params), params)
         is_open = is_open | ((z - seen).abs() > 1e-4)
     return is_open

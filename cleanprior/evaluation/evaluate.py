@@ -15,6 +15,7 @@ from ..data.measurements import Measurements
 from ..diffusion.posterior import PosteriorSampler
 from ..diffusion.samplers import Sampler
 from ..operators.base import Operator
+from ..operators.likelihood import Likelihood
 from ..prior import Prior
 from ..progress import Progress
 from ..training.method import Way
@@ -152,10 +153,11 @@ class Protocol:
         n = min(self.test_images, len(data.test))
         truth = None if clean is None else clean.test[:n]
         batch = measured.batch(torch.arange(n))
+        likelihood = Likelihood.of(operator, batch)
         leak = None
         if clean is not None and truth is not None:
-            leak = Leak.of(clean.train, truth, batch, operator, progress)
-        judge = RestorationJudge(batch, truth, operator, self.lpips, self.download, self.seed, leak)
+            leak = Leak.of(clean.train, truth, likelihood, progress)
+        judge = RestorationJudge(likelihood, truth, self.lpips, self.download, self.seed, leak)
         judge_samples = SampleJudge(self._options(), clean, trained, operator, cache, progress)
         rows: list[Row] = []
         pictures: dict[str, Tensor] = {}

@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.measurements import Batch
-from ..operators.base import Operator, take
+from ..operators.likelihood import Likelihood
 from ..progress import Progress
 from .features import SILENT
 
@@ -73,8 +72,7 @@ class Leak:
         cls,
         train: Tensor,
         truth: Tensor,
-        batch: Batch,
-        operator: Operator,
+        likelihood: Likelihood,
         progress: Progress = SILENT,
     ) -> "Leak | None":
         """Fit the Gaussian; None where images have more than :data:`SIZE` numbers.
@@ -82,8 +80,7 @@ class Leak:
         Arguments:
             train: Clean training images.
             truth: Clean images of the measurements.
-            batch: The measurements.
-            operator: Their operator.
+            likelihood: The measurements with their operator.
             progress: Where to show it.
         """
         d = train[0].numel()
@@ -96,9 +93,10 @@ class Leak:
         bounds = []
         with progress.task("least error of the measurements", count) as task:
             for j in index:
-                (A,) = operator.matrix(take(batch.params, j[None]), 1)
+                one = likelihood.take(j[None])
+                (A,) = one.operator.matrix(one.params, 1)
                 # A floor in the noise's place: without noise, what A shows is known exactly.
-                level = max(float(batch.sigma_y[j]), 1e-4)
+                level = max(float(one.sigma_y), 1e-4)
                 seen = covariance @ A.T
                 inner = A @ seen + level**2 * torch.eye(len(A), dtype=torch.float64)
                 gain = torch.linalg.solve(inner, seen.T)

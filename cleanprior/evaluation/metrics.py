@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ..operators.base import Operator, Params
+from ..operators.likelihood import Likelihood
 
 
 def psnr(x: Float[Tensor, "n c h w"], truth: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -88,21 +88,16 @@ def ssim(x: Float[Tensor, "n c h w"], truth: Float[Tensor, "n c h w"]) -> Float[
     return inner.flatten(1).mean(1)
 
 
-def consistency(
-    x: Float[Tensor, "n c h w"], y: Float[Tensor, "n ..."], params: Params, operator: Operator
-) -> Float[Tensor, " n"]:
+def consistency(x: Float[Tensor, "n c h w"], likelihood: Likelihood) -> Float[Tensor, " n"]:
     r"""Return :math:`\|y - A \hat x\|` per observed pixel: its root mean square, units of x.
 
     For a perfect restoration its expected value is sigma_y.
     """
-    seen = operator.observed(y, params)
-    squared = ((y - operator.A(x, params)) * seen).double().square().flatten(1).sum(1)
-    return (squared / seen.flatten(1).sum(1).clamp_min(1)).sqrt()
+    squared = likelihood.residual(x).double().square().flatten(1).sum(1)
+    return (squared / likelihood.observed.flatten(1).sum(1).clamp_min(1)).sqrt()
 
 
-def expected_consistency(
-    sigma_y: Float[Tensor, " n"], y: Float[Tensor, "n ..."], params: Params, operator: Operator
-) -> Float[Tensor, " n"]:
+def expected_consistency(likelihood: Likelihood) -> Float[Tensor, " n"]:
     r"""Return what :func:`consistency` is for the truth, in expectation: the noise itself.
 
     .. math:: \mathbb{E}\, \|\sigma_y z\| / \sqrt m
@@ -110,9 +105,9 @@ def expected_consistency(
 
     with m observed numbers. A restoration far below it fits the noise.
     """
-    m = operator.observed(y, params).flatten(1).sum(1).double()
+    m = likelihood.observed.flatten(1).sum(1).double()
     log_ratio = torch.lgamma((m + 1) / 2) - torch.lgamma(m.clamp_min(1) / 2)
-    return sigma_y.double() * (2 / m.clamp_min(1)).sqrt() * log_ratio.exp() * (m > 0)
+    return likelihood.sigma_y.double() * (2 / m.clamp_min(1)).sqrt() * log_ratio.exp() * (m > 0)
 
 
 @dataclass(frozen=True)

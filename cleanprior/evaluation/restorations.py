@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..data.measurements import Batch
-from ..operators.base import Operator
+from ..operators.likelihood import Likelihood
 from ..seeding import generator_for
 from .calibration import calibrate, open_pixels
 from .marks import Leak, out_of_range
@@ -23,9 +22,8 @@ class RestorationJudge:
     """Compares restorations with their measurements and, where there is one, with the truth.
 
     Arguments:
-        batch: The measurements.
+        likelihood: The measurements with their operator.
         truth: Their clean images, or None.
-        operator: Their operator.
         is_lpips: Whether LPIPS is computed.
         is_downloading: Whether absent weights may be fetched.
         seed: Evaluation seed.
@@ -34,23 +32,21 @@ class RestorationJudge:
 
     def __init__(
         self,
-        batch: Batch,
+        likelihood: Likelihood,
         truth: Tensor | None,
-        operator: Operator,
         is_lpips: bool,
         is_downloading: bool,
         seed: int,
         leak: Leak | None = None,
     ) -> None:
-        self.batch, self.truth, self.operator, self.leak = batch, truth, operator, leak
-        expected = expected_consistency(batch.sigma_y, batch.y, batch.params, operator)
-        self.expected_consistency = expected.mean().item()
+        self.likelihood, self.truth, self.leak = likelihood, truth, leak
+        self.expected_consistency = expected_consistency(likelihood).mean().item()
         self.lpips: Lpips | None = None
         self.missing: dict[str, str] = {}
         if truth is None:
             return
         generator = generator_for(seed, "open-pixels")
-        self.is_open = open_pixels(operator, batch.params, batch.sigma_y, generator)
+        self.is_open = open_pixels(likelihood, generator)
         no_ssim = ssim_refusal(truth.shape[1:])
         if no_ssim is not None:
             self.missing["ssim"] = no_ssim
@@ -107,7 +103,7 @@ class RestorationJudge:
                 values["ssim"] = ssim(x, self.truth)
             if self.lpips is not None:
                 values["lpips"] = self.lpips(x, self.truth)
-        values["consistency"] = consistency(x, self.batch.y, self.batch.params, self.operator)
+        values["consistency"] = consistency(x, self.likelihood)
         return Findings(
             metrics={f"{k}{suffix}": v.mean().item() for k, v in values.items()},
             per_image={

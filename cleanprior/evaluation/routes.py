@@ -17,6 +17,7 @@ from ..data.measurements import Batch
 from ..diffusion.posterior import PosteriorSampler
 from ..diffusion.samplers import Sampler
 from ..operators.base import Operator, take
+from ..operators.likelihood import Likelihood
 from ..prior import Prior, image_generators
 from ..progress import Task
 from ..seeding import generator_for, seed_for
@@ -104,8 +105,7 @@ def shared_route(
     moved = operator.to(device)
 
     def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int, int]:
-        given = batch.to(device)
-        draw = posterior(prior, given.y, given.params, given.sigma_y, moved, generators)
+        draw = posterior(prior, Likelihood.of(moved, batch.to(device)), generators)
         return draw.x.cpu(), draw.evaluations, draw.backwards
 
     def sample(first: int, n: int, seed: int) -> Tensor:

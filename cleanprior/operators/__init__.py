@@ -5,6 +5,7 @@ from .blur import GaussianBlur, MotionBlur
 from .boxes import BoxInpainting
 from .compressed_sensing import GaussianMeasurements
 from .downsampling import Downsampling
+from .likelihood import Likelihood
 from .masks import RandomInpainting
 from .mri import CartesianMRI
 from .noise import Denoising
@@ -16,6 +17,7 @@ __all__ = [
     "Downsampling",
     "GaussianBlur",
     "GaussianMeasurements",
+    "Likelihood",
     "MotionBlur",
     "Operator",
     "Params",

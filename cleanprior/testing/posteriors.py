@@ -12,6 +12,7 @@ from ..diffusion.denoiser import Denoise
 from ..diffusion.gaussian import GaussianPrior
 from ..diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from ..operators.base import Operator
+from ..operators.likelihood import Likelihood
 from ..prior import image_generators
 from .cards import check_card, composed
 from .parts import make_operator, no_global_randomness, uniform
@@ -52,9 +53,7 @@ def check_batches(
 
     def draw(chunk: int) -> Draw:
         generators = image_generators(seed, range(n))
-        return draw_in_chunks(
-            make(), denoise, data.y, data.params, data.sigma_y, operator, generators, chunk
-        )
+        return draw_in_chunks(make(), denoise, Likelihood.of(operator, data), generators, chunk)
 
     with no_global_randomness():
         together = draw(n)
@@ -71,10 +70,7 @@ def check_batches(
 def check_counts(
     sampler: PosteriorSampler,
     denoise: Denoise,
-    y: Tensor,
-    params: dict[str, Tensor],
-    sigma_y: Tensor,
-    operator: Operator,
+    likelihood: Likelihood,
     generator: Generator | list[Generator],
 ) -> Draw:
     """Check that a draw says how often it asked the denoiser, and went back through it.
@@ -96,7 +92,7 @@ def check_counts(
         return denoised
 
     with no_global_randomness():
-        draw = sampler(counted, y, params, sigma_y, operator, generator)
+        draw = sampler(counted, likelihood, generator)
     told = {"forward": draw.evaluations, "backward": draw.backwards}
     assert counts == told, f"it says {told} and it was {counts}"
     assert not draw.x.requires_grad, "a draw leaves a graph behind"
@@ -136,13 +132,12 @@ class PosteriorContract:
         for name in self.operators:
             operator, data = self.problem(name)
             denoise, generators = gaussian_denoiser(operator), image_generators(0, range(len(data)))
-            check_counts(
-                self.make(), denoise, data.y, data.params, data.sigma_y, operator, generators
-            )
+            check_counts(self.make(), denoise, Likelihood.of(operator, data), generators)
 
     def test_no_gradient_is_needed_from_outside(self) -> None:  # noqa: D102
         operator, data = self.problem(self.operators[0])
         generators = image_generators(0, range(len(data)))
-        parts = (data.y, data.params, data.sigma_y, operator, generators)
+        likelihood = Likelihood.of(operator, data)
         with torch.no_grad():
-            assert self.make()(gaussian_denoiser(operator), *parts).x.isfinite().all()
+            draw = self.make()(gaussian_denoiser(operator), likelihood, generators)
+        assert draw.x.isfinite().all()

@@ -18,6 +18,7 @@ from cleanprior.config import build
 from cleanprior.config import compose as compose_anew
 from cleanprior.data import Measurements
 from cleanprior.evaluation.metrics import consistency
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import Prior, image_generators
 from cleanprior.progress import Progress
 from cleanprior.run import run_cell
@@ -305,7 +306,7 @@ def test_a_prior_restores_there_as_on_the_cpu(
         assert (found.evaluations, found.backwards) == (expected.evaluations, expected.backwards)
         # What was handed in serves on: a judge computes A x with tensors of the CPU.
         assert operator.device == CPU
-        assert torch.isfinite(consistency(found.x, data.y, data.params, operator)).all()
+        assert torch.isfinite(consistency(found.x, Likelihood.of(operator, data))).all()
         prior.to(CPU)
 
 

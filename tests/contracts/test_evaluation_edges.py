@@ -11,6 +11,7 @@ from cleanprior.config import build, compose
 from cleanprior.data import CleanData, Measurements
 from cleanprior.evaluation.marks import Leak
 from cleanprior.evaluation.routes import alone
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.progress import Progress
 from cleanprior.training import Way
 
@@ -201,8 +202,8 @@ def test_what_determines_the_image_is_no_leak(judge):
 def test_large_images_have_no_bound(make_operator):
     x = torch.zeros(3, 1, 64, 64)
     operator = make_operator("denoising", (1, 64, 64))
-    batch = Measurements.draw(x, operator, 0, "test").batch(torch.arange(3))
-    assert Leak.of(x, x, batch, operator) is None
+    given = Likelihood.of(operator, Measurements.draw(x, operator, 0, "test"))
+    assert Leak.of(x, x, given) is None
 
 
 def spy(names, found):

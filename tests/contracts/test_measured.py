@@ -18,6 +18,7 @@ from cleanprior.data.measured import check_measurements
 from cleanprior.errors import UserError
 from cleanprior.evaluation.metrics import expected_consistency
 from cleanprior.fingerprint import fingerprint
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.progress import Progress
 from cleanprior.run import Cell, run_cell
 
@@ -185,8 +186,8 @@ def test_the_expected_consistency_is_that_of_the_true_images(make_operator):
     m = Measurements.draw(x, operator, 0, "train")
     from cleanprior.evaluation.metrics import consistency
 
-    found = consistency(x, m.y, m.params, operator)
-    expected = expected_consistency(m.sigma_y, m.y, m.params, operator).mean()
+    found = consistency(x, Likelihood.of(operator, m))
+    expected = expected_consistency(Likelihood.of(operator, m)).mean()
     assert abs(found.mean() - expected) < 4 * found.std() / len(x) ** 0.5
     assert expected < 0.3
 

@@ -7,6 +7,7 @@ import torch
 
 from cleanprior import registry
 from cleanprior.data import digits
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import image_generators
 from cleanprior.testing import DataContract, PosteriorContract, methods, operators, posteriors
 from cleanprior.testing.data import check_images
@@ -87,7 +88,7 @@ def test_a_sampler_that_counts_wrongly_is_told():
 
     cheap = copy.copy(sampler)
     cheap.__class__ = Cheap
-    parts = (data.y, data.params, data.sigma_y, operator, image_generators(0, range(4)))
+    parts = (Likelihood.of(operator, data), image_generators(0, range(4)))
     with pytest.raises(AssertionError, match="it says .*'forward': 1"):
         posteriors.check_counts(cheap, posteriors.gaussian_denoiser(operator), *parts)
 

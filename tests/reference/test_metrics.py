@@ -12,6 +12,7 @@ from cleanprior.data import CleanData, Measurements
 from cleanprior.errors import UserError
 from cleanprior.evaluation.features import Classifier, Pixels, choose
 from cleanprior.evaluation.metrics import consistency, frechet_distance, psnr, ssim, ssim_window
+from cleanprior.operators.likelihood import Likelihood
 
 
 def test_psnr_of_a_constant_offset_is_its_closed_form() -> None:
@@ -56,7 +57,7 @@ def test_consistency_is_the_noise_level_for_the_truth(digits_data, make_operator
     operator = make_operator("inpainting", (1, 8, 8), "sigma=0.3")
     x = digits_data.train
     data = Measurements.draw(x, operator, 0, "train")
-    found = consistency(x, data.y, data.params, operator).square().mean().sqrt().item()
+    found = consistency(x, Likelihood.of(operator, data)).square().mean().sqrt().item()
     assert found == pytest.approx(0.3, rel=0.02)
 
 

@@ -15,7 +15,8 @@ from deepinv.physics.functional.blur import gaussian_blur
 from deepinv.sampling.noisy_datafidelity import DPSDataFidelity
 
 from cleanprior.data import Measurements
-from cleanprior.diffusion.posterior import DPS, MMPS, LinearProblem
+from cleanprior.diffusion.posterior import DPS, MMPS
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for
 
 SHAPE = (1, 2, 3)
@@ -88,7 +89,7 @@ def test_dps_guidance_is_deepinvs(gaussian, masked, sigma):
     operator, data, x = masked
     physics = Inpainting(img_size=SHAPE, mask=data.params["mask"])
     physics.noise_model = deepinv.physics.GaussianNoise(0.1)
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
     annealed = (0.1**2 + sigma**2) / 0.1**2
     for ours, theirs, factor in (("norm", "norm", 1.0), ("squared", "annealed", annealed)):
         fidelity = DPSDataFidelity(denoiser=AsDeepinv(gaussian), guidance=theirs)
@@ -107,7 +108,7 @@ def test_the_mmps_mean_is_azulas(gaussian, masked, sigma):
     t = torch.tensor((math.log(sigma) - math.log(low)) / (math.log(high) - math.log(low)))
     values, vectors = torch.linalg.eigh(gaussian.covariance)
     law = GaussianDenoiser(gaussian.mean, FullCovariance(vectors, values), schedule)
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
     sampler = MMPS(2, 0.1, 1.0, 7.0, 1.0, 12, 1e-8, float("inf"), 0.0)
     ours, _ = sampler.guide(gaussian, x, sigma, problem)
     for i in range(6):

@@ -11,12 +11,12 @@ from cleanprior.diffusion.posterior import (
     DDRM,
     DeepinvSampler,
     DiffPIR,
-    LinearProblem,
     PiGDM,
     draw_in_chunks,
 )
 from cleanprior.diffusion.posterior import ddrm as ddrm_module
 from cleanprior.errors import UserError
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for, scoped_rng
 from cleanprior.testing import posteriors as promises
@@ -54,7 +54,7 @@ def test_pigdm_guidance_of_unit_variance_data_is_deepinvs(gaussian, make_operato
     physics.noise_model = GaussianNoise(0.1)
     theirs = deepinv.sampling.PiGDMDataFidelity(AsDeepinv(gaussian))
     gradient = theirs.grad(x, data.y, physics, torch.tensor(sigma))
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
     mean, _ = PiGDM(2, 0.1, 1.0, 7.0, 1.0, 1.0, 20, 1e-6).guide(gaussian, x, sigma, problem)
     denoised = gaussian(x, torch.full((6,), sigma))
     torch.testing.assert_close(mean, denoised - sigma**2 * gradient, rtol=1e-4, atol=1e-5)
@@ -67,7 +67,7 @@ def test_the_diffpir_pull_is_deepinvs_proximal_step(make_operator, name, sigma):
     z = torch.randn((6, *SHAPE), generator=generator_for(0, "t"))
     level = torch.linspace(0.05, 0.5, 6)
     sampler = DiffPIR(2, 0.1, 1.0, 7.0, 4.0, 0.3, 0.0, 20, 1e-6)
-    problem = LinearProblem(operator, data.y, data.params, level)
+    problem = Likelihood(operator, data.y, data.params, level)
     ours = sampler.pull(z, sigma, problem)
     operator.A(z, data.params)
     gamma = (sigma**2 / (4.0 * level**2)).reshape(-1, 1, 1, 1)
@@ -90,7 +90,7 @@ def test_ddrm_means_are_deepinvs(gaussian, make_operator, monkeypatch, eta):
     theirs = reference(data.y, physics)
     sampler = DDRM(2, 0.1, 1.0, 7.0, eta, 0.9)
     sampler.levels = levels
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
     x = sampler.start(problem, generator_for(0, "d"))
     for sigma, lower in zip(levels[:-1], levels[1:], strict=True):
         x = sampler.step(gaussian, x, sigma, lower, problem, generator_for(0, "d"))
@@ -154,7 +154,7 @@ def test_evaluations_and_backward_passes_are_those_counted_and_follow_the_steps(
     for steps in (5, 9):
         counts.update(forward=0, backward=0)
         draw = chosen(choice, steps)(
-            denoise, data.y, data.params, data.sigma_y, operator, image_generators(4, range(1))
+            denoise, Likelihood.of(operator, data), image_generators(4, range(1))
         )
         assert counts == {"forward": draw.evaluations, "backward": draw.backwards}
         found.append(draw.evaluations)
@@ -172,10 +172,7 @@ def test_an_image_has_its_own_noise_level(gaussian, make_operator, choice):
     def draw(numbers, *levels):
         return chosen(choice)(
             gaussian,
-            y[numbers],
-            {"mask": mask[numbers]},
-            torch.tensor(levels),
-            operator,
+            Likelihood(operator, y[numbers], {"mask": mask[numbers]}, torch.tensor(levels)),
             image_generators(4, numbers),
         ).x
 
@@ -195,7 +192,7 @@ def test_operators_without_decomposition_keep_their_own_parameters(make_operator
     data = Measurements.draw(x, operator, 1, "train")
 
     def draw(chunk):
-        parts = (data.y, data.params, data.sigma_y, operator, image_generators(4, range(3)))
+        parts = (Likelihood.of(operator, data), image_generators(4, range(3)))
         return draw_in_chunks(chosen(choice), denoise, *parts, chunk)
 
     together = draw(3)
@@ -208,7 +205,7 @@ def test_dps_behind_the_interface_is_deepinvs(gaussian, make_operator):
     generators = image_generators(4, range(2))
     # Below deepinv's own least level, 0.001, so that the floor of our wrapper changes nothing.
     sampler = DeepinvSampler("DPS", None, 8, 1e-4, CHOICES["DPS"][2])
-    draw = sampler(gaussian, data.y, data.params, data.sigma_y, operator, generators)
+    draw = sampler(gaussian, Likelihood.of(operator, data), generators)
     for i in range(2):
         physics = Inpainting(img_size=SHAPE, mask=data.params["mask"][i])
         physics.noise_model = GaussianNoise(0.1)
@@ -228,8 +225,12 @@ def test_moment_matching_of_deepinv_draws_from_the_posterior(gaussian, make_oper
     sigma_y = data.sigma_y.expand(n)
     options = {"sigma_max": 20.0, "alpha": 1.0, "cg_max_iter": 6}
     sampler = DeepinvSampler("PosteriorDiffusion", "MomentMatchingDataFidelity", 40, 0.02, options)
-    x = sampler(gaussian, y, mask, sigma_y, operator, generator_for(0, "d")).x.flatten(1).double()
-    mean, covariance = gaussian.posterior(data.y, data.params, data.sigma_y, operator)
+    x = (
+        sampler(gaussian, Likelihood(operator, y, mask, sigma_y), generator_for(0, "d"))
+        .x.flatten(1)
+        .double()
+    )
+    mean, covariance = gaussian.posterior(Likelihood.of(operator, data))
     error = (x.mean(0) - mean[0]).abs() / (covariance[0].diagonal() / n).sqrt()
     assert error.max() < 5
     ratio = x.var(0) / covariance[0].diagonal()
@@ -240,10 +241,8 @@ def test_diffpir_of_deepinv_gets_the_rescaled_problem(gaussian, make_operator):
     """Its draw explains the measurement of [-1, 1] images to about the noise."""
     operator, data = measured(make_operator, sigma=0.05, n=20)
     sampler = DeepinvSampler("DiffPIR", None, 60, 0.01, {"lambda_": 1.0, "zeta": 0.3})
-    draw = sampler(
-        gaussian, data.y, data.params, data.sigma_y, operator, image_generators(0, range(20))
-    )
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    draw = sampler(gaussian, Likelihood.of(operator, data), image_generators(0, range(20)))
+    problem = Likelihood.of(operator, data)
     misfit = problem.residual(draw.x).square().sum() / data.params["mask"].sum()
     assert misfit < 4 * 0.05**2
 
@@ -252,7 +251,7 @@ def test_a_large_seed_of_one_generator_gives_different_images(gaussian, make_ope
     operator, data = measured(make_operator, n=1)
     y, mask = data.y.expand(2, *SHAPE), {"mask": data.params["mask"].expand(2, 1, 2, 3)}
     sigma_y = data.sigma_y.expand(2)
-    x = chosen("dps")(gaussian, y, mask, sigma_y, operator, generator_for(0, "d")).x
+    x = chosen("dps")(gaussian, Likelihood(operator, y, mask, sigma_y), generator_for(0, "d")).x
     assert not torch.allclose(x[0], x[1], atol=1e-3)
 
 
@@ -280,7 +279,7 @@ def test_a_mistake_is_refused_with_what_is_allowed(arguments, error, message):
 
 def test_needs_are_refused_by_name(gaussian, make_operator):
     operator, data = measured(make_operator, sigma=0)
-    call = (gaussian, data.y, data.params, data.sigma_y, operator, generator_for(0, "d"))
+    call = (gaussian, Likelihood.of(operator, data), generator_for(0, "d"))
     for choice in ("DiffPIR", "mmps", "pigdm"):
         with pytest.raises(ValueError, match="needs noise: it divides by sigma_y"):
             chosen(choice)(*call)
@@ -291,7 +290,7 @@ def test_needs_are_refused_by_name(gaussian, make_operator):
 
 def test_a_result_that_is_not_finite_is_an_error(make_operator):
     operator, data = measured(make_operator)
-    call = (data.y, data.params, data.sigma_y, operator, generator_for(0, "d"))
+    call = (Likelihood.of(operator, data), generator_for(0, "d"))
     with pytest.raises(ValueError, match="returned NaN or infinity for image 0"):
         chosen("DDRM")(lambda x, sigma: x / 0, *call)
 

@@ -17,6 +17,7 @@ from cleanprior.evaluation.metrics import (
 )
 from cleanprior.evaluation.networks import Unavailable
 from cleanprior.evaluation.perceptual import Lpips, refusal
+from cleanprior.operators.likelihood import Likelihood
 
 
 def images(n=4, channels=1, side=8, seed=0):
@@ -63,8 +64,8 @@ def test_expected_consistency_is_the_mean_of_the_truth(make_operator):
     operator = make_operator("inpainting", (1, 4, 4), "sigma=0.3")
     x = images(4000, side=4)
     data = Measurements.draw(x, operator, 0, "train")
-    found = consistency(x, data.y, data.params, operator)
-    expected = expected_consistency(data.sigma_y, data.y, data.params, operator)
+    found = consistency(x, Likelihood.of(operator, data))
+    expected = expected_consistency(Likelihood.of(operator, data))
     assert found.mean().item() == pytest.approx(expected.mean().item(), rel=0.01)
     assert expected.mean().item() < 0.985 * 0.3
 
@@ -72,7 +73,7 @@ def test_expected_consistency_is_the_mean_of_the_truth(make_operator):
 def test_expected_consistency_of_noise_free_measurements_is_zero(make_operator):
     operator = make_operator("inpainting", (1, 8, 8))
     data = Measurements.draw(images(), operator, 0, "train")
-    assert expected_consistency(data.sigma_y, data.y, data.params, operator).max() == 0
+    assert expected_consistency(Likelihood.of(operator, data)).max() == 0
 
 
 @pytest.fixture(scope="module")

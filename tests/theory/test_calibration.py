@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cleanprior.evaluation.calibration import calibrate, open_pixels
+from cleanprior.operators.likelihood import Likelihood
 
 K = 8
 
@@ -110,9 +111,10 @@ def test_open_pixels_are_those_that_the_measurement_does_not_determine(make_oper
     params = masks.draw(5, generator)
     expected = params["mask"] == 0
     assert 0.3 < expected.float().mean() < 0.7
-    assert torch.equal(open_pixels(masks, params, clean, generator), expected)
-    assert open_pixels(masks, params, noisy, generator).all()
+    y = torch.zeros(5, 1, 8, 8)
+    assert torch.equal(open_pixels(Likelihood(masks, y, params, clean), generator), expected)
+    assert open_pixels(Likelihood(masks, y, params, noisy), generator).all()
     coarse = make_operator("downsampling", (1, 8, 8), "sigma=0.0")
-    assert open_pixels(coarse, {}, clean, generator).all()
+    assert open_pixels(Likelihood(coarse, y, {}, clean), generator).all()
     identity = make_operator("denoising", (1, 8, 8), "sigma=0.0")
-    assert not open_pixels(identity, {}, clean, generator).any()
+    assert not open_pixels(Likelihood(identity, y, {}, clean), generator).any()

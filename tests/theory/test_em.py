@@ -14,6 +14,7 @@ from cleanprior.data import Measurements
 from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.diffusion.posterior import DPS, MMPS
 from cleanprior.operators import Denoising, RandomInpainting
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.progress import Progress
 from cleanprior.training import Problem, Round, Session
 from cleanprior.training.checkpoint import Store
@@ -247,7 +248,7 @@ def test_with_noise_the_chosen_residual_is_the_expected_one() -> None:
     index = torch.randperm(len(data), generator=session.generator("scale-images", round=1))[:200]
     batch = data.batch(index)
     generators = session.generators("scale", index.tolist(), round=1)
-    x = sampler(prior, batch.y, batch.params, batch.sigma_y, operator, generators).x
+    x = sampler(prior, Likelihood.of(operator, batch), generators).x
     squared = ((batch.y - operator.A(x, batch.params)) * batch.params["mask"]).square().sum()
     assert squared.item() == pytest.approx(sigma**2 * batch.params["mask"].sum().item(), rel=0.1)
 
@@ -256,15 +257,17 @@ def test_a_residual_of_the_size_of_the_noise_fits_best() -> None:
     """And one of 0, which reproduces the noise, misses it by m sigma^2."""
     operator, data, _ = gaussian_toy(0.3)
     batch = data.batch(torch.arange(400))
-    assert misfit(operator, batch, batch.y + 0.3) == pytest.approx(0, abs=1e-5)
+    assert misfit(Likelihood.of(operator, batch), batch.y + 0.3) == pytest.approx(0, abs=1e-5)
     expected = 0.09 * batch.params["mask"].flatten(1).sum(1).mean().item()
-    assert misfit(operator, batch, batch.y) == pytest.approx(expected, rel=1e-5)
+    assert misfit(Likelihood.of(operator, batch), batch.y) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_candidate_that_is_not_finite_is_never_chosen() -> None:
     operator, data, _ = gaussian_toy(0.0)
     batch = data.batch(torch.arange(4))
-    assert misfit(operator, batch, torch.full((4, 1, 2, 4), float("nan"))) == float("inf")
+    assert misfit(Likelihood.of(operator, batch), torch.full((4, 1, 2, 4), float("nan"))) == float(
+        "inf"
+    )
     assert best_scale([0.5, 1.0, 2.0], [1.0, 1.9, float("inf")]) == 1.0
 
 

@@ -16,8 +16,9 @@ from cleanprior.methods.em_steps import (
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
-from cleanprior.diffusion.posterior import DPS, MMPS, LinearProblem
+from cleanprior.diffusion.posterior import DPS, MMPS
 from cleanprior.errors import UserError
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for
 from cleanprior.training import Problem
 
@@ -245,15 +246,15 @@ def test_the_fit_and_the_drift_are_those_of_their_definitions(make_operator) -> 
     mask = data.params["mask"][index].flatten(1)
     noise = ((data.y - operator.A(x, data.params))[index].flatten(1) * mask).square().sum(1)
     expected = (noise / mask.sum(1)).mean().item()
-    mean, ratio = fit_of(operator, data, index, x[index], 0.0, 7)
+    mean, ratio = fit_of(Likelihood.of(operator, data), index, x[index], 0.0, 7)
     assert mean == pytest.approx(expected, rel=1e-5)
     assert ratio == pytest.approx(expected / 0.09, rel=1e-5)
     filled = Measurements(data.y + 7 * (1 - data.params["mask"]), data.params, data.sigma_y)
-    hidden = fit_of(operator, filled, index, x[index], 0.0, 7)[0]
+    hidden = fit_of(Likelihood.of(operator, filled), index, x[index], 0.0, 7)[0]
     assert hidden == pytest.approx(expected, rel=1e-5), "what was not measured does not count"
     silent = Measurements(data.y, data.params, 0 * data.sigma_y)
-    assert fit_of(operator, silent, index, x[index], 0.0, 7)[1] is None
-    floor = fit_of(operator, silent, index, x[index], 0.1, 7)[1]
+    assert fit_of(Likelihood.of(operator, silent), index, x[index], 0.0, 7)[1] is None
+    floor = fit_of(Likelihood.of(operator, silent), index, x[index], 0.1, 7)[1]
     assert floor == pytest.approx(expected / 0.01, rel=1e-5)
     covariance = followed_covariance(x)
     dense = torch.cov(x.flatten(1).T, correction=0).double()
@@ -294,7 +295,7 @@ def test_gmres_solves_what_conjugate_gradient_solves(gaussian, make_operator) ->
     operator = make_operator("inpainting", gaussian.image_shape, "p=0.3", "sigma=0.2")
     x = torch.randn(4, *gaussian.image_shape, generator=generator_for(0, "x"))
     data = Measurements.draw(x, operator, 0, "train")
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
 
     def mean(solver: str, iterations: int):
         sampler = MMPS(3, 0.1, 5.0, 7.0, 1.0, iterations, 0.0, float("inf"), 0.0, solver)

@@ -13,7 +13,7 @@ from cleanprior.methods.flow import (
 )
 from flows import OPERATORS, make_measurements, randomise
 
-from cleanprior.operators.base import likelihood_sigma
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for
 
 
@@ -52,7 +52,8 @@ def small_case(make_operator, gaussian, name="inpainting", n=5):
     batch = data.batch(torch.arange(n))
     flow = PosteriorFlow(gaussian.image_shape, feature_count(operator), 4, 16, 8)
     flow.set_gaussian(gaussian.mean, gaussian.covariance)
-    return operator, batch, flow, gaussian_base(gaussian, batch, operator, 0.1)
+    given = Likelihood.of(operator, batch).with_floor(0.1)
+    return operator, batch, flow, gaussian_base(gaussian, given)
 
 
 def test_whole_flow_inverts_and_knows_its_determinant(make_operator, gaussian):
@@ -82,8 +83,7 @@ def test_flow_inverts_in_single_precision(make_operator, gaussian):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_untrained_flow_is_the_exact_gaussian_posterior(make_operator, gaussian, name):
     operator, batch, flow, base = small_case(make_operator, gaussian, name)
-    level = likelihood_sigma(batch.sigma_y, 0.1)
-    mean, covariance = gaussian.posterior(batch.y, batch.params, level, operator)
+    mean, covariance = gaussian.posterior(Likelihood.of(operator, batch).with_floor(0.1))
     torch.testing.assert_close(base.mean.double(), mean, atol=1e-5, rtol=1e-4)
     root = base.root.double()
     torch.testing.assert_close(

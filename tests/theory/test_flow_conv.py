@@ -14,7 +14,7 @@ from flows import CPU, begin, make_measurements
 from cleanprior.config import build, compose
 from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.diffusion.low_rank import LowRankGaussian
-from cleanprior.operators.base import likelihood_sigma
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for, scoped_rng
 
@@ -149,9 +149,8 @@ def test_untrained_draws_follow_the_gaussian_posterior(make_operator, name):
         base = start.base(flow, batch, is_training=False)
         x, log_det = start.draw(flow, base, batch, generator_for(0, "draw"))
     dense = GaussianPrior(prior.mean, prior.covariance, shape)
-    level = likelihood_sigma(batch.sigma_y[:1], 0.1)
-    params = {k: v[:1] for k, v in batch.params.items()}
-    mean, covariance = dense.posterior(batch.y[:1], params, level, operator)
+    first = Likelihood.of(operator, batch).take(slice(0, 1))
+    mean, covariance = dense.posterior(first.with_floor(0.1))
     torch.testing.assert_close(base.mean[0].flatten().double(), mean[0], rtol=0, atol=2e-3)
     x = x.flatten(1).double()
     deviation = covariance[0].diagonal().sqrt()

@@ -15,6 +15,7 @@ from torch import nn
 
 from cleanprior.config import build, compose
 from cleanprior.data import Batch
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for, scoped_rng
 
 # -- learning against closed forms -----------------------------------------------------------------
@@ -71,7 +72,7 @@ def test_flow_learns_the_posterior_of_one_operator(make_operator, gaussian):
 
     y = draw_y(16)
     level = torch.full((16,), s)
-    mean, covariance = gaussian.posterior(y, {}, level, operator)
+    mean, covariance = gaussian.posterior(Likelihood(operator, y, {}, level))
     draws = 4096
     with torch.no_grad():
         u = torch.randn(16 * draws, d, generator=generator)

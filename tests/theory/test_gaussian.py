@@ -5,6 +5,7 @@ import torch
 
 from cleanprior.data import Measurements
 from cleanprior.diffusion.gaussian import GaussianPrior, broad_start, fit_gaussian, log_likelihood
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for, scoped_rng
 
 
@@ -45,7 +46,7 @@ def test_the_denoiser_minimises_the_squared_error(gaussian):
 def test_the_posterior_is_that_of_the_direct_formula(gaussian, problem):
     """Against the information form, on observed rows only: another route to the same numbers."""
     operator, data = problem
-    mean, covariance = gaussian.posterior(data.y, data.params, data.sigma_y, operator)
+    mean, covariance = gaussian.posterior(Likelihood.of(operator, data))
     precision = torch.linalg.inv(gaussian.covariance)
     for i in range(len(data)):
         a = torch.eye(6, dtype=torch.float64)[data.params["mask"][i].flatten().bool()]
@@ -61,10 +62,10 @@ def test_draws_have_the_moments_of_the_posterior(gaussian, problem):
     operator, data = problem
     n = 40_000
     one = data.batch(torch.zeros(n, dtype=torch.long))
-    x = gaussian.draw(one.y, one.params, one.sigma_y, operator, generator_for(0, "d"))
+    x = gaussian.draw(Likelihood.of(operator, one), generator_for(0, "d"))
     x = x.flatten(1).double()
     first = data.batch(torch.zeros(1, dtype=torch.long))
-    mean, covariance = gaussian.posterior(first.y, first.params, first.sigma_y, operator)
+    mean, covariance = gaussian.posterior(Likelihood.of(operator, first))
     assert (x.mean(0) - mean[0]).abs().max() < 0.01
     assert (torch.cov(x.T) - covariance[0]).norm() / covariance[0].norm() < 0.03
 
@@ -94,18 +95,18 @@ def test_shortcuts_of_the_fit_change_nothing(make_operator, name, keys, monkeypa
     operator = make_operator(name, shape, *keys)
     data = Measurements.draw(draw(prior, 50), operator, 0, "train")
     quick = fit_gaussian(data, operator, 0.05, 4, generator_for(0, "g"))
-    arguments = (data.y, data.params, torch.full((50,), 0.1), operator)
-    moments, noise = prior.posterior_root(*arguments), prior.draw(*arguments, generator_for(0, "d"))
+    given = Likelihood(operator, data.y, data.params, torch.full((50,), 0.1))
+    moments, noise = prior.posterior_root(given), prior.draw(given, generator_for(0, "d"))
     monkeypatch.setattr(operator.__class__, "capabilities", frozenset())
     start = broad_start(data, operator, 0.05)
     monkeypatch.setattr("cleanprior.diffusion.gaussian.broad_start", lambda *_: start)
-    monkeypatch.setattr("cleanprior.diffusion.gaussian.is_shared", lambda params, sigma_y: False)
+    monkeypatch.setattr(Likelihood, "is_shared", False)
     plain = fit_gaussian(data, operator, 0.05, 4, generator_for(0, "g"))
     torch.testing.assert_close(quick.mean, plain.mean, rtol=0, atol=1e-10)
     torch.testing.assert_close(quick.covariance, plain.covariance, rtol=0, atol=1e-10)
-    for a, b in zip(moments, prior.posterior_root(*arguments), strict=True):
+    for a, b in zip(moments, prior.posterior_root(given), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-    torch.testing.assert_close(noise, prior.draw(*arguments, generator_for(0, "d")))
+    torch.testing.assert_close(noise, prior.draw(given, generator_for(0, "d")))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """The low-rank Gaussian prior: exact draws, PPCA, the quadratic form, Monte-Carlo EM."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cleanprior.data import Measurements
 from cleanprior.diffusion.gaussian import GaussianPrior, fit_gaussian, log_likelihood
 from cleanprior.diffusion.low_rank import LowRankGaussian, cheaper_fit, fit_low_rank, ppca
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for, scoped_rng
 
 SHAPE = (1, 3, 4)
@@ -71,10 +74,10 @@ def test_draws_have_the_mean_and_covariance_of_the_posterior(
     """Three measurements at a time, so that every image is solved on its own."""
     operator = make_operator(name, SHAPE, *overrides)
     data = Measurements.draw(images(prior, 3), operator, 0, "train")
-    mean, covariance = dense(prior).posterior(data.y, data.params, data.sigma_y, operator)
+    mean, covariance = dense(prior).posterior(Likelihood.of(operator, data))
     n = 40_000
     many = data.batch(torch.arange(3).repeat(n))
-    x = prior.draw(many.y, many.params, many.sigma_y, operator, generator_for(0, "d"))
+    x = prior.draw(Likelihood.of(operator, many), generator_for(0, "d"))
     x = x.flatten(1).double().reshape(n, 3, -1)
     for i in range(3):
         assert (x[:, i].mean(0) - mean[i]).abs().max() < 0.015
@@ -85,10 +88,10 @@ def test_conjugate_gradient_and_the_closed_solve_agree(prior, make_operator, mon
     for name in ("inpainting", "denoising"):
         operator = make_operator(name, SHAPE, "sigma=0.1")
         data = Measurements.draw(images(prior, 9), operator, 0, "train")
-        arguments = (data.y, data.params, data.sigma_y, operator)
-        closed = prior.draw(*arguments, generator_for(0, "d"))
+        given = Likelihood.of(operator, data)
+        closed = prior.draw(given, generator_for(0, "d"))
         monkeypatch.setattr(operator.__class__, "capabilities", frozenset())
-        iterated = prior.draw(*arguments, generator_for(0, "d"))
+        iterated = prior.draw(given, generator_for(0, "d"))
         torch.testing.assert_close(closed, iterated, rtol=1e-4, atol=1e-4)
 
 
@@ -97,7 +100,7 @@ def test_unseen_entries_of_y_do_not_matter(prior, make_operator) -> None:
     data = Measurements.draw(images(prior, 4), operator, 0, "train")
     filled = data.y + 7 * (1 - operator.observed(data.y, data.params))
     draws = [
-        prior.draw(y, data.params, data.sigma_y, operator, generator_for(0, "d"))
+        prior.draw(replace(Likelihood.of(operator, data), y=y), generator_for(0, "d"))
         for y in (data.y, filled)
     ]
     assert torch.equal(*draws)
@@ -182,7 +185,8 @@ def test_a_large_image_is_fitted_and_restored(make_operator) -> None:
     operator = make_operator("inpainting", shape, "p=0.6")
     data = Measurements.draw(clean, operator, 0, "train")
     fitted = fit_low_rank(data, operator, 0.05, 14, 4, generator_for(0, "g"))
-    x = fitted.draw(data.y, data.params, torch.full((100,), 0.05), operator, generator_for(0, "d"))
+    given = Likelihood(operator, data.y, data.params, torch.full((100,), 0.05))
+    x = fitted.draw(given, generator_for(0, "d"))
     assert x.shape == clean.shape
     error = (x - clean).square().mean().sqrt()
     assert error < 0.05
@@ -216,7 +220,7 @@ def test_with_one_operator_the_first_e_step_takes_what_measurements_explain(
     broad = GaussianPrior(
         torch.zeros(12, dtype=torch.float64), 0.3 * torch.eye(12, dtype=torch.float64), SHAPE
     )
-    means, _ = broad.posterior(data.y, data.params, data.sigma_y, operator)
+    means, _ = broad.posterior(Likelihood.of(operator, data))
     expected = ppca(means.reshape(200, *SHAPE), 3)
     for found in first:  # nothing random in it
         torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=1e-5)

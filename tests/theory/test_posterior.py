@@ -1,5 +1,7 @@
 """Samplers of p(x|y) on a Gaussian of six pixels, three of them observed, against closed forms."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,9 +10,9 @@ from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.diffusion.posterior import (
     DPS,
     MMPS,
-    LinearProblem,
     conjugate_gradient,
 )
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for
 from cleanprior.testing import posteriors as promises
@@ -24,11 +26,11 @@ def operator(make_operator):
     return make_operator("inpainting", SHAPE, "sigma=0.1")
 
 
-def one_measurement(n):
-    """Return n copies of one measurement of three pixels."""
+def one_measurement(operator, n, level=0.1):
+    """Return n copies of one measurement of three pixels, with noise of that level."""
     y = torch.tensor([0.6, 0, -0.4, 0, 0, 0.3]).reshape(1, *SHAPE) * MASK
     copies = torch.zeros(n, dtype=torch.long)
-    return y[copies], {"mask": MASK[copies]}, torch.full((n,), 0.1)
+    return Likelihood(operator, y[copies], {"mask": MASK[copies]}, torch.full((n,), level))
 
 
 def several(gaussian, operator, n):
@@ -49,10 +51,10 @@ def mmps(steps=20, eta=1.0, iterations=6, tolerance=1e-6, low=0.002, high=80.0, 
 
 @pytest.mark.parametrize(("eta", "tolerance"), [(1.0, 0.08), (0.0, 0.03)])
 def test_mmps_draws_from_the_posterior_of_a_gaussian(gaussian, operator, eta, tolerance):
-    y, params, sigma_y = one_measurement(20_000)
-    draw = mmps(256, eta)(gaussian, y, params, sigma_y, operator, generator_for(0, "d"))
+    given = one_measurement(operator, 20_000)
+    draw = mmps(256, eta)(gaussian, given, generator_for(0, "d"))
     x = draw.x.flatten(1).double()
-    mean, covariance = gaussian.posterior(*one_measurement(1), operator)
+    mean, covariance = gaussian.posterior(one_measurement(operator, 1))
     assert (x.mean(0) - mean[0]).abs().max() < 0.02
     assert (torch.cov(x.T) - covariance[0]).norm() / covariance[0].norm() < tolerance
 
@@ -65,7 +67,7 @@ def test_the_guided_mean_is_the_conditional_mean(gaussian, make_operator, name, 
     operator = make_operator(name, SHAPE, "sigma=0.1", *extra)
     data = several(gaussian, operator, 4)
     x = sigma * torch.randn((4, *SHAPE), generator=generator_for(0, "t"))
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
     mean, correction = mmps().guide(gaussian, x, sigma, problem)
     assert correction is None
     a = operator.matrix(data.params, 4)
@@ -83,17 +85,18 @@ def test_the_guided_mean_is_the_conditional_mean(gaussian, make_operator, name, 
 
 def test_the_floor_replaces_smaller_noise_in_the_likelihood_only(gaussian, make_operator):
     operator = make_operator("inpainting", SHAPE, "sigma=0")
-    y, params, sigma_y = one_measurement(3)
-    before = y.clone()
+    given = one_measurement(operator, 3)
+    before = given.y.clone()
+    free = replace(given, sigma_y=0 * given.sigma_y)
     generators = image_generators(0, range(3))
-    floored = mmps(floor=0.1)(gaussian, y, params, 0 * sigma_y, operator, generators)
-    expected = mmps()(gaussian, y, params, sigma_y, operator, image_generators(0, range(3)))
+    floored = mmps(floor=0.1)(gaussian, free, generators)
+    expected = mmps()(gaussian, given, image_generators(0, range(3)))
     torch.testing.assert_close(floored.x, expected.x)
-    assert torch.equal(y, before)
+    assert torch.equal(given.y, before)
     with pytest.raises(
         ValueError, match=r"sigma_y is 0 and sigma_floor is 0; set posterior\.sigma"
     ):
-        mmps()(gaussian, y, params, 0 * sigma_y, operator, generators)
+        mmps()(gaussian, free, generators)
 
 
 # -- conjugate gradient ----------------------------------------------------------------------------
@@ -183,7 +186,7 @@ def test_the_guidance_of_a_linear_denoiser_is_minus_m_a_r(gaussian, operator):
     matrix = torch.randn((6, 6), generator=generator_for(0, "m"))
     data = several(gaussian, operator, 5)
     x = torch.randn((5, *SHAPE), generator=generator_for(0, "t"))
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
     a = operator.matrix(data.params, 5).float()
     r = data.y.flatten(1) - (a @ (x.flatten(1) @ matrix.T)[:, :, None])[:, :, 0]
     pulled = -((a.mT @ r[:, :, None])[:, :, 0] @ matrix)
@@ -202,12 +205,12 @@ def test_the_guidance_of_a_linear_denoiser_is_minus_m_a_r(gaussian, operator):
 def test_guidance_of_an_image_when_its_batch_grows(gaussian, operator, guidance):
     data = several(gaussian, operator, 8)
     x = torch.randn((8, *SHAPE), generator=generator_for(0, "t"))
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
     denoised, together = dps(guidance=guidance).gradient(gaussian, x, 0.7, problem)
     residuals = problem.residual(denoised)
     for i in range(8):
         b = data.batch(torch.tensor([i]))
-        single = LinearProblem(operator, b.y, b.params, b.sigma_y)
+        single = Likelihood.of(operator, b)
         alone = dps(guidance=guidance).gradient(gaussian, x[i : i + 1], 0.7, single)[1]
         # One norm over the batch shrinks each image's guidance by |d_i| / |D|_F.
         factor = residuals[i].norm() / residuals.norm() if guidance == "batch" else 1.0
@@ -215,16 +218,16 @@ def test_guidance_of_an_image_when_its_batch_grows(gaussian, operator, guidance)
 
 
 def test_guidance_of_a_perfect_fit_is_zero_and_finite(gaussian, operator):
-    y, params, sigma_y = one_measurement(1)
-    problem = LinearProblem(operator, y, params, sigma_y)
-    _, gradient = dps().gradient(lambda x, s: 0 * x + y, torch.zeros(1, *SHAPE), 1.0, problem)
+    given = one_measurement(operator, 1)
+    x = torch.zeros(1, *SHAPE)
+    _, gradient = dps().gradient(lambda x, s: 0 * x + given.y, x, 1.0, given)
     assert (gradient == 0).all()
 
 
 def test_squared_guidance_refuses_noise_free_measurements(gaussian, operator):
-    y, params, sigma_y = one_measurement(1)
+    given = one_measurement(operator, 1, level=0.0)
     with pytest.raises(ValueError, match="guidance=squared divides by sigma_y"):
-        dps(guidance="squared")(gaussian, y, params, 0 * sigma_y, operator, generator_for(0, "d"))
+        dps(guidance="squared")(gaussian, given, generator_for(0, "d"))
 
 
 def test_an_unknown_guidance_is_refused():
@@ -237,7 +240,7 @@ def test_a_capped_step_ends_where_the_residual_is_the_noise(gaussian, operator, 
     data = several(gaussian, operator, 8)
     x = torch.randn((8, *SHAPE), generator=generator_for(0, "t"))
     level = torch.linspace(0.05, 0.6, 8)
-    problem = LinearProblem(operator, data.y, data.params, level)
+    problem = Likelihood(operator, data.y, data.params, level)
     sampler = DPS(20, 0.02, 20.0, 7.0, 1.0, scale, True, "norm")
     denoised, gradient = sampler.gradient(gaussian, x, 0.7, problem)
     _, correction = sampler.guide(gaussian, x, 0.7, problem)
@@ -252,13 +255,13 @@ def test_a_capped_step_ends_where_the_residual_is_the_noise(gaussian, operator, 
 
 def test_dps_reaches_the_noise_level_of_the_measurement(gaussian, operator):
     """The residual is within a factor 2 of sigma_y^2 at a scale that suits 100 steps."""
-    y, params, sigma_y = one_measurement(2000)
+    given = one_measurement(operator, 2000)
     sampler = dps(scale=0.3, steps=100)
-    x = sampler(gaussian, y, params, sigma_y, operator, generator_for(0, "d")).x
-    guided = ((y - x) * params["mask"]).square().flatten(1).sum(1).mean() / 3
+    x = sampler(gaussian, given, generator_for(0, "d")).x
+    guided = given.residual(x).square().flatten(1).sum(1).mean() / 3
     free = dps(scale=0.0, steps=100)
-    x = free(gaussian, y, params, sigma_y, operator, generator_for(0, "d")).x
-    unguided = ((y - x) * params["mask"]).square().flatten(1).sum(1).mean() / 3
+    x = free(gaussian, given, generator_for(0, "d")).x
+    unguided = given.residual(x).square().flatten(1).sum(1).mean() / 3
     assert 0.5 < guided / 0.1**2 < 2
     assert unguided / 0.1**2 > 4
 
@@ -277,7 +280,7 @@ def test_per_image_generators_make_a_draw_independent_of_its_batch(gaussian, ope
 @both
 def test_evaluations_and_backward_passes_are_those_counted(gaussian, operator, name):
     sampler = dps(steps=9) if name == "dps" else mmps(steps=9, iterations=2, tolerance=0.0)
-    parts = (*one_measurement(3), operator, generator_for(0, "d"))
+    parts = (one_measurement(operator, 3), generator_for(0, "d"))
     draw = promises.check_counts(sampler, gaussian, *parts)
     assert draw.evaluations == 9
     assert draw.backwards == 9 * (1 if name == "dps" else 2)
@@ -288,7 +291,7 @@ def test_evaluations_and_backward_passes_are_those_counted(gaussian, operator, n
 def test_twice_the_pixel_range_and_noise_gives_twice_the_image(
     gaussian, operator, make_operator, name, eta
 ):
-    y, params, sigma_y = one_measurement(4)
+    given = one_measurement(operator, 4)
     twice = GaussianPrior(2 * gaussian.mean, 4 * gaussian.covariance, SHAPE)
     low, high = 0.02, 20.0
     generators = [image_generators(0, range(4)) for _ in range(2)]
@@ -296,14 +299,15 @@ def test_twice_the_pixel_range_and_noise_gives_twice_the_image(
     # The gradient of a norm has no unit, so DPS's scale is a length and doubles with the images.
     extra = {"scale": 1.0} if name == "dps" else {}
     large = SAMPLERS[name](eta=eta, low=2 * low, high=2 * high, **extra)
-    x = small(gaussian, y, params, sigma_y, operator, generators[0]).x
-    x2 = large(twice, 2 * y, params, 2 * sigma_y, operator, generators[1]).x
+    x = small(gaussian, given, generators[0]).x
+    doubled = replace(given, y=2 * given.y, sigma_y=2 * given.sigma_y)
+    x2 = large(twice, doubled, generators[1]).x
     torch.testing.assert_close(x2, 2 * x, rtol=1e-3, atol=1e-3)
 
 
 @both
 def test_sampling_needs_no_gradient_from_outside_and_leaves_none(gaussian, operator, name):
     with torch.no_grad():
-        x = SAMPLERS[name]()(gaussian, *one_measurement(2), operator, generator_for(0, "d")).x
+        x = SAMPLERS[name]()(gaussian, one_measurement(operator, 2), generator_for(0, "d")).x
     assert not x.requires_grad
     assert x.isfinite().all()

@@ -1,5 +1,7 @@
 """PiGDM, DDRM and DiffPIR on a Gaussian of six pixels, against closed forms."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,11 +10,11 @@ from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.diffusion.posterior import (
     DDRM,
     DiffPIR,
-    LinearProblem,
     PiGDM,
     ridge_solution,
 )
 from cleanprior.diffusion.spectral import Spectrum
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for
 from cleanprior.testing import posteriors as promises
@@ -33,11 +35,11 @@ def white():
     return GaussianPrior(mean, 0.25 * torch.eye(6, dtype=torch.float64), SHAPE)
 
 
-def one_measurement(n):
-    """Return n copies of one measurement of three pixels."""
+def one_measurement(operator, n, level=0.1):
+    """Return n copies of one measurement of three pixels, with noise of that level."""
     y = torch.tensor([0.6, 0, -0.4, 0, 0, 0.3]).reshape(1, *SHAPE) * MASK
     copies = torch.zeros(n, dtype=torch.long)
-    return y[copies], {"mask": MASK[copies]}, torch.full((n,), 0.1)
+    return Likelihood(operator, y[copies], {"mask": MASK[copies]}, torch.full((n,), level))
 
 
 def pigdm(steps=20, eta=1.0, low=0.02, high=20.0, sigma_data=0.5, rho=7.0):
@@ -75,7 +77,7 @@ def test_a_ridge_solution_is_that_of_dense_matrices(make_operator, key, by):
         operator.capabilities = operator.capabilities - {"svd"}
     x = torch.randn((5, *shape), generator=generator_for(0, "x"))
     data = Measurements.draw(x, operator, 0, "train")
-    problem = LinearProblem(operator, data.y, data.params, data.sigma_y)
+    problem = Likelihood.of(operator, data)
     ridge = torch.tensor([0.05, 0.2, 1.0, 3.0, 20.0])
     found = ridge_solution(problem, data.y, ridge, 200, 1e-9)
     a = operator.matrix(data.params, 5)
@@ -113,19 +115,19 @@ def test_an_operator_without_decomposition_has_no_spectrum(make_operator):
 
 @pytest.mark.parametrize(("eta", "tolerance"), [(1.0, 0.08), (0.0, 0.03)])
 def test_pigdm_draws_from_the_posterior_of_white_images(white, operator, eta, tolerance):
-    y, params, sigma_y = one_measurement(20_000)
+    given = one_measurement(operator, 20_000)
     sampler = pigdm(256, eta, 0.002, 80.0)
-    x = sampler(white, y, params, sigma_y, operator, generator_for(0, "d")).x.flatten(1).double()
-    mean, covariance = white.posterior(*one_measurement(1), operator)
+    x = sampler(white, given, generator_for(0, "d")).x.flatten(1).double()
+    mean, covariance = white.posterior(one_measurement(operator, 1))
     assert (x.mean(0) - mean[0]).abs().max() < 0.02
     assert (torch.cov(x.T) - covariance[0]).norm() / covariance[0].norm() < tolerance
 
 
 def test_pigdm_needs_no_noise(white, make_operator):
     operator = make_operator("inpainting", SHAPE, "sigma=0")
-    y, params, sigma_y = one_measurement(50)
-    x = pigdm(50)(white, y, params, 0 * sigma_y, operator, generator_for(0, "d")).x
-    assert ((x - y) * MASK).abs().max() < 1e-3
+    given = one_measurement(operator, 50, level=0.0)
+    x = pigdm(50)(white, given, generator_for(0, "d")).x
+    assert given.residual(x).abs().max() < 1e-3
 
 
 # -- DDRM ------------------------------------------------------------------------------------------
@@ -140,9 +142,9 @@ def unit(x, sigma):
 def test_ddrm_shrinks_hidden_coordinates_as_its_recursion_says(make_operator, steps, eta):
     """The levels are log-spaced, 100 to 0.01: the exponent of the spacing is large."""
     operator = make_operator("inpainting", SHAPE, "sigma=0")
-    y, params, sigma_y = one_measurement(20_000)
+    given = one_measurement(operator, 20_000, level=0.0)
     sampler = ddrm(steps, eta, 0.01, 100.0, rho=1e4)
-    x = sampler(unit, y, params, 0 * sigma_y, operator, generator_for(0, "d")).x
+    x = sampler(unit, given, generator_for(0, "d")).x
     v = sampler.levels[0] ** 2
     for sigma, lower in zip(sampler.levels[:-1], sampler.levels[1:], strict=True):
         k = 1 / (1 + sigma**2)
@@ -152,7 +154,7 @@ def test_ddrm_shrinks_hidden_coordinates_as_its_recursion_says(make_operator, st
     hidden = x.flatten(1)[:, MASK.flatten() == 0]
     assert hidden.var().item() == pytest.approx(v, abs=0.02)
     seen = x.flatten(1)[:, MASK.flatten() == 1]
-    torch.testing.assert_close(seen, y.flatten(1)[:, MASK.flatten() == 1], rtol=0, atol=1e-3)
+    torch.testing.assert_close(seen, given.y.flatten(1)[:, MASK.flatten() == 1], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 5, 6)])
@@ -161,7 +163,7 @@ def test_ddrm_noise_has_the_level_of_the_state_in_a_half_spectrum(make_operator,
     operator = make_operator("blur", shape, "sigma=0", "kernel_size=3", "blur_std=0.4")
     x = torch.zeros(2000, *shape)
     sigma_y = torch.zeros(2000)
-    problem = LinearProblem(operator, x, {}, sigma_y)
+    problem = Likelihood(operator, x, {}, sigma_y)
     sampler = ddrm()
     state = sampler.start(problem, generator_for(0, "d")) / sampler.levels[0]
     assert state.var().item() == pytest.approx(1, abs=0.02)
@@ -181,7 +183,7 @@ def test_a_ddrm_step_has_the_moments_of_its_three_cases(make_operator, key, lowe
     }
     y = operator.A(x.expand(n, *shape), params) * 1.1
     state = 3 * torch.randn((1, *shape), generator=generator_for(0, "t")).expand(n, *shape)
-    problem = LinearProblem(operator, y, params, torch.full((n,), 0.1))
+    problem = Likelihood(operator, y, params, torch.full((n,), 0.1))
     eta, eta_b, sigma = 0.6, 0.9, 6.0
     sampler = ddrm(eta=eta, eta_b=eta_b)
     stepped = sampler.step(unit, state, sigma, lower, problem, generator_for(0, "d"))
@@ -211,30 +213,30 @@ def test_ddrm_refuses_an_operator_without_decomposition(make_operator):
     operator = make_operator("inpainting", SHAPE)
     operator.capabilities = operator.capabilities - {"svd"}
     with pytest.raises(ValueError, match=r"ddrm needs a cheap singular value.*inpainting has none"):
-        ddrm()(unit, *one_measurement(2), operator, generator_for(0, "d"))
+        ddrm()(unit, one_measurement(operator, 2), generator_for(0, "d"))
 
 
 # -- DiffPIR ---------------------------------------------------------------------------------------
 
 
 def test_diffpir_reaches_the_noise_level_of_the_measurement(gaussian, operator):
-    y, params, sigma_y = one_measurement(2000)
+    given = one_measurement(operator, 2000)
     sampler = diffpir(steps=100, weight=1.0)
-    x = sampler(gaussian, y, params, sigma_y, operator, generator_for(0, "d")).x
-    guided = ((y - x) * MASK).square().flatten(1).sum(1).mean() / 3
+    x = sampler(gaussian, given, generator_for(0, "d")).x
+    guided = given.residual(x).square().flatten(1).sum(1).mean() / 3
     free = diffpir(steps=100, weight=1e9)
-    x = free(gaussian, y, params, sigma_y, operator, generator_for(0, "d")).x
-    unguided = ((y - x) * MASK).square().flatten(1).sum(1).mean() / 3
+    x = free(gaussian, given, generator_for(0, "d")).x
+    unguided = given.residual(x).square().flatten(1).sum(1).mean() / 3
     assert 0.5 < guided / 0.1**2 < 2
     assert unguided / 0.1**2 > 4
 
 
 def test_diffpir_refuses_noise_free_measurements_without_a_floor(gaussian, operator):
-    y, params, sigma_y = one_measurement(2)
+    given, free = one_measurement(operator, 2), one_measurement(operator, 2, level=0.0)
     with pytest.raises(ValueError, match=r"diffpir needs noise.*set posterior\.sigma_floor"):
-        diffpir()(gaussian, y, params, 0 * sigma_y, operator, generator_for(0, "d"))
-    floored = diffpir(floor=0.1)(gaussian, y, params, 0 * sigma_y, operator, generator_for(0, "d"))
-    expected = diffpir()(gaussian, y, params, sigma_y, operator, generator_for(0, "d"))
+        diffpir()(gaussian, free, generator_for(0, "d"))
+    floored = diffpir(floor=0.1)(gaussian, free, generator_for(0, "d"))
+    expected = diffpir()(gaussian, given, generator_for(0, "d"))
     torch.testing.assert_close(floored.x, expected.x)
 
 
@@ -271,7 +273,7 @@ def test_per_image_generators_make_a_draw_independent_of_its_batch(
 
 @each
 def test_evaluations_and_backward_passes_are_those_counted(gaussian, operator, name):
-    parts = (*one_measurement(3), operator, generator_for(0, "d"))
+    parts = (one_measurement(operator, 3), generator_for(0, "d"))
     draw = promises.check_counts(SAMPLERS[name](steps=9), gaussian, *parts)
     assert draw.evaluations == 9
     assert draw.backwards == (9 if name == "pigdm" else 0)
@@ -279,10 +281,11 @@ def test_evaluations_and_backward_passes_are_those_counted(gaussian, operator, n
 
 @each
 def test_twice_the_pixel_range_and_noise_gives_twice_the_image(gaussian, operator, name):
-    y, params, sigma_y = one_measurement(4)
+    given = one_measurement(operator, 4)
     twice = GaussianPrior(2 * gaussian.mean, 4 * gaussian.covariance, SHAPE)
     extra = {"sigma_data": 1.0} if name == "pigdm" else {}
     small, large = SAMPLERS[name](), SAMPLERS[name](low=0.04, high=40.0, **extra)
-    x = small(gaussian, y, params, sigma_y, operator, image_generators(0, range(4))).x
-    x2 = large(twice, 2 * y, params, 2 * sigma_y, operator, image_generators(0, range(4))).x
+    x = small(gaussian, given, image_generators(0, range(4))).x
+    doubled = replace(given, y=2 * given.y, sigma_y=2 * given.sigma_y)
+    x2 = large(twice, doubled, image_generators(0, range(4))).x
     torch.testing.assert_close(x2, 2 * x, rtol=1e-3, atol=1e-3)

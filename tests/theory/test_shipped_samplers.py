@@ -10,7 +10,7 @@ import torch
 
 from cleanprior.config import build, compose
 from cleanprior.diffusion.gaussian import GaussianPrior
-from cleanprior.operators.base import likelihood_sigma
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for
 
 SHAPE, D, DRAWS = (1, 8, 8), 64, 3000
@@ -69,16 +69,10 @@ def posterior_errors(prior, name, problem):
     # Without a floor of its own a sampler takes noise-free pixels for exact ones.
     floor = config["posterior"].get("sigma_floor", 1e-3)
     sigma_y = torch.full((1,), operator.sigma)
-    mean, covariance = prior.posterior(y, params, likelihood_sigma(sigma_y, floor), operator)
-    copies = torch.zeros(DRAWS, dtype=torch.long)
-    draw = build(config["posterior"])(
-        prior,
-        y[copies],
-        {k: v[copies] for k, v in params.items()},
-        sigma_y[copies],
-        operator,
-        generator_for(0, "draws"),
-    )
+    one = Likelihood(operator, y, params, sigma_y)
+    mean, covariance = prior.posterior(one.with_floor(floor))
+    copies = one.take(torch.zeros(DRAWS, dtype=torch.long))
+    draw = build(config["posterior"])(prior, copies, generator_for(0, "draws"))
     return errors(draw.x, mean[0], covariance[0])
 
 
@@ -96,8 +90,9 @@ def test_ancestral_steps_lose_variance(prior):
     operator = build(config["operator"], image_shape=SHAPE)
     y = prior.mean.float().reshape(1, *SHAPE).expand(1000, -1, -1, -1)
     sigma_y = torch.full((len(y),), operator.sigma)
-    draw = sampler(prior, y, {}, sigma_y, operator, generator_for(0, "draws"))
-    mean, covariance = prior.posterior(y[:1], {}, sigma_y[:1], operator)
+    given = Likelihood(operator, y, {}, sigma_y)
+    draw = sampler(prior, given, generator_for(0, "draws"))
+    mean, covariance = prior.posterior(given.take(slice(0, 1)))
     assert 0.4 < errors(draw.x, mean[0], covariance[0])[0] < 0.8
 
 

@@ -8,7 +8,6 @@ from .base import (
     Draw,
     GuidedSampler,
     LevelSampler,
-    LinearProblem,
     PosteriorSampler,
     draw_in_chunks,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "Draw",
     "GuidedSampler",
     "LevelSampler",
-    "LinearProblem",
     "PiGDM",
     "PosteriorSampler",
     "conjugate_gradient",

@@ -1,4 +1,4 @@
-"""What posterior samplers share: the likelihood of a batch, the walk down the noise levels."""
+"""What posterior samplers share: the interface, and the walk down the noise levels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ...checks import check_choice, check_positive, check_share
-from ...operators.base import Operator, Params
+from ...operators.base import Operator
+from ...operators.likelihood import Likelihood
 from ...seeding import randn_like
 from ..denoiser import Denoise
 from ..samplers import ancestral_step, exponential_step, noise_levels
@@ -30,24 +31,6 @@ class Draw:
     backwards: int
 
 
-@dataclass(frozen=True)
-class LinearProblem:
-    """The likelihood of a batch: operator, measurements, parameters and noise levels."""
-
-    operator: Operator
-    y: Tensor
-    params: Params
-    sigma_y: Tensor
-
-    def A(self, x: Tensor) -> Tensor:
-        """Apply the forward operator of this batch."""
-        return self.operator.A(x, self.params)
-
-    def residual(self, x: Tensor) -> Tensor:
-        """Return y - A x on measured entries, 0 elsewhere."""
-        return (self.y - self.A(x)) * self.operator.observed(self.y, self.params)
-
-
 class PosteriorSampler(ABC):
     """Draws from p(x|y): a batch of images, each on its own."""
 
@@ -55,20 +38,14 @@ class PosteriorSampler(ABC):
     def __call__(
         self,
         denoise: Denoise,
-        y: Float[Tensor, "b ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " b"],
-        operator: Operator,
+        likelihood: Likelihood,
         generator: Generator | Sequence[Generator],
     ) -> Draw:
         """Draw one image from p(x|y) for each measurement.
 
         Arguments:
             denoise: The prior's denoiser.
-            y: Measurements.
-            params: Their operator parameters.
-            sigma_y: Their noise levels.
-            operator: The forward operator.
+            likelihood: The measurements with their operator, on the denoiser's device.
             generator: One for the batch, or one an image: then results do not depend on batching.
         """
 
@@ -94,10 +71,10 @@ class LevelSampler(PosteriorSampler):
         self.levels = noise_levels(self.steps, self.sigma_min, self.sigma_max, self.rho).tolist()
 
     def start(
-        self, problem: LinearProblem, generator: Generator | Sequence[Generator]
+        self, likelihood: Likelihood, generator: Generator | Sequence[Generator]
     ) -> Float[Tensor, "b c h w"]:
         """Draw the state at the highest level."""
-        like = problem.y.new_empty(len(problem.y), *problem.operator.image_shape)
+        like = likelihood.y.new_empty(len(likelihood.y), *likelihood.operator.image_shape)
         return self.levels[0] * randn_like(like, generator)
 
     @abstractmethod
@@ -107,7 +84,7 @@ class LevelSampler(PosteriorSampler):
         x: Float[Tensor, "b c h w"],
         sigma: float,
         lower: float,
-        problem: LinearProblem,
+        likelihood: Likelihood,
         generator: Generator | Sequence[Generator],
     ) -> Float[Tensor, "b c h w"]:
         """Go from noise level ``sigma`` to ``lower``; at ``lower`` = 0 the result is the draw."""
@@ -119,18 +96,14 @@ class LevelSampler(PosteriorSampler):
     def __call__(  # noqa: D102
         self,
         denoise: Denoise,
-        y: Float[Tensor, "b ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " b"],
-        operator: Operator,
+        likelihood: Likelihood,
         generator: Generator | Sequence[Generator],
     ) -> Draw:
-        problem = LinearProblem(operator, y, params, sigma_y)
-        x = self.start(problem, generator)
+        x = self.start(likelihood, generator)
         for sigma, lower in zip(self.levels[:-1], self.levels[1:], strict=True):
-            x = self.step(denoise, x, sigma, lower, problem, generator)
+            x = self.step(denoise, x, sigma, lower, likelihood, generator)
         steps = len(self.levels) - 1
-        return Draw(x, steps, steps * self.backwards_per_step(operator))
+        return Draw(x, steps, steps * self.backwards_per_step(likelihood.operator))
 
 
 @dataclass(eq=False)
@@ -165,7 +138,7 @@ class GuidedSampler(LevelSampler):
         denoise: Denoise,
         x: Float[Tensor, "b c h w"],
         sigma: float,
-        problem: LinearProblem,
+        likelihood: Likelihood,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the posterior mean given x at this level, and a correction applied after the step.
 
@@ -178,10 +151,10 @@ class GuidedSampler(LevelSampler):
         x: Float[Tensor, "b c h w"],
         sigma: float,
         lower: float,
-        problem: LinearProblem,
+        likelihood: Likelihood,
         generator: Generator | Sequence[Generator],
     ) -> Float[Tensor, "b c h w"]:
-        mean, correction = self.guide(denoise, x, sigma, problem)
+        mean, correction = self.guide(denoise, x, sigma, likelihood)
         if self.walk == "ancestral":
             x = ancestral_step(x, mean, sigma, lower, self.eta, generator)
         else:
@@ -208,27 +181,16 @@ def norms(r: Tensor) -> Tensor:
 def draw_in_chunks(
     sampler: PosteriorSampler,
     denoise: Denoise,
-    y: Tensor,
-    params: Params,
-    sigma_y: Tensor,
-    operator: Operator,
+    likelihood: Likelihood,
     generators: Sequence[Generator],
     chunk: int,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Draw:
     """Run a posterior sampler over many measurements; ``advance(n)`` is told after each chunk."""
     draws = []
-    for start in range(0, len(y), chunk):
+    for start in range(0, len(likelihood), chunk):
         part = slice(start, start + chunk)
-        draws.append(
-            sampler(
-                denoise,
-                y[part],
-                {k: v[part] for k, v in params.items()},
-                sigma_y[part],
-                operator,
-                generators[part],
-            )
-        )
-        advance(len(y[part]))
+        some = likelihood.take(part)
+        draws.append(sampler(denoise, some, generators[part]))
+        advance(len(some))
     return Draw(torch.cat([d.x for d in draws]), draws[0].evaluations, draws[0].backwards)

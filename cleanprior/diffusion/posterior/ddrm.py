@@ -9,10 +9,11 @@ from torch import Generator, Tensor
 
 from ...checks import check_share
 from ...operators.base import Operator
+from ...operators.likelihood import Likelihood
 from ...seeding import randn_like
 from ..denoiser import Denoise
 from ..spectral import Spectrum
-from .base import LevelSampler, LinearProblem, level_of
+from .base import LevelSampler, level_of
 
 
 @dataclass(eq=False)
@@ -61,26 +62,26 @@ class DDRM(LevelSampler):
         return 0
 
     @staticmethod
-    def decompose(problem: LinearProblem) -> tuple[Spectrum, Tensor]:
+    def decompose(likelihood: Likelihood) -> tuple[Spectrum, Tensor]:
         r"""Return the batch's spectrum and :math:`\tau`, infinite where nothing is measured."""
-        spectrum = Spectrum.of(problem.operator, problem.params, problem.y)
+        spectrum = Spectrum.of(likelihood.operator, likelihood.params, likelihood.y)
         if spectrum is None:
             raise ValueError(
                 "ddrm needs a cheap singular value decomposition (capability 'svd'); "
-                f"{problem.operator.name} has none: use mmps, pigdm, diffpir or dps"
+                f"{likelihood.operator.name} has none: use mmps, pigdm, diffpir or dps"
             )
-        noise = spectrum.column(problem.sigma_y) / spectrum.singular.clamp_min(1e-30)
+        noise = spectrum.column(likelihood.sigma_y) / spectrum.singular.clamp_min(1e-30)
         return spectrum, torch.where(spectrum.kept, noise, torch.inf)
 
     def start(  # noqa: D102
-        self, problem: LinearProblem, generator: Generator | Sequence[Generator]
+        self, likelihood: Likelihood, generator: Generator | Sequence[Generator]
     ) -> Float[Tensor, "b c h w"]:
-        spectrum, tau = self.decompose(problem)
+        spectrum, tau = self.decompose(likelihood)
         top = self.levels[0]
-        noise = spectrum.to_spectrum(super().start(problem, generator)) / top
+        noise = spectrum.to_spectrum(super().start(likelihood, generator)) / top
         above = tau <= top
         spread = torch.where(above, (top**2 - tau**2).clamp_min(0).sqrt(), top)
-        mean = torch.where(above, spectrum.pseudo_inverse(problem.y), 0.0)
+        mean = torch.where(above, spectrum.pseudo_inverse(likelihood.y), 0.0)
         return spectrum.to_image(mean + spread * noise)
 
     @torch.no_grad()
@@ -90,12 +91,12 @@ class DDRM(LevelSampler):
         x: Float[Tensor, "b c h w"],
         sigma: float,
         lower: float,
-        problem: LinearProblem,
+        likelihood: Likelihood,
         generator: Generator | Sequence[Generator],
     ) -> Float[Tensor, "b c h w"]:
         denoised = denoise(x, level_of(x, sigma))
-        spectrum, tau = self.decompose(problem)
-        y_bar, x_hat = spectrum.pseudo_inverse(problem.y), spectrum.to_spectrum(denoised)
+        spectrum, tau = self.decompose(likelihood)
+        y_bar, x_hat = spectrum.pseudo_inverse(likelihood.y), spectrum.to_spectrum(denoised)
         above, hidden = lower >= tau, ~spectrum.kept
         # Noise of the mean, in units of sigma': predicted on hidden coordinates, measured below.
         predicted = (spectrum.to_spectrum(x) - x_hat) / sigma

@@ -9,11 +9,11 @@ from torch import Generator, Tensor
 
 from ...checks import check_iterations, check_positive, check_share
 from ...operators.base import Operator, likelihood_sigma
+from ...operators.likelihood import Likelihood
 from ...seeding import randn_like
 from ..denoiser import Denoise
 from .base import (
     LevelSampler,
-    LinearProblem,
     level_of,
 )
 from .solve import ridge_solution
@@ -63,17 +63,17 @@ class DiffPIR(LevelSampler):
     def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
         return 0
 
-    def pull(self, denoised: Tensor, sigma: float, problem: LinearProblem) -> Tensor:
+    def pull(self, denoised: Tensor, sigma: float, likelihood: Likelihood) -> Tensor:
         """Return the minimiser of the misfit plus the distance to ``denoised``."""
-        sigma_y = likelihood_sigma(problem.sigma_y, self.sigma_floor)
+        sigma_y = likelihood_sigma(likelihood.sigma_y, self.sigma_floor)
         if (sigma_y <= 0).any():
             raise ValueError(
                 "diffpir needs noise: sigma_y is 0 and sigma_floor is 0; "
                 "set posterior.sigma_floor above 0"
             )
         ridge = self.guidance_weight * sigma_y**2 / sigma**2
-        residual = problem.residual(denoised)
-        shift = ridge_solution(problem, residual, ridge, self.iterations, self.tolerance)
+        residual = likelihood.residual(denoised)
+        shift = ridge_solution(likelihood, residual, ridge, self.iterations, self.tolerance)
         return denoised + shift.to(denoised.dtype)
 
     @torch.no_grad()
@@ -83,10 +83,10 @@ class DiffPIR(LevelSampler):
         x: Float[Tensor, "b c h w"],
         sigma: float,
         lower: float,
-        problem: LinearProblem,
+        likelihood: Likelihood,
         generator: Generator | Sequence[Generator],
     ) -> Float[Tensor, "b c h w"]:
-        mean = self.pull(denoise(x, level_of(x, sigma)), sigma, problem)
+        mean = self.pull(denoise(x, level_of(x, sigma)), sigma, likelihood)
         if lower == 0:
             return mean
         x = mean + (1 - self.zeta) ** 0.5 * lower / sigma * (x - mean)

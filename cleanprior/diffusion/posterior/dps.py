@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ...checks import check_choice
 from ...operators.base import Operator
+from ...operators.likelihood import Likelihood
 from ..denoiser import Denoise, per_image
-from .base import GuidedSampler, LinearProblem, norms, with_graph
+from .base import GuidedSampler, norms, with_graph
 
 
 @dataclass(eq=False)
@@ -44,30 +45,30 @@ class DPS(GuidedSampler):
         return 1
 
     def gradient(
-        self, denoise: Denoise, x: Tensor, sigma: float, problem: LinearProblem
+        self, denoise: Denoise, x: Tensor, sigma: float, likelihood: Likelihood
     ) -> tuple[Tensor, Tensor]:
         """Return D(x) and the gradient of the chosen misfit with respect to x."""
         with torch.enable_grad():
             x, denoised = with_graph(denoise, x, sigma)
-            residual = problem.residual(denoised)
+            residual = likelihood.residual(denoised)
             if self.guidance == "batch":
                 misfit = residual.norm()
             elif self.guidance == "squared":
                 squared = residual.flatten(1).square().sum(1)
-                misfit = (squared / (2 * problem.sigma_y**2)).sum()
+                misfit = (squared / (2 * likelihood.sigma_y**2)).sum()
             else:
                 misfit = norms(residual).sum()
             (gradient,) = torch.autograd.grad(misfit, x)
         return denoised.detach(), gradient
 
     def guide(  # noqa: D102
-        self, denoise: Denoise, x: Tensor, sigma: float, problem: LinearProblem
+        self, denoise: Denoise, x: Tensor, sigma: float, likelihood: Likelihood
     ) -> tuple[Tensor, Tensor | None]:
-        if self.guidance == "squared" and (problem.sigma_y <= 0).any():
+        if self.guidance == "squared" and (likelihood.sigma_y <= 0).any():
             raise ValueError("guidance=squared divides by sigma_y^2; sigma_y is 0 here: use norm")
-        denoised, gradient = self.gradient(denoise, x, sigma, problem)
+        denoised, gradient = self.gradient(denoise, x, sigma, likelihood)
         if not self.cap or self.guidance != "norm":
             return denoised, -self.scale * gradient
-        entries = problem.operator.observed(problem.y, problem.params).flatten(1).sum(1)
-        excess = norms(problem.residual(denoised)) - entries.sqrt() * problem.sigma_y
+        entries = likelihood.observed.flatten(1).sum(1)
+        excess = norms(likelihood.residual(denoised)) - entries.sqrt() * likelihood.sigma_y
         return denoised, -per_image(excess.clamp(0, self.scale)) * gradient

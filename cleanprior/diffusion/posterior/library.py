@@ -10,12 +10,12 @@ import deepinv
 import torch
 from deepinv.optim import L2
 from deepinv.physics import DecomposablePhysics, GaussianNoise, LinearPhysics
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from ...checks import check_positive
 from ...errors import unknown
 from ...operators.base import Operator, Params
+from ...operators.likelihood import Likelihood
 from ...seeding import scoped_rng
 from ..denoiser import Denoise
 from .base import Draw, PosteriorSampler
@@ -132,21 +132,17 @@ class DeepinvSampler(PosteriorSampler):
     def __call__(  # noqa: D102
         self,
         denoise: Denoise,
-        y: Float[Tensor, "b ..."],
-        params: Params,
-        sigma_y: Float[Tensor, " b"],
-        operator: Operator,
+        likelihood: Likelihood,
         generator: Generator | Sequence[Generator],
     ) -> Draw:
-        self._check(operator, sigma_y)
+        self._check(likelihood)
         counts: dict[str, list[int]] = {"evaluations": [], "backwards": []}
         images = []
-        for i in range(len(y)):
+        for i in range(len(likelihood)):
             g = generator if isinstance(generator, Generator) else generator[i]
             seed = int(torch.randint(2**62, (1,), generator=g, device=g.device))
-            own = {k: v[i : i + 1] for k, v in params.items()}
             with scoped_rng(seed):
-                denoiser, x = self._draw(denoise, y[i : i + 1], own, float(sigma_y[i]), operator)
+                denoiser, x = self._draw(denoise, likelihood.take(slice(i, i + 1)))
             if not torch.isfinite(x).all():
                 raise ValueError(
                     f"deepinv's {self.sampler} returned NaN or infinity for image {i}; "
@@ -157,7 +153,8 @@ class DeepinvSampler(PosteriorSampler):
             counts["backwards"].append(denoiser.backwards)
         return Draw(torch.cat(images), max(counts["evaluations"]), max(counts["backwards"]))
 
-    def _check(self, operator: Operator, sigma_y: Tensor) -> None:
+    def _check(self, likelihood: Likelihood) -> None:
+        operator = likelihood.operator
         if self.sampler == "DDRM" and not (
             "svd" in operator.capabilities and isinstance(operator.physics, DecomposablePhysics)
         ):
@@ -166,27 +163,26 @@ class DeepinvSampler(PosteriorSampler):
                 f"{operator.name} has none: use PosteriorDiffusion or DPS"
             )
         for name in (self.sampler, self.data_fidelity):
-            if name in NOISY_ONLY and (sigma_y <= 0).any():
+            if name in NOISY_ONLY and (likelihood.sigma_y <= 0).any():
                 raise ValueError(
                     f"{name} needs noise: it divides by sigma_y, which is 0 here; "
                     "use sampler=DPS or DDRM"
                 )
 
-    def _draw(
-        self, denoise: Denoise, y: Tensor, params: Params, sigma_y: float, operator: Operator
-    ) -> tuple["CountedDenoiser", Tensor]:
+    def _draw(self, denoise: Denoise, likelihood: Likelihood) -> tuple["CountedDenoiser", Tensor]:
         """Run deepinv's sampler on one measurement, from torch's global stream."""
+        operator, params, y = likelihood.operator, likelihood.params, likelihood.y
+        sigma_y = float(likelihood.sigma_y)
         ones = y.new_ones(1, *operator.image_shape)
         halves = self.sampler == "DiffPIR"
         with torch.no_grad():
-            offset = operator.A(ones, params)  # also leaves this image's parameters in the physics
+            offset = likelihood.A(ones)  # also leaves this image's parameters in the physics
             physics = _physics(operator, params, ones, sigma_y / 2 if halves else sigma_y)
         denoiser = CountedDenoiser(denoise, halves, self.sigma_min)
         level = sigma_y / 2 if halves else sigma_y
         made = self._make(denoiser, level, y.device)
         if halves:
-            seen = operator.observed(y, params)
-            return denoiser, 2 * made((y + offset * seen) / 2, physics) - 1
+            return denoiser, 2 * made((y + offset * likelihood.observed) / 2, physics) - 1
         # A copy: DDRM divides its measurements in place where U is the identity.
         return denoiser, made(y.clone(), physics).to(y.dtype).detach()
 

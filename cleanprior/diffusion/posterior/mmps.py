@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...checks import check_choice, check_iterations
 from ...operators.base import Operator, likelihood_sigma
+from ...operators.likelihood import Likelihood
 from ..denoiser import Denoise
-from .base import GuidedSampler, LinearProblem, with_graph
+from .base import GuidedSampler, with_graph
 from .solve import conjugate_gradient
 
 #: Capabilities of operators whose A A^T is a projection.
@@ -71,16 +72,16 @@ class MMPS(GuidedSampler):
         return self.solve_iterations(operator) + (self.solver == "gmres")
 
     def guide(  # noqa: D102
-        self, denoise: Denoise, x: Tensor, sigma: float, problem: LinearProblem
+        self, denoise: Denoise, x: Tensor, sigma: float, likelihood: Likelihood
     ) -> tuple[Tensor, Tensor | None]:
-        sigma_y = likelihood_sigma(problem.sigma_y, self.sigma_floor)
+        sigma_y = likelihood_sigma(likelihood.sigma_y, self.sigma_floor)
         if (sigma_y <= 0).any():
             raise ValueError("sigma_y is 0 and sigma_floor is 0; set posterior.sigma_floor above 0")
         variance = sigma_y.double() ** 2
         with torch.enable_grad():
             x, denoised = with_graph(denoise, x, sigma)
-            predicted = problem.A(denoised)
-        seen = problem.operator.observed(problem.y, problem.params)
+            predicted = likelihood.A(denoised)
+        seen = likelihood.observed
 
         def pull_back(v: Tensor) -> Tensor:
             """Apply sigma^2 J^T A^T."""
@@ -89,22 +90,22 @@ class MMPS(GuidedSampler):
 
         def covariance(v: Tensor) -> tuple[Tensor, Tensor]:
             """Return (sigma_y^2 + A sigma^2 J^T A^T) v and sigma^2 J^T A^T v."""
-            column = variance.reshape(-1, *(1,) * (v.dim() - 1))
+            column = likelihood.column(variance)
             pulled = pull_back(v)
-            return column * v + (problem.A(pulled) * seen).double(), pulled
+            return column * v + (likelihood.A(pulled) * seen).double(), pulled
 
-        residual = ((problem.y - predicted.detach()) * seen).double()
+        residual = ((likelihood.y - predicted.detach()) * seen).double()
         if self.solver == "gmres":
             flat = gmres(
                 lambda v: covariance(v.reshape(residual.shape))[0].flatten(1),
                 residual.flatten(1),
-                iterations=self.solve_iterations(problem.operator),
+                iterations=self.solve_iterations(likelihood.operator),
             )
             return denoised.detach() + pull_back(flat.reshape(residual.shape)), None
         shift = conjugate_gradient(
             covariance,
             residual,
-            self.solve_iterations(problem.operator),
+            self.solve_iterations(likelihood.operator),
             self.tolerance,
             self.growth,
         )

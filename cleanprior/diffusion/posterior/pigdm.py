@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ...checks import check_iterations
 from ...operators.base import Operator
+from ...operators.likelihood import Likelihood
 from ..denoiser import Denoise
-from .base import GuidedSampler, LinearProblem, with_graph
+from .base import GuidedSampler, with_graph
 from .solve import ridge_solution
 
 
@@ -52,13 +53,13 @@ class PiGDM(GuidedSampler):
         return 1
 
     def guide(  # noqa: D102
-        self, denoise: Denoise, x: Tensor, sigma: float, problem: LinearProblem
+        self, denoise: Denoise, x: Tensor, sigma: float, likelihood: Likelihood
     ) -> tuple[Tensor, Tensor | None]:
         variance = sigma**2 * self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
         with torch.enable_grad():
             x, denoised = with_graph(denoise, x, sigma)
-            residual = problem.residual(denoised.detach())
-            ridge = problem.sigma_y**2 / variance
-            shift = ridge_solution(problem, residual, ridge, self.iterations, self.tolerance)
+            residual = likelihood.residual(denoised.detach())
+            ridge = likelihood.sigma_y**2 / variance
+            shift = ridge_solution(likelihood, residual, ridge, self.iterations, self.tolerance)
             (pulled,) = torch.autograd.grad(denoised, x, shift.to(denoised.dtype))
         return denoised.detach() + sigma**2 / variance * pulled, None

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...operators.likelihood import Likelihood
 from ..spectral import Spectrum
-from .base import LinearProblem
 
 
 def conjugate_gradient(
@@ -65,7 +65,7 @@ def conjugate_gradient(
 
 
 def ridge_solution(
-    problem: LinearProblem,
+    likelihood: Likelihood,
     residual: Float[Tensor, "b ..."],
     ridge: Float[Tensor, " b"],
     iterations: int,
@@ -77,24 +77,23 @@ def ridge_solution(
     With :math:`\rho = 0` it is :math:`A^+ r`.
 
     Arguments:
-        problem: The batch's likelihood.
+        likelihood: The measurements that are explained.
         residual: r, 0 where nothing was measured.
         ridge: :math:`\rho` of each image, at least 0.
         iterations: Conjugate-gradient iterations at most.
         tolerance: Relative residual at which an image's solve stops.
     """
-    operator, params = problem.operator, problem.params
-    spectrum = Spectrum.of(operator, params, problem.y)
+    spectrum = Spectrum.of(likelihood.operator, likelihood.params, likelihood.y)
     if spectrum is not None:
         s = spectrum.singular
         gain = torch.where(spectrum.kept, s / (s**2 + spectrum.column(ridge)), 0.0)
         return spectrum.to_image(gain * spectrum.of_measurement(residual))
-    seen = operator.observed(problem.y, params)
+    seen = likelihood.observed
 
     def gram(v: Tensor) -> tuple[Tensor, Tensor]:
         """Return (A A^T + rho) v and A^T v."""
-        lifted = operator.A_adjoint((v * seen).to(residual.dtype), params)
-        column = ridge.double().reshape(-1, *(1,) * (v.dim() - 1))
-        return column * v + (operator.A(lifted, params) * seen).double(), lifted
+        lifted = likelihood.A_adjoint((v * seen).to(residual.dtype))
+        column = likelihood.column(ridge.double())
+        return column * v + (likelihood.A(lifted) * seen).double(), lifted
 
     return conjugate_gradient(gram, residual.double(), iterations, tolerance)

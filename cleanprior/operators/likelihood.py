@@ -1,0 +1,102 @@
+r"""The Likelihood of a batch, :math:`p(y \mid x) = N(y;\, A x,\, \sigma_y^2 I)`."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .base import Operator, Params, likelihood_sigma, take
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """Anything that holds measurements: a batch, or all of them."""
+
+    @property
+    def y(self) -> Tensor:
+        """Measurements, (b, ...)."""
+        ...
+
+    @property
+    def params(self) -> Params:
+        """Operator parameters of these images."""
+        ...
+
+    @property
+    def sigma_y(self) -> Tensor:
+        """Noise level of each measurement, (b,), in units of x."""
+        ...
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What the measurements of a batch say of its images.
+
+    Attributes:
+        operator: The forward operator, on the device of the tensors.
+        y: Measurements, (b, ...).
+        params: Operator parameters of these images.
+        sigma_y: Noise level of each measurement, (b,), in units of x.
+    """
+
+    operator: Operator
+    y: Tensor
+    params: Params
+    sigma_y: Tensor
+
+    @classmethod
+    def of(cls, operator: Operator, measured: Measured) -> "Likelihood":
+        """Return the likelihood of measurements under an operator on their device."""
+        return cls(operator, measured.y, measured.params, measured.sigma_y)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> "Likelihood":
+        """Return a copy on ``device``, operator included; this one stays where it is."""
+        params = {k: v.to(device) for k, v in self.params.items()}
+        operator = self.operator.to(device)
+        return Likelihood(operator, self.y.to(device), params, self.sigma_y.to(device))
+
+    def take(self, index: Tensor | slice) -> "Likelihood":
+        """Select some measurements."""
+        params = take(self.params, index)
+        return Likelihood(self.operator, self.y[index], params, self.sigma_y[index])
+
+    def with_floor(self, floor: float) -> "Likelihood":
+        """Return the likelihood with noise of level ``floor`` where there is none.
+
+        Known noise is never replaced, and y is not altered.
+        """
+        return replace(self, sigma_y=likelihood_sigma(self.sigma_y, floor))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all images have one operator and one noise level."""
+        return not self.params and bool((self.sigma_y == self.sigma_y[:1]).all())
+
+    @property
+    def observed(self) -> Float[Tensor, "b ..."]:
+        """1 where an entry of y was measured, and 0 where it only fills the array."""
+        return self.operator.observed(self.y, self.params)
+
+    def A(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """Apply the forward operator, without noise. Differentiable in ``x``."""
+        return self.operator.A(x, self.params)
+
+    def A_adjoint(self, y: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
+        """Apply the adjoint operator."""
+        return self.operator.A_adjoint(y, self.params)
+
+    def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """Return y - A x on measured entries, 0 elsewhere."""
+        return (self.y - self.A(x)) * self.observed
+
+    def column(self, values: Float[Tensor, " b"]) -> Float[Tensor, "b ..."]:
+        """Shape one number an image so that it multiplies measurements."""
+        return values.reshape(-1, *(1,) * (self.y.dim() - 1))
+
+
+__all__ = ["Likelihood", "Measured"]
