@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cleanprior.errors import UserError
 from cleanprior.files import write_text
+from cleanprior.outside import CARD, read_text
 
 from . import described
 from .places import REQUEST, all_tables
@@ -78,8 +79,8 @@ class Request:
         """
         path = folder / REQUEST
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
+            text = read_text(path, CARD)
+        except ValueError as error:
             known = [str(found) for found in all_tables(Path("runs"))]
             there = f"; there are: {', '.join(known)}" if known else ""
             raise UserError(
@@ -94,7 +95,7 @@ class Request:
             request.plan()
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"'{path}' is damaged; run `cleanprior bench` again, which trains nothing that is "
                 "finished"

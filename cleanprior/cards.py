@@ -35,7 +35,7 @@ def read_card(path: Path) -> Card:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"it cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"it is not YAML: {' '.join(str(error).split())}") from error
     if found is None:
         return {}

@@ -10,7 +10,7 @@ import typer
 
 from . import __version__, capabilities, registry
 from .environment import take_precision_away
-from .errors import UserError
+from .errors import UserError, one_line
 from .files import check_folder
 from .notices import show_on_stderr
 from .options import GIVEN, Out, Overrides, live_progress
@@ -207,7 +207,7 @@ def _run() -> int:
             )
         code = build_app()(standalone_mode=False)
     except UserError as error:
-        sys.stderr.write(f"error: {_line(error)}\n")
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 2
     except usage as error:
         if type(error).__name__ == "NoArgsIsHelpError":
@@ -223,8 +223,3 @@ def _run() -> int:
         sys.stderr.write("interrupted; run the same command to go on from the last checkpoint\n")
         return 130
     return code if isinstance(code, int) else 0
-
-
-def _line(error: Exception) -> str:
-    """Return a message as one line; texts from a file or a library may hold several."""
-    return " ".join(str(error).split("\n"))

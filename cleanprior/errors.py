@@ -25,3 +25,9 @@ def unknown(kind: str, word: str, choices: Iterable[str]) -> UserError:
     names = sorted(choices)
     listed = ", ".join(names) or "none"
     return UserError(f"unknown {kind} '{word}'; installed: {listed}.{did_you_mean(word, names)}")
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line; what would move a terminal's cursor is written as its code."""
+    words = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)

@@ -12,6 +12,8 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
     *(".jp2", ".pgm", ".ppm", ".pbm", ".pnm"),
 )
+#: Bytes from which a file must be stored, and not a hole, to be read whole.
+HOLES = 1 << 40
 #: Folders that an operating system adds.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 Listing = tuple[tuple[str, int, int], ...]
@@ -75,6 +77,9 @@ def fingerprint(path: str | Path) -> str | None:
     else:
         return None
     status = [(str(p), p.stat()) for p in files]
+    for name, s in status:
+        if s.st_size > HOLES and getattr(s, "st_blocks", s.st_size) * 512 * 1000 < s.st_size:
+            raise UserError(f"'{name}' claims {s.st_size:,} bytes and stores hardly any")
     return _digest(str(root), tuple((name, s.st_size, s.st_mtime_ns) for name, s in status))
 
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .errors import one_line
+
 logger = logging.getLogger("cleanprior")
 _told: set[str] = set()
 
@@ -37,7 +39,7 @@ def tell(notices: Iterable[Notice]) -> None:
 class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         kind = "warning" if record.levelno >= logging.WARNING else "note"
-        sys.stderr.write(f"{kind}: {record.getMessage()}\n")
+        sys.stderr.write(f"{kind}: {one_line(record.getMessage())}\n")
 
 
 def show_on_stderr() -> None:

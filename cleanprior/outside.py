@@ -24,18 +24,22 @@ VALUES = 100_000
 DEPTH = 100
 
 
+class Unreadable(UserError):
+    """Something that is no file on a disk, or cannot be read."""
+
+
 def check_regular(path: Path) -> None:
     """Refuse what is no file on a disk.
 
     Raises:
-        UserError: Nothing is there, or a folder, a named pipe, a device, a socket.
+        Unreadable: Nothing is there, or a folder, a named pipe, a device, a socket.
     """
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read: {_why(error)}") from error
+        raise Unreadable(f"'{path}' cannot be read: {_why(error)}") from error
     if not stat.S_ISREG(mode):
-        raise UserError(f"'{path}' is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
+        raise Unreadable(f"'{path}' is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
 
 
 _KINDS = {
@@ -136,4 +140,13 @@ def read_json(path: Path, limit: int = RECORD) -> Any:
         raise UserError(f"'{path}' is not JSON: {error}") from error
 
 
-__all__ = ["CARD", "RECORD", "check_regular", "read_bytes", "read_json", "read_text", "read_yaml"]
+__all__ = [
+    "CARD",
+    "RECORD",
+    "Unreadable",
+    "check_regular",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "read_yaml",
+]

@@ -5,7 +5,6 @@ without a denoiser saves no prior. Its averaged networks are read from the cell'
 the method itself must be installed.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +12,14 @@ from torch import Generator, Tensor
 
 from .cells.folder import CellFiles
 from .cells.migration import settle
+from .cells.reading import load_record
 from .cells.record import Record, is_finished
 from .config import build, recompose
+from .diffusion.limits import at_most, check_finite
 from .errors import UserError
 from .operators.base import ImageShape
 from .operators.building import build_operator
+from .prior_files import is_shape
 from .training.averages import Averages
 from .training.checkpoint import read_tensors
 from .training.method import Method
@@ -31,12 +33,9 @@ def finished_without_prior(folder: Path) -> Record | None:
     if files.prior.is_dir() or not files.training.checkpoint.is_file():
         return None
     for path in files.records().values():
-        try:
-            record: Record = json.loads(path.read_text(encoding="utf-8"))
-            if is_finished(record):
-                return record
-        except (OSError, ValueError, TypeError, KeyError):
-            continue  # damaged: as if it were not there
+        record = load_record(path)
+        if is_finished(record):
+            return record
     return None
 
 
@@ -60,9 +59,14 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
     operator = build_operator(config["operator"], _image_shape(record, folder), config["data_seed"])
     trainer: Trainer = build(config["training"])
     method: Method = build(config["method"])
-    method.setup(trainer.problem(operator, config), trainer.device)
-    averages = Averages(method.networks(), trainer.ema)
     tensors, _ = read_tensors(CellFiles(folder).training.checkpoint)
+    try:
+        check_finite(tensors)
+        with at_most(sum(v.numel() for v in tensors.values())):
+            method.setup(trainer.problem(operator, config), trainer.device)
+    except UserError as error:
+        raise UserError(f"'{folder}' is damaged: {error}") from error
+    averages = Averages(method.networks(), trainer.ema)
     for name, model in averages.models.items():
         prefix = f"average.{name}."
         own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
@@ -80,6 +84,7 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
 def _image_shape(record: Record, folder: Path) -> ImageShape:
     """Return the shape of the images of a record that may be anybody's."""
     given = record.get("image_shape")
-    if not isinstance(given, list) or [type(v) for v in given] != [int] * 3 or min(given) < 1:
-        raise UserError(f"'{folder}' is damaged: its image_shape is {given!r}")
+    if not is_shape(given):
+        raise UserError(f"'{folder}' is damaged: its image_shape is {given!r:.80}")
+    assert isinstance(given, list)
     return given[0], given[1], given[2]

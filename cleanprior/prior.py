@@ -23,7 +23,13 @@ from .data.measurements import Batch, Measurements
 from .defaults import plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
 from .diffusion.denoiser import Denoiser
-from .diffusion.limits import at_most, check_finite, check_weight_shapes, shapes_of
+from .diffusion.limits import (
+    at_most,
+    check_finite,
+    check_weight_shapes,
+    shapes_of,
+    without_memory,
+)
 from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from .diffusion.samplers import Sampler
 from .errors import UserError
@@ -234,7 +240,7 @@ def _load_denoiser(card: PriorCard, path: Path) -> Denoiser:
     """Build the network of a card and read its weights, where the one is that of the other."""
     shapes = shapes_of(path)
     largest = sum(map(math.prod, shapes.values()))
-    with at_most(largest), torch.device("meta"), scoped_rng(0):
+    with at_most(largest), without_memory(), scoped_rng(0):
         check_weight_shapes(_build(card), shapes)
     with at_most(largest), scoped_rng(0):
         denoiser = _build(card)

@@ -106,7 +106,7 @@ def read_card(folder: Path) -> PriorCard:
     shape, sigma = found["image_shape"], found["sigma_data"]
     channels, about = found["condition_channels"], found["about"]
     faults = {
-        f"its image_shape is {shape!r:.80}": not _is_shape(shape),
+        f"its image_shape is {shape!r:.80}": not is_shape(shape),
         f"its sigma_data is {sigma!r:.80}": not _is_number(sigma) or not 0 < sigma < math.inf,
         f"its condition_channels is {channels!r:.80}": type(channels) is not int
         or not 0 <= channels <= LARGEST,
@@ -137,7 +137,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_shape(shape: Any) -> bool:
+def is_shape(shape: Any) -> bool:
     """Whether a value is (channels, height, width) of an image that a machine can hold."""
     if not isinstance(shape, list) or [type(n) for n in shape] != [int] * 3:
         return False

@@ -4,17 +4,18 @@ That version had its number in every identity, so that a release trained everyth
 this module, and the calls of it, when nobody has such a folder any more.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import UserError
 from ..files import write_text
 from ..notices import Notice, tell
+from ..outside import read_json
 from ..registry import module_hash
 from .code import method_code
 from .folder import CellFiles, CellFolder
 from .identity import digest
+from .reading import encode
 
 VERSION = "0.1.0"
 #: Code of version 0.1.0, as its records name it, and later code that trains the same weights: the
@@ -95,7 +96,7 @@ def settle(files: CellFiles) -> None:
 def _rewrite(cell: CellFolder, old: Path) -> None:
     """Write a record under its name of today; its code's hash too where the code is the same."""
     try:
-        record = json.loads(old.read_text(encoding="utf-8"))
+        record = read_json(old)
         record["cell"] = cell.identity.evaluation
         code = record.get("code") or {}
         method = cell.config["method"]["_target_"].rpartition(".")[0]
@@ -105,11 +106,11 @@ def _rewrite(cell: CellFolder, old: Path) -> None:
         elif before == module_hash(method):  # a stranger's, unchanged
             code["method"] = method_code(cell.config)
         trained = str(code.get("method") or code.get("method_sha256") or "")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return  # damaged: as if it were not there
     if trained and not cell.files.training.code.exists():
         write_text(cell.files.training.code, trained)
-    write_text(cell.record, json.dumps(record, indent=1))
+    write_text(cell.record, encode(record))
 
 
 def _rename(before: Path, now: Path) -> bool:

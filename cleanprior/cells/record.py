@@ -1,6 +1,5 @@
 """Records: one JSON file a cell, written whole or not at all. No torch."""
 
-import json
 import math
 import traceback
 from typing import Any
@@ -8,8 +7,17 @@ from typing import Any
 from ..errors import UserError
 from ..files import write_text
 from .folder import CellFolder, TrainingFiles
+from .reading import Record, encode, load_record
 
-Record = dict[str, Any]
+__all__ = [
+    "Record",
+    "has_other_code",
+    "is_finished",
+    "read_record",
+    "training_code",
+    "write_failure",
+    "write_record",
+]
 
 
 def write_record(cell: CellFolder, record: Record) -> None:
@@ -22,7 +30,7 @@ def write_record(cell: CellFolder, record: Record) -> None:
     """
     rows = [_with_reasons(row) for row in record.get("rows", ())]
     written = _strict({**record, "rows": rows} if rows else record)
-    write_text(cell.record, json.dumps(written, indent=1, allow_nan=False))
+    write_text(cell.record, encode(written))
 
 
 def _with_reasons(row: Record) -> Record:
@@ -64,11 +72,7 @@ def write_failure(cell: CellFolder, error: Exception) -> Record:
 
 def read_record(cell: CellFolder) -> Record | None:
     """Return the record of a cell, or None where there is none that can be read."""
-    try:
-        record: Record = json.loads(cell.record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and "status" in record else None
+    return load_record(cell.record, cell.identity.evaluation)
 
 
 def training_code(files: TrainingFiles, installed: str) -> str:

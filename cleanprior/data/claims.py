@@ -13,8 +13,8 @@ from ..memory import total_bytes
 
 #: Bytes below which nobody minds how well they were compressed.
 FREE = 256 << 20
-#: Times that images and masks can be compressed; zeros reach a thousand.
-RATIO = 500
+#: Times that images and masks can be compressed; one value reaches a thousand.
+RATIO = 100
 
 
 def check_claim(path: Path, name: str, claimed: int, stored: int) -> None:

@@ -1,6 +1,7 @@
 """Clean data sets with a torchvision class: MNIST, Fashion-MNIST, CIFAR-10, CelebA."""
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ import torchvision.datasets
 from torch import Tensor
 
 from ..errors import UserError
+from ..outside import check_regular
+from .claims import check_claim
 from .datasets import CleanData
 from .image_files import image_folder
 from .pictures import PictureReader
@@ -94,7 +97,7 @@ def _idx(
     files = [raw / part if (raw / part).is_file() else raw / f"{part}.gz" for part in parts]
     if not all(f.is_file() for f in files):
         try:
-            getattr(torchvision.datasets, folder)(str(root), download=download)
+            _class(folder)(str(root), download=download)
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"{title} is not in '{raw}' and {_failed(download)}; set data.path to the folder "
@@ -119,20 +122,37 @@ def _idx(
     )
 
 
+def _class(name: str) -> Any:
+    """Return a class of torchvision that looks for no pickled files of its first versions."""
+    return type(name, (getattr(torchvision.datasets, name),), {"_check_legacy_exist": _no})
+
+
+def _no(_: Any) -> bool:
+    return False
+
+
 def _failed(download: bool) -> str:
     return "the download failed" if download else "download is false"
 
 
 def _read_idx(path: Path) -> Tensor:
-    """Read a file of unsigned bytes in the IDX format, plain or gzipped."""
+    """Read a file of unsigned bytes in the IDX format, plain or gzipped.
+
+    Raises:
+        UserError: It is damaged, or holds more or less than its header says.
+    """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">u4", dimensions, 4)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-        return torch.from_numpy(values.reshape(shape.astype(int)).copy())
+        check_regular(path)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            dimensions = file.read(4)[3]
+            shape = np.frombuffer(file.read(4 * dimensions), ">u4", dimensions).astype(int)
+            count = math.prod(map(int, shape))
+            check_claim(path, "its images", count, path.stat().st_size)
+            # One byte more than the header promises: a bomb is not expanded.
+            values = np.frombuffer(file.read(count + 1), np.uint8)
+        return torch.from_numpy(values.reshape(shape).copy())
+    except UserError:
+        raise
     except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise UserError(f"'{path}' is damaged; remove it and fetch it again: {error}") from error
 

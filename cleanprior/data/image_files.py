@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import UserError, unknown
 from ..fingerprint import IMAGE_SUFFIXES, files_below, is_hidden, is_picture
 from ..notices import Notice
+from ..outside import Unreadable, check_regular
 from .datasets import CleanData, copies
 from .pictures import PictureReader
 from .pixels import check_options
@@ -25,6 +26,8 @@ from .splits import held_out, position, role, shipped_split, told
 Pictures = Mapping[str, Callable[[], IO[bytes]]]
 #: Endings of files that may hold several frames.
 _STACKS = (".tif", ".tiff", ".gif", ".webp")
+#: Files of an archive that are listed.
+MOST = 5_000_000
 #: Unreadable pictures that are listed at once; a folder of other files should not take hours.
 _FAILURES = 20
 
@@ -100,6 +103,8 @@ def image_zip(
     try:
         with ZipFile(root) as archive:
             entries = [e for e in archive.infolist() if not e.is_dir()]
+            if len(entries) > MOST:
+                raise UserError(f"'{root}' holds more than {MOST:,} files")
             if any(e.flag_bits & 1 for e in entries):
                 raise UserError(f"'{root}' is encrypted; give an archive without a password")
             # Some programs write the separator of Windows.
@@ -194,7 +199,11 @@ def _left_out(place: str, hidden: Sequence[str], shown: Sequence[str]) -> tuple[
 
 
 def _file_opener(path: Path) -> Callable[[], IO[bytes]]:
-    return lambda: path.open("rb")
+    def opened() -> IO[bytes]:
+        check_regular(path)  # a named pipe would be waited for
+        return path.open("rb")
+
+    return opened
 
 
 def _opener(archive: ZipFile, name: str) -> Callable[[], IO[bytes]]:
@@ -310,6 +319,8 @@ def _read(
                         if image.size != size:
                             raise ValueError("its pages have different sizes")
                         x[i] = reader(image, place + name)
+            except Unreadable as error:
+                failures[place + name] = error
             except UserError:
                 raise
             except Exception as error:  # a decoder may raise anything on a damaged file

@@ -18,6 +18,8 @@ from .contents import check_range, judge_span, ranges_for, to_unit
 
 #: Weights of red, green and blue in grey, ITU-R 601 (as Pillow's mode L).
 GREY = (0.299, 0.587, 0.114)
+#: Bytes of a picture's file that are read at once.
+LARGEST = 1 << 31
 EIGHT_BITS = {"L", "LA", "RGB", "RGBA"}
 #: Modes that Pillow turns into RGB or LA without a loss that matters.
 _TO_EIGHT_BITS = {
@@ -164,6 +166,6 @@ def _sixteen_bits(image: Image.Image, name: str | PurePath) -> NDArray[Any]:
             "save it as PNG, or all as an array (data=arrays)"
         )
     file.seek(0)
-    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    content = torch.frombuffer(bytearray(file.read(LARGEST)), dtype=torch.uint8)
     x = decode_image(content, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     return x.permute(1, 2, 0).to(torch.int32).numpy()

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError
 from ..memory import total_bytes
@@ -39,6 +40,25 @@ def at_most(numbers: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+class _Meta(TorchFunctionMode):
+    """Puts on ``meta`` what a constructor puts on a device of its own choice."""
+
+    def __torch_function__(  # noqa: D105
+        self, function: Any, types: Any, given: Any = (), named: Any = None
+    ) -> Any:
+        named = dict(named or {})
+        if "device" in named:
+            named["device"] = "meta"
+        return function(*given, **named)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build networks of shapes alone inside the block: no weight takes memory."""
+    with torch.device("meta"), _Meta():
+        yield
 
 
 def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:

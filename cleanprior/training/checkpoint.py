@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..outside import check_regular
 from ..passes import Meter
 
 
@@ -40,6 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: The file is damaged.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("json", "{}"))
             return {k: file.get_tensor(k) for k in file.keys()}, header  # noqa: SIM118

@@ -135,12 +135,14 @@ def test_what_chooses_between_implementations_is_known(monkeypatch):
 def test_a_record_is_strict_json_and_a_lost_metric_has_its_reason(tmp_path):
     cell = CellFolder(tmp_path, compose(["method=naive"]))
     row = {
+        **{"way": "mmps", "is_own": False, "seconds": {}, "evaluations": 1, "backwards": 0},
         "metrics": {"psnr": 20.0, "ssim": math.nan, "fd": math.inf},
         "per_image": {"psnr": [20.0], "ssim": [math.nan]},
         "missing": {"fd": "known before"},
         "curves": {"losses": [1.0, math.nan]},
     }
-    write_record(cell, {"status": "done", "rows": [row], "training": {"x": math.nan}})
+    said = {"operator": "inpainting", "data": "digits", "parameters": {}}
+    write_record(cell, {"status": "done", **said, "rows": [row], "training": {"x": math.nan}})
     text = cell.record.read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     record = read_record(cell)

@@ -25,7 +25,7 @@ def test_what_another_process_finishes_is_not_trained_again(
         for problem in plan.problems:  # the other process ends here with everything else
             for configs in problem.cells.values():
                 for other in configs:
-                    write_record(CellFolder(folder.out, other), {"status": "done", "rows": [{}]})
+                    write_record(CellFolder(folder.out, other), {"status": "done", "rows": []})
 
     monkeypatch.setattr("cleanprior.run.run_cell", train)
     run(plan, tmp_path, forced, Progress())
@@ -42,7 +42,7 @@ def test_parts_are_all_cells_each_once_whatever_is_finished(tmp_path: Path) -> N
     assert sorted(map(str, everything)) == sorted(str(cell) for part in parts for cell in part)
     assert {len(part) for part in parts} == {len(everything) // 3, -(-len(everything) // 3)}
     # A cell that is finished meanwhile moves no other cell to another part.
-    write_record(CellFolder(tmp_path, parts[0][0][1]), {"status": "done", "rows": [{}]})
+    write_record(CellFolder(tmp_path, parts[0][0][1]), {"status": "done", "rows": []})
     assert pending(plan, tmp_path, [], Part(1, 3)) == parts[0][1:]
     assert pending(plan, tmp_path, [], Part(2, 3)) == parts[1]
 

@@ -87,6 +87,7 @@ def altered(folder, to, change):
     shutil.copytree(folder, to)
     (path,) = CellFiles(to).records().values()
     record = json.loads(path.read_text())
+    del record["sha256"]  # or it is damaged, and as if it were not there
     change(record)
     path.write_text(json.dumps(record))
     return to
@@ -111,7 +112,6 @@ def test_a_record_names_values_and_never_what_is_called(finished, tmp_path, monk
         (lambda r: r["config"]["method"].update(generator_width="${oc.env:HOME}"), "width"),
         (lambda r: r["config"]["training"].update(lr=-1), "training.lr=-1; allowed"),
         (lambda r: r["config"].pop("operator"), "is damaged"),
-        (lambda r: r.update(config=[1]), "is damaged"),
         (lambda r: r.update(image_shape=[1, 8]), "image_shape is"),
         (lambda r: r.update(image_shape="1x8x8"), "image_shape is"),
         (lambda r: r["config"].update(seed="x"), "seed=x"),
