@@ -28,6 +28,10 @@ _KEYS = (
 )
 
 
+#: Words that earlier versions wrote, and today's.
+_TODAY = {"ambient_official": "scaled_condition", "official_double": "double"}
+
+
 @dataclass(frozen=True)
 class PriorCard:
     """What ``prior.yaml`` says, every value of the type that it must have.
@@ -122,11 +126,14 @@ def read_card(folder: Path) -> PriorCard:
         backbone = understood("backbone", found["backbone"])
     except UserError as error:
         raise UserError(f"'{folder}' cannot be read: {error}") from error
+    if "gate" in backbone:
+        backbone["gate"] = _TODAY.get(backbone["gate"], backbone["gate"])
+    preconditioning = str(found["preconditioning"])
     return PriorCard(
         image_shape=(shape[0], shape[1], shape[2]),
         sigma_data=float(sigma),
         condition_channels=channels,
-        preconditioning=found["preconditioning"],
+        preconditioning=_TODAY.get(preconditioning, preconditioning),
         backbone=backbone,
         weights_sha256=found["weights_sha256"],
         about=about,

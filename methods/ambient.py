@@ -52,23 +52,25 @@ from torch import Generator, Tensor, nn
 from cleanprior.checks import check_choice
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, draw_sigma, edm_weight, per_image
-from cleanprior.diffusion.gating import GATES
 from cleanprior.diffusion.samplers import LevelledSampler, Sampler
 from cleanprior.operators import Params
 from cleanprior.operators.base import take
-from cleanprior.operators.identifiability import weakest
 from cleanprior.seeding import generator_for
 from cleanprior.training import DenoiserMethod, Loss, Problem, Way
 
 from .further import flip_together, hidden_share
 from .guidance import NORMS, Guidance
+from .identifiability import weakest
 
 #: Eigenvalues below this are zeros with rounding.
 ZERO = 1e-6
+#: What the denoiser and the gates of the core call the choices of a configuration.
+PRECONDITIONINGS = {"split": "split", "ambient_official": "scaled_condition"}
+GATES = {"none": "none", "single": "single", "official_double": "double"}
 CHOICES = {
-    "preconditioning": ("split", "ambient_official"),
+    "preconditioning": tuple(PRECONDITIONINGS),
     "identifiability": ("refuse", "warn", "off"),
-    "gate": GATES,
+    "gate": tuple(GATES),
     "reduction": ("mean", "sum"),
     "augment": ("none", "joint_flip"),
     "guidance_norm": NORMS,
@@ -211,10 +213,10 @@ class Ambient(DenoiserMethod):
     def build(self) -> None:  # noqa: D102
         if self.gate != "none":
             # In the problem's configuration, so that the saved prior is built with gates too.
-            backbone = {**self.problem.backbone, "gate": self.gate}
+            backbone = {**self.problem.backbone, "gate": GATES[self.gate]}
             self.problem = replace(self.problem, backbone=backbone)
         channels = self.problem.operator.description_channels
-        preconditioning = self.preconditioning if self._has_pixels else "edm"
+        preconditioning = PRECONDITIONINGS[self.preconditioning] if self._has_pixels else "edm"
         self.denoiser = self.problem.denoiser(channels, preconditioning)
 
     def _further(self, batch: Batch, generator: Generator) -> Params:

@@ -52,11 +52,11 @@ from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.diffusion.samplers import LevelledSampler
 from cleanprior.seeding import generator_for, randn_like
-from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Session, Way
 
 from .augmentation import AUGMENTATIONS, augment
 from .consistency import Consistency
-from .sure_score import OneStep, needs_in_mode
+from .sure_score import needs_in_mode
 
 #: Draws begin this far above sigma_y, relatively: at sigma_y itself alpha is 0.
 MARGIN = 1e-3

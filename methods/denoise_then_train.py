@@ -34,9 +34,8 @@ from torch import Generator, Tensor, nn
 from cleanprior.checks import check_choice
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
-from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
-
-from .sure_score import PROBES, OneStep, denoise_and_divergence, draw_probe, stein_risk
+from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Session, Way
+from cleanprior.training.stein import PROBES, denoise_and_divergence, draw_probe, stein_risk
 
 
 @dataclass(kw_only=True)

@@ -39,8 +39,6 @@ as evaluations.
 References:
     Solving Inverse Problems with Score-Based Generative Priors learned from Noisy Data (Aali et
     al., 2023), arXiv:2305.01166
-    Estimation of the Mean of a Multivariate Normal Distribution (Stein, 1981)
-    Monte-Carlo SURE (Ramani et al., 2008): the probe of the divergence
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,24 +47,26 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
-from torch.autograd import forward_ad
 
 from cleanprior.capabilities import required
 from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
-from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
-from cleanprior.seeding import scoped_rng
-from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
+from cleanprior.diffusion.denoiser import (
+    SIGMA_MIN,
+    Denoiser,
+    draw_sigma,
+    edm_weight,
+    per_image,
+)
+from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Session, Way
+from cleanprior.training.stein import PROBES, denoise_and_divergence, draw_probe, stein_risk
 
-PROBES = ("rademacher", "gaussian")
 DIVERGENCES = ("jvp", "finite")
 REDUCTIONS = ("mean", "official")
 SCHEDULES = ("ramp", "constant", "epoch")
 LEVELS = ("continuous", "official")
 #: Measurements among which the largest distance is looked for.
 COMPARED = 1024
-#: Least noise level at which a denoiser is asked, EDM's own; only clean images are below it.
-SIGMA_MIN = 0.002
 
 
 def needs_in_mode(needs: Sequence[str], operator_mode: str) -> Sequence[str]:
@@ -93,69 +93,6 @@ def official_levels(
     powers = torch.linspace(0, 1, count, dtype=torch.float64)
     levels = largest * (sigma_y / largest) ** powers - sigma_y
     return levels.clamp_min(SIGMA_MIN).to(images.dtype)
-
-
-def draw_probe(
-    kind: str, y: Float[Tensor, "b c h w"], generator: Generator
-) -> Float[Tensor, "b c h w"]:
-    """Draw b with E[b b^T] = I: signs (``rademacher``) or normal numbers (``gaussian``)."""
-    if kind == "gaussian":
-        return torch.randn(y.shape, generator=generator).to(y)
-    return (2.0 * torch.randint(2, y.shape, generator=generator) - 1).to(y)
-
-
-def denoise_and_divergence(
-    denoiser: Denoiser,
-    y: Float[Tensor, "b c h w"],
-    sigma_y: Float[Tensor, " b"],
-    probe: Float[Tensor, "b c h w"],
-    epsilon: float,
-    generator: Generator,
-) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-    r"""Return :math:`f(y)` and an estimate of :math:`\mathrm{div} f(y)` a pixel.
-
-    .. math:: \mathrm{div} f = E_b[b^\top J_f b], \quad
-        J_f b \approx (f(y + \epsilon b) - f(y)) / \epsilon
-
-    Arguments:
-        denoiser: D.
-        y: Noisy images.
-        sigma_y: Their noise levels, units of y.
-        probe: b.
-        epsilon: Step of the finite difference, units of y; 0 for the exact derivative.
-        generator: Seeds dropout, which must be the same in both calls of a finite difference.
-    """
-    level = sigma_y.clamp_min(SIGMA_MIN)
-    if epsilon == 0:
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(y, probe)
-            f, slope = forward_ad.unpack_dual(denoiser(dual, level))
-            assert slope is not None
-    else:
-        seed = int(torch.randint(2**31, (), generator=generator))
-        with scoped_rng(seed):
-            f = denoiser(y, level)
-        with scoped_rng(seed):
-            slope = (denoiser(y + epsilon * probe, level) - f) / epsilon
-    return f, (probe * slope).flatten(1).mean(1)
-
-
-def stein_risk(
-    f: Float[Tensor, "b c h w"],
-    divergence: Float[Tensor, " b"],
-    y: Float[Tensor, "b c h w"],
-    sigma_y: Float[Tensor, " b"],
-) -> Float[Tensor, " b"]:
-    r"""Return an unbiased estimate of :math:`\|f(y) - x\|^2` a pixel, without x.
-
-    Arguments:
-        f: f(y).
-        divergence: :math:`\mathrm{div} f(y)` a pixel.
-        y: :math:`x + \sigma_y z`.
-        sigma_y: Noise levels.
-    """
-    variance = sigma_y**2
-    return ((f - y) ** 2).flatten(1).mean(1) + 2 * variance * divergence - variance
 
 
 @dataclass(kw_only=True)
@@ -315,16 +252,3 @@ class SureScore(DenoiserMethod):
 def is_identity(problem: Problem) -> bool:
     """Whether measurements are noisy images."""
     return "identity" in problem.operator.capabilities
-
-
-@dataclass(frozen=True)
-class OneStep:
-    r"""Restores by :math:`D(y, \sigma_y) \approx E[x \mid y]`, one evaluation an image."""
-
-    denoiser: Denoiser
-
-    @torch.no_grad()
-    def __call__(  # noqa: D102
-        self, batch: Batch, generators: list[Generator]
-    ) -> tuple[Float[Tensor, "b c h w"], int]:
-        return self.denoiser(batch.y, batch.sigma_y.clamp_min(SIGMA_MIN)), 1

@@ -2,14 +2,13 @@ r"""Gated convolutions: each convolution has a second one that decides how much 
 
 .. math:: h(x) = (W x + b) \odot g(V x + c)
 
-with g the sigmoid (``single``), or the sigmoid of the sigmoid (``official_double``, the code of
-Ambient Diffusion): that one lies between 0.5 and 0.731 and can never close. Every convolution has
-two sets of weights, so a purely convolutional network has twice the parameters.
+with g the sigmoid (``single``), or the sigmoid of the sigmoid (``double``): that one lies between
+0.5 and 0.731 and can never close. Every convolution has two sets of weights, so a purely
+convolutional network has twice the parameters.
 
 References:
     Free-Form Image Inpainting with Gated Convolution (Yu et al., 2019), section 3.1,
     arXiv:1806.03589
-    Ambient Diffusion (Daras et al., 2023), arXiv:2305.19256
 """
 
 import copy
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ..checks import check_choice
 
-GATES = ("none", "single", "official_double")
+GATES = ("none", "single", "double")
 
 
 class GatedConv(nn.Module):
@@ -27,7 +26,7 @@ class GatedConv(nn.Module):
 
     Arguments:
         conv: The convolution; its weights stay.
-        gate: ``single`` or ``official_double``; its own convolution gets fresh weights from
+        gate: ``single`` or ``double``; its own convolution gets fresh weights from
             torch's global generator.
     """
 
@@ -36,7 +35,7 @@ class GatedConv(nn.Module):
         self.conv = conv
         self.gate = copy.deepcopy(conv)
         self.gate.reset_parameters()
-        self.is_double = gate == "official_double"
+        self.is_double = gate == "double"
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         opening = torch.sigmoid(self.gate(x))
@@ -48,7 +47,7 @@ def gate_convolutions(network: nn.Module, gate: str) -> nn.Module:
 
     Arguments:
         network: Any network whose convolutions are ``nn.Conv2d``, azula's U-Net for one.
-        gate: ``none`` (leave it alone), ``single`` or ``official_double``.
+        gate: ``none`` (leave it alone), ``single`` or ``double``.
 
     Returns:
         The same network.

@@ -2,6 +2,7 @@
 
 from .denoiser_method import DenoiserMethod
 from .method import Loss, Method, Problem, Round, Session, Way
+from .one_step import OneStep
 from .report import TrainingReport
 from .trainer import Trainer
 
@@ -9,6 +10,7 @@ __all__ = [
     "DenoiserMethod",
     "Loss",
     "Method",
+    "OneStep",
     "Problem",
     "Round",
     "Session",

@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
+from cleanprior.methods.identifiability import conditional_gram, weakest
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
 from cleanprior.diffusion.denoiser import draw_sigma, edm_weight, per_image
 from cleanprior.operators import RandomInpainting
-from cleanprior.operators.identifiability import conditional_gram, weakest
 from cleanprior.seeding import generator_for
 
 FAMILIES = [("inpainting", (1, 8, 8)), ("box", (1, 8, 8)), ("compressed_sensing", (1, 4, 4))]

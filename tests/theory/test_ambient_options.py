@@ -18,7 +18,7 @@ from cleanprior.seeding import generator_for
 # -- gated convolutions ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gate", ["single", "official_double"])
+@pytest.mark.parametrize("gate", ["single", "double"])
 def test_a_gate_multiplies_the_convolution(gate):
     conv = nn.Conv2d(2, 3, 3, padding=1)
     gated = GatedConv(conv, gate)
@@ -26,7 +26,7 @@ def test_a_gate_multiplies_the_convolution(gate):
     for bias, opening in ((-100.0, 0.0), (100.0, 1.0)):
         nn.init.zeros_(gated.gate.weight)
         nn.init.constant_(gated.gate.bias, bias)
-        if gate == "official_double":
+        if gate == "double":
             # It can never close, nor open.
             opening = torch.sigmoid(torch.tensor(opening)).item()
         torch.testing.assert_close(gated(x), opening * conv(x))
@@ -48,10 +48,12 @@ def test_gates_double_the_convolutions_and_are_saved(ambient_on_digits, tmp_path
     assert torch.equal(Prior.load(tmp_path / "prior")(x, 0.5), prior(x, 0.5))
 
 
-@pytest.mark.parametrize("kind", ["split", "ambient_official"])
-def test_the_denoiser_has_the_preconditioning_of_the_configuration(ambient_on_digits, kind):
+@pytest.mark.parametrize(
+    ("kind", "called"), [("split", "split"), ("ambient_official", "scaled_condition")]
+)
+def test_the_denoiser_has_the_preconditioning_of_the_configuration(ambient_on_digits, kind, called):
     method = ambient_on_digits(preconditioning=kind)[0]
-    assert method.denoiser.preconditioning == kind
+    assert method.denoiser.preconditioning == called
     assert method.denoiser.condition_channels == 1
 
 
@@ -276,3 +278,17 @@ def test_averaging_over_masks_is_a_row_of_its_own(ambient_on_digits):
 def test_options_outside_their_range_are_refused(override, message):
     with pytest.raises(UserError, match=message):
         build(compose(["method=ambient", f"method.{override}"])["method"])
+
+
+def test_a_prior_with_the_words_of_an_earlier_version_is_the_same(ambient_on_digits, tmp_path):
+    method = ambient_on_digits(gate="official_double", preconditioning="ambient_official")[0]
+    prior = method.prior({"denoiser": method.denoiser})
+    prior.save(tmp_path / "prior")
+    card = tmp_path / "prior" / "prior.yaml"
+    text = card.read_text()
+    for today, before in (("scaled_condition", "ambient_official"), ("double", "official_double")):
+        assert text.count(f": {today}\n") == 1
+        text = text.replace(f": {today}\n", f": {before}\n")
+    card.write_text(text)
+    x = torch.randn((2, 1, 8, 8), generator=generator_for(0, "x"))
+    assert torch.equal(Prior.load(tmp_path / "prior")(x, 0.5), prior(x, 0.5))

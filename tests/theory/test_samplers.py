@@ -154,7 +154,7 @@ def test_split_preconditioning_lets_hidden_pixels_move_and_keeps_the_mask_at_uni
     assert out[..., 1] == 0.5
     assert torch.equal(backbone.seen[2], mask)
     official = One()
-    Denoiser(official, 0.5, 1, "ambient_official")(x * mask, torch.full((1,), 80.0), mask)
+    Denoiser(official, 0.5, 1, "scaled_condition")(x * mask, torch.full((1,), 80.0), mask)
     torch.testing.assert_close(official.seen[2], mask / (80**2 + 0.25) ** 0.5)
 
 
@@ -165,7 +165,7 @@ def test_a_conditional_denoiser_without_condition_takes_every_pixel_as_seen():
 
 
 def test_an_unknown_preconditioning_is_refused():
-    with pytest.raises(ValueError, match="allowed: edm, split, ambient_official"):
+    with pytest.raises(ValueError, match="allowed: edm, split, scaled_condition"):
         Denoiser(Zero(), 0.5, 0, "vp")
 
 

@@ -4,17 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cleanprior.methods.sure_score import SIGMA_MIN, draw_probe, official_levels
+from cleanprior.methods.sure_score import official_levels
 from torch import nn
 
 from cleanprior.capabilities import required
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
-from cleanprior.diffusion.denoiser import Denoiser
+from cleanprior.diffusion.denoiser import SIGMA_MIN, Denoiser
 from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for
 from cleanprior.training import Session
 from cleanprior.training.checkpoint import Store
+from cleanprior.training.stein import draw_probe
 
 
 class Recorded(Denoiser):

@@ -5,7 +5,6 @@ import re
 import cleanprior.methods.sure_score as sure_module
 import pytest
 import torch
-from cleanprior.methods.sure_score import denoise_and_divergence, draw_probe, stein_risk
 from torch import nn
 
 from cleanprior.config import build, compose
@@ -13,6 +12,7 @@ from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.diffusion.samplers import Heun
 from cleanprior.errors import UserError
 from cleanprior.seeding import generator_for, scoped_rng
+from cleanprior.training.stein import denoise_and_divergence, draw_probe, stein_risk
 
 SIGMA = 0.5
 SHAPE = (1, 1, 2)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from .base import Operator, Params, take
+from cleanprior.operators import Operator, Params
+from cleanprior.operators.base import take
 
 #: Dense matrices of 4,096 draws stay below 150 MB up to here.
 LIMIT = 64

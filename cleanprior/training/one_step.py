@@ -1,0 +1,23 @@
+"""Restoration of noisy images by one evaluation of the denoiser."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from ..data.measurements import Batch
+from ..diffusion.denoiser import SIGMA_MIN, Denoiser
+
+
+@dataclass(frozen=True)
+class OneStep:
+    r"""Restores by :math:`D(y, \sigma_y) \approx E[x \mid y]`, one evaluation an image."""
+
+    denoiser: Denoiser
+
+    @torch.no_grad()
+    def __call__(  # noqa: D102
+        self, batch: Batch, generators: list[Generator]
+    ) -> tuple[Float[Tensor, "b c h w"], int]:
+        return self.denoiser(batch.y, batch.sigma_y.clamp_min(SIGMA_MIN)), 1
