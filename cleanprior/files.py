@@ -1,10 +1,23 @@
 """Paths as people give them, and atomic small files: whole or absent. No torch."""
 
+import errno
 import os
+import re
+import secrets
+import shutil
+import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from .errors import UserError
+
+_PART = ".part-"
+_LEFT = re.compile(rf"\.\w+-\d+-[0-9a-f]{{12}}{re.escape(_PART)}(.+)", re.DOTALL)
+#: Seconds after which nobody writes to a temporary file any more.
+OLD = 86_400
 
 
 def given_path(text: str | Path) -> Path:
@@ -53,15 +66,100 @@ def write_text(path: Path, text: str) -> None:
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically by what ``write`` does to a path with the same ending.
 
+    The bytes are on the disk before the file has its name, and the name before this returns. What
+    a killed process left half written in the folder is removed once it is old.
+
     Raises:
         UserError: The disk refuses the write; the file that stood there is intact.
     """
-    staging = path.with_name(f".{os.getpid()}-{path.name}")
+    staging = staging_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         write(staging)
+        flush(staging)
         os.replace(staging, path)
+        flush(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write '{path}': {error}; earlier results are intact") from error
+        raise UserError(refused(path, error)) from error
     finally:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink(missing_ok=True)
+
+
+def refused(path: Path, error: Exception) -> str:
+    """Return the sentence that says that a disk has refused a write."""
+    why = getattr(error, "strerror", None) or error
+    return f"cannot write '{path}': {why}; earlier results are intact"
+
+
+def staging_path(path: Path) -> Path:
+    """Return a name that no other process has, beside a file or folder that is to be written.
+
+    Two machines, or two containers with the same process numbers, may share a folder.
+    """
+    mark = f"{_host()}-{os.getpid()}-{secrets.token_hex(6)}"
+    return path.with_name(f".{mark}{_PART}{path.name[-100:]}")
+
+
+@cache
+def _host() -> str:
+    return re.sub(r"\W", "_", socket.gethostname())[:24] or "host"
+
+
+def flush(path: Path) -> None:
+    """Have the system put a file's bytes, or a folder's names, on the disk.
+
+    A file system that has no such thing for folders is taken as it is.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except (IsADirectoryError, PermissionError):  # Windows opens no folder
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Put ``staging`` in the place of ``folder``; an old folder is removed only afterwards.
+
+    Raises:
+        OSError: The disk refuses; the old folder is in its place.
+    """
+    for path in sorted(staging.iterdir()):
+        flush(path)
+    old = staging_path(folder)
+    has_old = folder.exists()
+    if has_old:
+        os.replace(folder, old)
+    try:
+        os.replace(staging, folder)
+    except OSError:
+        if has_old:
+            os.replace(old, folder)
+        raise
+    flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@cache
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder, once in a process.
+
+    Only names of :func:`staging_path` are removed, after a day in which nobody wrote to them; of a
+    folder only where the one that it was written for is there.
+    """
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            found = _LEFT.fullmatch(entry.name)
+            if found is None or time.time() - entry.stat(follow_symlinks=False).st_mtime < OLD:
+                continue
+            if not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry)
+            elif (folder / found[1]).exists():
+                shutil.rmtree(entry, ignore_errors=True)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from .diffusion.limits import (
 from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from .diffusion.samplers import Sampler
 from .errors import UserError
+from .files import replace_folder, staging_path, sweep
 from .operators.base import ImageShape, Operator
 from .operators.likelihood import Likelihood
 from .parts import part
@@ -44,7 +44,6 @@ from .prior_files import (
     check_replaceable,
     check_weights,
     read_card,
-    replace_folder,
 )
 from .seeding import generator_for, scoped_rng
 
@@ -193,12 +192,10 @@ class Prior(nn.Module):
             json.loads(json.dumps(self.about)),
         )
         values = card.values(__version__)
+        staging = staging_path(folder)
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        except OSError as error:
-            raise UserError(f"cannot write the prior to '{folder}': {error}") from error
-        try:
+            staging.mkdir(parents=True)
+            sweep(folder.parent)
             weights = staging / WEIGHTS
             state = {
                 k: v.detach().cpu().contiguous() for k, v in self.denoiser.state_dict().items()

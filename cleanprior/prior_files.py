@@ -6,8 +6,6 @@ imported unless the YAML of an installed part names it too.
 
 import hashlib
 import math
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,18 +182,3 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"'{folder}' holds other files ({min(others)}); name another folder")
     if folder.exists() or folder.is_symlink():
         raise UserError(f"'{folder}' is a file; name a folder for the prior")
-
-
-def replace_folder(staging: Path, folder: Path) -> None:
-    """Put ``staging`` in the place of ``folder``; an old folder is removed only afterwards."""
-    old = folder.with_name(f".{folder.name}-old-{os.getpid()}")
-    has_old = folder.exists()
-    if has_old:
-        os.replace(folder, old)
-    try:
-        os.replace(staging, folder)
-    except OSError:
-        if has_old:
-            os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,6 @@
 """Atomic files: a checkpoint is whole or absent, a result is computed once."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import refused, write_with
 from ..outside import check_regular
 from ..passes import Meter
 
@@ -22,16 +22,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     Raises:
         UserError: The disk refuses the write; the file that stood there is intact.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    header = {"json": json.dumps(meta)}
     try:
-        plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        save_file(plain, staging, metadata={"json": json.dumps(meta)})
-        os.replace(staging, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write '{path}': {error}; earlier results are intact") from error
-    finally:
-        staging.unlink(missing_ok=True)
+        write_with(path, lambda staging: save_file(plain, staging, metadata=header))
+    except SafetensorError as error:  # a disk's refusal, in that library's words
+        raise UserError(refused(path, error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
