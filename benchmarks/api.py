@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cleanprior.files import check_folder
+from cleanprior.jobs.local import Local
 from cleanprior.options import live_progress
 from cleanprior.progress import Progress
 from cleanprior.terminal import Screen
@@ -15,7 +16,7 @@ from cleanprior.terminal import Screen
 from .places import tables
 from .report import Report, report
 from .request import Request, names
-from .runner import Part, run
+from .runner import Launcher, Part, run
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def bench(
     references: bool = True,
     force: Sequence[str] | str = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
+    jobs: int | str = "auto",
     out: str | Path = "runs",
     progress: bool = True,
 ) -> Result:
@@ -73,6 +75,8 @@ def bench(
         references: Whether the rows that anchor the table (observations, oracle, ...) are added.
         force: Rows to train again.
         overrides: For every row, ``{"operator.p": 0.8}`` or ``["operator.p=0.8"]``.
+        jobs: Cells at a time, each in a process of its own; see
+            :class:`cleanprior.jobs.local.Local`.
         out: Folder of all runs.
         progress: Whether progress is shown on stderr.
 
@@ -95,7 +99,12 @@ def bench(
     shown = live_progress() if progress else Progress()
     screen = Screen(is_silent=True)
     made = run_request(
-        request, check_folder("out", Path(out)), screen, shown, names("force", force or None) or ()
+        request,
+        check_folder("out", Path(out)),
+        screen,
+        shown,
+        names("force", force or None) or (),
+        launcher=Local(jobs),
     )
     return Result(
         tables={s.tab: s.summary for s in made.sheets},
@@ -112,6 +121,7 @@ def run_request(
     progress: Progress,
     forced: Collection[str] = (),
     part: Part | None = None,
+    launcher: Launcher | None = None,
 ) -> Report:
     """Train what a request lacks, and write its tables and its page.
 
@@ -122,9 +132,10 @@ def run_request(
         progress: Where progress is shown.
         forced: Rows to train again.
         part: The share of this process; None for all.
+        launcher: Where cells run; None takes the processes of this machine.
     """
     plan = request.plan(list(forced))
-    run(plan, out, forced, progress, part or Part())
+    run(plan, out, forced, progress, part or Part(), launcher)
     request.write(tables(out, plan.key))
     return report(plan, out, screen)
 

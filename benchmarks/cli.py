@@ -44,6 +44,19 @@ def bench(
     part: Annotated[
         str, typer.Option(help="Train this share of the cells only, e.g. 3/8: one job of an array.")
     ] = "1/1",
+    jobs: Annotated[
+        str,
+        typer.Option(help="Cells at a time, each in a process of its own; 0: in this process."),
+    ] = "auto",
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for a cell, after which its row has failed.")
+    ] = None,
+    retry: Annotated[
+        int, typer.Option(help="How often a cell that failed is tried again from its checkpoint.")
+    ] = 0,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast/--keep-going", help="End at the first cell that fails.")
+    ] = False,
     out: Out = Path("runs"),
     wide: Wide = False,
     overrides: Annotated[
@@ -51,6 +64,8 @@ def bench(
     ] = None,
 ) -> None:
     """Train methods on identical measurements and say which is better, at what cost."""
+    from cleanprior.jobs.local import Local
+
     from .request import Request, names
     from .runner import Part
 
@@ -66,10 +81,13 @@ def bench(
         with_references=references,
     )
     share, forced = Part.read(part), names("--force", force) or []
+    launcher = Local(int(jobs) if jobs.isdecimal() else jobs, "auto", timeout, retry, fail_fast)
     request.plan(forced)  # a mistake is told before any library is loaded
     from .api import run_request
 
-    if not run_request(request, out, Screen(wide), live_progress(), forced, share).is_sound:
+    if not run_request(
+        request, out, Screen(wide), live_progress(), forced, share, launcher
+    ).is_sound:
         raise typer.Exit(1)
 
 

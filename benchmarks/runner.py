@@ -1,8 +1,9 @@
 """Runs the cells of a plan that are not finished, each in its turn, and collects the records."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cleanprior.cells.folder import CellFolder
 from cleanprior.cells.migration import take_over
@@ -11,16 +12,25 @@ from cleanprior.cells.record import (
     has_other_code,
     is_finished,
     read_record,
-    write_failure,
 )
 from cleanprior.config import Config
 from cleanprior.errors import UserError
+from cleanprior.jobs.drive import Todo
+from cleanprior.jobs.local import Local
 from cleanprior.progress import Progress
 
 from .plan import Plan, Problem, refusal
 
 #: Code of a row whose method is no longer what it was trained by.
 OTHER_CODE = "code"
+
+
+class Launcher(Protocol):
+    """Where the cells of a benchmark run."""
+
+    def run(self, todo: Sequence[Todo], progress: Progress) -> None:
+        """Run all cells; what one of them raises is the status of its row."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,12 @@ def pending(
 
 
 def run(
-    plan: Plan, out: Path, forced: Collection[str], progress: Progress, part: Part = Part()
+    plan: Plan,
+    out: Path,
+    forced: Collection[str],
+    progress: Progress,
+    part: Part = Part(),
+    launcher: Launcher | None = None,
 ) -> None:
     """Train and evaluate every pending cell; a cell that fails becomes a row and not a crash.
 
@@ -77,6 +92,7 @@ def run(
         forced: Rows to train again.
         progress: Where to show progress.
         part: The share of this process.
+        launcher: Where cells run; None takes the processes of this machine.
 
     Raises:
         UserError: A value that a part refuses: told before the first cell is trained. What a cell
@@ -91,31 +107,18 @@ def run(
     todo = pending(plan, out, forced, part)
     if not todo:
         return
-    from cleanprior.run import Cell, run_cell
-
-    for _, config in todo:
-        try:
-            Cell(CellFolder(out, config))
-        except UserError:
-            raise
-        except Exception:
-            continue  # no value's fault: it comes again below, where it becomes a row
     retrained: set[Path] = set()  # problems that differ in evaluation alone share a training
-    for number, (row, config) in enumerate(todo):
-        folder = CellFolder(out, config)  # now: a user's files may have changed meanwhile
-        if row not in forced and is_finished(read_record(folder)):
-            continue  # by another process, since this one began
-        progress.say(
-            f"[{number + 1}/{len(todo)}] {row} on {config['operator']['name']}, "
-            f"{config['data']['name']}, seed {config['seed']}"
+    cells = []
+    for row, config in todo:
+        folder = CellFolder(out, config)
+        is_forced = row in forced and folder.path not in retrained
+        retrained.add(folder.path)
+        label = (
+            f"{row} on {config['operator']['name']}, {config['data']['name']}, "
+            f"seed {config['seed']}"
         )
-        try:
-            run_cell(folder, progress, row in forced and folder.path not in retrained)
-            retrained.add(folder.path)
-        except Exception as error:
-            # The boundary of a cell: what a method, a file or a disk raises is its row's status.
-            status = write_failure(folder, error)["status"]
-            progress.say(f"  {row} {status} ({folder.files.error})")
+        cells.append(Todo(label, out, config, is_forced))
+    (launcher or Local()).run(cells, progress)
 
 
 def records(problem: Problem, out: Path) -> dict[str, list[Record]]:

@@ -1,5 +1,6 @@
 """The command line. Light to import: commands load torch when they begin to work."""
 
+import signal
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +16,7 @@ from .files import check_folder
 from .notices import show_on_stderr
 from .options import GIVEN, Out, Overrides, live_progress
 from .prior_commands import restore, sample
+from .stopping import Stopped, raise_at_once
 from .streams import lasting
 
 app = typer.Typer(
@@ -49,7 +51,7 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
     """Train and evaluate one method: cleanprior train method=em operator=denoising."""
     from .cells.folder import CellFolder
     from .cells.migration import take_over
-    from .cells.record import has_other_code, is_finished, read_record, write_failure
+    from .cells.record import has_other_code, is_finished, read_record
     from .config import compose
 
     config = compose(overrides or [])
@@ -58,16 +60,11 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
     record = read_record(folder)
     if force or not is_finished(record):
         _check_needs(config)
-        from .run import Cell, run_cell
+        from .jobs.drive import Todo
+        from .jobs.local import Local
 
-        Cell(folder)  # what a part refuses is told before anything is written
-        try:
-            record = run_cell(folder, live_progress(), force)
-        except UserError:
-            raise
-        except Exception as error:
-            # The boundary of a plug-in, as in a bench: whatever it raises is the cell's status.
-            record = write_failure(folder, error)
+        Local(jobs="auto").run([Todo(_title(config), out, config, force)], live_progress())
+        record = read_record(folder)
     assert record is not None
     _tell(record, folder.path)
     if is_finished(record) and has_other_code(folder, record):
@@ -153,6 +150,12 @@ def suggestion(operator: dict[str, Any]) -> str:
     return f". Methods that can be trained on it: {', '.join(able)}" if able else ""
 
 
+def _title(config: dict[str, Any]) -> str:
+    """Return how progress names a cell."""
+    method, operator, data = (config[group]["name"] for group in ("method", "operator", "data"))
+    return f"{method} on {operator}, {data}, seed {config['seed']}"
+
+
 def _tell(record: dict[str, Any], folder: Path) -> None:
     typer.echo(f"{record['method']} on {record['operator']}, {record['data']}: {record['status']}")
     for row in record.get("rows", ()):
@@ -193,6 +196,7 @@ def main() -> None:
     sys.stdout = lasting(sys.stdout)
     sys.stderr = lasting(sys.stderr, is_line_buffered=True)
     take_precision_away()
+    signal.signal(signal.SIGTERM, raise_at_once)
     sys.exit(_run())
 
 
@@ -219,7 +223,7 @@ def _run() -> int:
     except MemoryError as error:
         sys.stderr.write(f"error: out of memory{f': {error}' if str(error) else ''}\n")
         return 1
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as error:
         sys.stderr.write("interrupted; run the same command to go on from the last checkpoint\n")
-        return 130
+        return error.code if isinstance(error, Stopped) else 130
     return code if isinstance(code, int) else 0

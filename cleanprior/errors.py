@@ -8,6 +8,13 @@ class UserError(ValueError):
     """A mistake in what the user gave: the command line prints it without a traceback (exit 2)."""
 
 
+class StageFailed(Exception):
+    """A stage of a cell raised in a process of its own, or the process ended by itself.
+
+    The text is the status of the cell's row.
+    """
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest spelling, or an empty string."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -12,10 +12,17 @@ from . import stopping
 
 
 class Task:
-    """One phase with a known number of steps."""
+    """One phase with a known number of steps.
 
-    def __init__(self, progress: "Progress", phase: str, total: int) -> None:
-        self._progress = progress
+    Arguments:
+        progress: Where it is shown.
+        phase: Its name.
+        total: Its steps.
+        is_line: Whether it is told as lines where no terminal is.
+    """
+
+    def __init__(self, progress: "Progress", phase: str, total: int, is_line: bool = True) -> None:
+        self._progress, self._is_line = progress, is_line
         self.phase = phase
         self.total = total
         self.done = 0
@@ -41,7 +48,7 @@ class Task:
                 rate=f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s",
                 note=note,
             )
-        elif self._progress.is_verbose and now - self._told > self._progress.interval:
+        elif self._is_line and now - self._told > self._progress.interval:
             self._told = now
             left = (self.total - self.done) / max(rate, 1e-9)
             self._progress.say(

@@ -37,7 +37,7 @@ from .evaluation.evaluate import Protocol
 from .evaluation.routes import alone
 from .files import write_with
 from .notices import Notice, tell
-from .operators.base import Operator
+from .operators.base import ImageShape, Operator
 from .operators.building import build_operator, state_hash
 from .own_sampler import finished_without_prior
 from .prior import Prior
@@ -110,8 +110,7 @@ class Cell:
         """Return where the measurements of a split are stored for all methods."""
         state = state_hash(self.operator)
         take_over_measurements(self.folder, split, state)
-        path = self.folder.measurements(split, self.folder.identity.measurements(split, state))
-        return path
+        return self.folder.measurements(split, self.folder.identity.measurements(split, state))
 
     def clean_index(self) -> Tensor:
         """Return which clean training images the method is entitled to, by the data seed."""
@@ -162,7 +161,7 @@ def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Rec
         The record, also written to the cell's folder.
     """
     while True:
-        state = prepare(folder, force)
+        state, _ = prepare(folder, force)
         if state == "ready":
             train(folder.files.training, progress)
         if state == "refused" or evaluate(folder, progress):
@@ -173,7 +172,7 @@ def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Rec
 
 
 @plain_tensors()
-def prepare(folder: CellFolder, force: bool = False) -> str:
+def prepare(folder: CellFolder, force: bool = False) -> tuple[str, ImageShape]:
     """Draw the measurements of a cell, unless they are there, and write its training's job.
 
     Arguments:
@@ -181,20 +180,22 @@ def prepare(folder: CellFolder, force: bool = False) -> str:
         force: Remove what an earlier training left.
 
     Returns:
-        ``ready`` to be trained, ``trained`` already, or ``refused``: then the record says why.
+        ``ready`` to be trained, ``trained`` already, or ``refused``: then the record says why. And
+        the shape of an image.
     """
     if force and folder.path.exists():
         shutil.rmtree(folder.path)
     cell = Cell(folder)
+    shape = cell.operator.image_shape
     reason = cell.refusal()
     if reason is not None:
         write_record(folder, _head(cell) | {"status": f"skipped: {reason}"})
-        return "refused"
+        return "refused", shape
     files = folder.files.training
     if read_outcome(files) is not None:
-        return "trained"
+        return "trained", shape
     cell.job().write(files, None if isinstance(cell.data, MeasuredData) else cell.stored("train"))
-    return "ready"
+    return "ready", shape
 
 
 def train(files: TrainingFiles, progress: Progress) -> Record:

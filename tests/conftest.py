@@ -1,5 +1,6 @@
 """Fixtures of all tests. Shape annotations of the core are executed while tests run."""
 
+import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -28,6 +29,8 @@ sys.modules[checker.__name__] = checker
 install_import_hook(CORE, "annotation_checker.check")
 # Networks here are tiny: two threads are no faster, and wait for each other on a busy machine.
 torch.set_num_threads(1)
+# A benchmark of a few steps is done in this process; tests/integration/test_jobs.py has others.
+os.environ.setdefault("CLEANPRIOR_JOBS", "0")
 
 from cleanprior.config import build, compose  # noqa: E402
 from cleanprior.data import CleanData, digits  # noqa: E402

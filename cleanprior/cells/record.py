@@ -4,7 +4,7 @@ import math
 import traceback
 from typing import Any
 
-from ..errors import UserError
+from ..errors import StageFailed, UserError
 from ..files import write_text
 from .folder import CellFolder, TrainingFiles
 from .reading import Record, encode, load_record
@@ -55,11 +55,17 @@ def _strict(node: Any) -> Any:
 def write_failure(cell: CellFolder, error: Exception) -> Record:
     """Record that a cell failed, and its traceback in ``error.txt`` beside.
 
-    To be called while the exception is handled.
+    To be called while the exception is handled. A traceback that the process of the cell has
+    written stays.
     """
-    write_text(cell.files.error, traceback.format_exc())
+    if not isinstance(error, StageFailed):
+        write_text(cell.files.error, traceback.format_exc())
     # A refusal is a sentence of its own; another error says little without its type.
-    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    reason = (
+        str(error)
+        if isinstance(error, UserError | StageFailed)
+        else f"{type(error).__name__}: {error}"
+    )
     record = {
         **cell.names,
         "seed": cell.config["seed"],

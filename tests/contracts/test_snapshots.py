@@ -110,7 +110,7 @@ def trained(tmp_path_factory):
     cell = CellFolder(out, config)
     from cleanprior.progress import Progress
 
-    assert prepare(cell) == "ready"
+    assert prepare(cell)[0] == "ready"
     train(cell.files.training, Progress())
     return overrides, config, out
 

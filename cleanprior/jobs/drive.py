@@ -1,0 +1,143 @@
+"""One cell from its configuration to its record, each stage in a process of its own. No torch."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..cells.folder import CellFolder
+from ..config import Config
+from ..errors import StageFailed
+from ..progress import Progress, Task
+from .workers import Event, Place, Workers
+
+#: Side of images up to which one thread is as good as several: convolutions of 8x8 and 16x16
+#: images gain 1.26 and 1.41 from a second thread, two trainings side by side 2.
+SMALL = 16
+#: Seconds between two lines about a phase where no terminal is.
+INTERVAL = 60.0
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A cell to be trained and evaluated.
+
+    Attributes:
+        label: How progress names it.
+        out: Folder of all runs.
+        config: Its composed configuration.
+        is_forced: Whether what is there is trained again.
+    """
+
+    label: str
+    out: Path
+    config: Config
+    is_forced: bool = False
+
+    @property
+    def folder(self) -> CellFolder:
+        """Its folder, by what a user's files hold now."""
+        return CellFolder(self.out, self.config)
+
+
+def run_cell(
+    workers: Workers,
+    folder: CellFolder,
+    threads: int,
+    gpu: int | None,
+    tell: Callable[[Event], None],
+    is_forced: bool = False,
+    timeout: float | None = None,
+) -> None:
+    """Prepare, train and evaluate a cell; what is done already is found again.
+
+    Arguments:
+        workers: Processes.
+        folder: The cell.
+        threads: Threads of its process; one where images are small.
+        gpu: The CUDA device it sees, or None for all.
+        tell: Gets the events that progress is made of.
+        is_forced: Remove what an earlier training left.
+        timeout: Seconds for all three stages, or None.
+
+    Raises:
+        UserError: A stage refused a value.
+        StageFailed: It raised something else, its process died, or it took too long.
+        Busy: Another process works on the cell.
+        Stopped: The processes were asked to end.
+    """
+    files = folder.files
+    place = Place(threads, gpu, folder.lock(), files.beat, files.log, files.error)
+    until = None if timeout is None else time.monotonic() + timeout
+    request: Mapping[str, Any] = {"out": str(folder.out.absolute()), "config": folder.config}
+    for _ in range(3):
+        asked = {**request, "force": is_forced}
+        state, shape = workers.run("prepare", asked, place, tell, until)
+        is_forced = False
+        if state == "refused":
+            return
+        if max(shape[1:]) <= SMALL:
+            place = replace(place, threads=1)
+        if state == "ready":
+            # The folder of the job, and not the runs that it lies in.
+            asked = {"folder": str(files.training.folder.absolute())}
+            workers.run("train", asked, place, tell, until)
+        if workers.run("evaluate", request, place, tell, until):
+            return
+    raise StageFailed("its training is damaged each time that it is evaluated")
+
+
+class Shown:
+    """Shows the events of one cell in the progress of all.
+
+    Arguments:
+        progress: Of all cells.
+        label: The cell's name.
+    """
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self._progress, self._label = progress, label
+        self._tasks: dict[str, Task] = {}
+        self._began: dict[str, tuple[float, float]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        kind, phase = event["event"], event.get("phase", "")
+        if kind == "say":
+            self._progress.say(event["text"])
+        elif kind == "notice":
+            from ..notices import Notice, tell
+
+            tell([Notice(event["text"], event["is_warning"])])
+        elif kind == "begin":
+            now = time.monotonic()
+            self._began[phase] = now, now
+            task = Task(self._progress, f"{self._label}: {phase}", event["total"], is_line=False)
+            self._tasks[phase] = task
+        elif phase in self._tasks:
+            task = self._tasks[phase]
+            task.advance(event["done"] - task.done, event.get("note", ""))
+            self._line(task, phase, kind == "end", event.get("note", ""))
+            if kind == "end":
+                self._tasks.pop(phase).close()
+
+    def close(self) -> None:
+        """Take what is left away, of a process that ended early."""
+        for task in self._tasks.values():
+            task.close()
+        self._tasks.clear()
+
+    def _line(self, task: Task, phase: str, is_over: bool, note: str) -> None:
+        """Say how far a phase is, where there are no bars: at its end, and once a minute."""
+        if self._progress.bars is not None:
+            return
+        now, (began, told) = time.monotonic(), self._began[phase]
+        if is_over and now - began > 2:
+            self._progress.say(f"  {task.phase}: {task.done}/{task.total} in {now - began:.0f} s")
+        elif not is_over and now - told > INTERVAL:
+            self._began[phase] = began, now
+            left = (now - began) * (task.total - task.done) / max(task.done, 1)
+            self._progress.say(
+                f"  {task.phase}: {task.done}/{task.total}, {left:.0f} s left {note}"
+            )

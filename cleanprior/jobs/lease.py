@@ -1,0 +1,121 @@
+"""Who works on a cell: a lock that dies with its owner, and a file that says who it is. No torch.
+
+The lock is the operating system's (``flock``): a process that is killed loses it at once, so that
+nothing has to be taken over from a dead owner. The file beside it is for people.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..files import write_text
+
+#: Seconds between two entries of the file that says how far a process is.
+BEAT = 5.0
+#: Seconds after which an entry is that of a process which is no more.
+STALE = 60.0
+
+
+class Busy(Exception):
+    """Another process works on the cell."""
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """Hold the lock of a cell inside the block.
+
+    Raises:
+        Busy: Another process holds it.
+    """
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise Busy(str(lock)) from error
+
+
+@dataclass
+class Beat:
+    """What a process does on a cell.
+
+    Attributes:
+        stage: ``prepare``, ``train`` or ``evaluate``.
+        phase: Part of it, as progress shows it.
+        done: Steps of the phase that are done.
+        total: Steps of the phase; 0 where they are not known.
+        since: When the stage began, seconds since the epoch.
+        time: When this was written.
+        host: The machine's name.
+        pid: The process.
+    """
+
+    stage: str
+    phase: str
+    done: int
+    total: int
+    since: float
+    time: float
+    host: str
+    pid: int
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has said something of late, or is known to run on this machine."""
+        if self.host == socket.gethostname():
+            try:
+                os.kill(self.pid, 0)
+            except ProcessLookupError:
+                return False
+            except PermissionError:
+                return True
+            return True
+        return time.time() - self.time < STALE
+
+    @classmethod
+    def read(cls, path: Path) -> "Beat | None":
+        """Return what a file says, or None where there is none that can be read."""
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**given)
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+class Pulse:
+    """Writes now and then what this process does on a cell.
+
+    Arguments:
+        path: The file; None writes nothing.
+        stage: The stage.
+    """
+
+    def __init__(self, path: Path | None, stage: str) -> None:
+        self._path, self._stage = path, stage
+        self._since, self._last = time.time(), 0.0
+        self.tell("", 0, 0)
+
+    def tell(self, phase: str, done: int, total: int) -> None:
+        """Write how far the process is, unless it did so a moment ago."""
+        now = time.time()
+        if self._path is None or now - self._last < BEAT:
+            return
+        self._last = now
+        beat: dict[str, Any] = asdict(
+            Beat(
+                self._stage, phase, done, total, self._since, now, socket.gethostname(), os.getpid()
+            )
+        )
+        write_text(self._path, json.dumps(beat))
+
+    def end(self) -> None:
+        """Remove the file."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)

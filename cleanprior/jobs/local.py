@@ -1,0 +1,231 @@
+"""Cells side by side on this machine. No torch."""
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .. import stopping
+from ..cells.record import is_finished, read_record, write_failure
+from ..errors import StageFailed, UserError
+from ..progress import Progress
+from .drive import Shown, Todo, run_cell
+from .lease import Beat, Busy
+from .machine import cores, gpus, room
+from .workers import Place, TimedOut, Workers
+
+#: Takes the place of ``jobs=auto`` where it is set.
+VARIABLE = "CLEANPRIOR_JOBS"
+#: Seconds until a cell that another process works on is looked at again.
+WAIT = 2.0
+
+
+@dataclass(frozen=True)
+class Local:
+    """Processes of this machine.
+
+    Arguments:
+        jobs: Cells at a time, each in a process of its own; 0 runs all in this process, one after
+            the other, for a debugger: then training is not kept apart from clean images. ``auto``
+            takes as many as there are cores, memory and cells for; with GPUs, one for each.
+        devices: CUDA devices by number, one a job; ``auto`` takes all that this process sees.
+        timeout: Seconds for a cell, after which it is a failed row; None for no limit.
+        retries: How often a cell that failed is tried again, from its last checkpoint.
+        is_stopping: Whether the first failure ends the benchmark.
+
+    Raises:
+        ValueError: A value outside its range.
+    """
+
+    jobs: int | str = "auto"
+    devices: Sequence[int] | str = "auto"
+    timeout: float | None = None
+    retries: int = 0
+    is_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        if self.jobs != "auto" and not (isinstance(self.jobs, int) and self.jobs >= 0):
+            raise UserError(f"jobs={self.jobs}; allowed: auto, or a count from 0")
+        if self.timeout is not None and not self.timeout > 0:
+            raise UserError(f"timeout={self.timeout}; allowed: seconds above 0")
+        if self.retries < 0:
+            raise UserError(f"retry={self.retries}; allowed: a count from 0")
+
+    def run(self, todo: Sequence[Todo], progress: Progress) -> None:
+        """Train and evaluate cells; what one of them raises is the status of its row.
+
+        Raises:
+            UserError: A value that a part refuses: told before the first cell is trained.
+            Stopped: The process was asked to end; checkpoints are written.
+        """
+        count = self._count(todo)
+        if count == 0:
+            _run_here(todo, progress, self.is_stopping)
+            return
+        found = self._gpus(todo)
+        slots = [found[i % len(found)] if found else None for i in range(count)]
+        _Pool(self, slots, max(1, cores() // count)).run(todo, progress)
+
+    def _count(self, todo: Sequence[Todo]) -> int:
+        """Return how many cells are worked on at a time; 0 for none but in this process."""
+        given = self.jobs
+        if given == "auto" and os.environ.get(VARIABLE, "").isdecimal():
+            given = int(os.environ[VARIABLE])
+        if given != "auto":
+            return min(int(given), len(todo))
+        return max(1, min(len(self._gpus(todo)) or cores(), room(), len(todo)))
+
+    def _gpus(self, todo: Sequence[Todo]) -> list[int]:
+        """Return the CUDA devices that cells may use."""
+        if all(cell.config["training"]["device"] == "cpu" for cell in todo):
+            return []
+        there = gpus()
+        if self.devices == "auto":
+            return there
+        chosen = [int(d) for d in self.devices]
+        for device in chosen:
+            if device not in there:
+                raise UserError(f"devices={device}; there are: {there or 'none'}")
+        return chosen
+
+
+def _run_here(todo: Sequence[Todo], progress: Progress, is_stopping: bool) -> None:
+    """Run cells one after the other in this process."""
+    from ..run import Cell
+    from ..run import run_cell as run_here
+
+    for cell in todo:
+        try:
+            Cell(cell.folder)
+        except UserError:
+            raise
+        except Exception:
+            continue  # no value's fault: it comes again below, where it becomes a row
+    for number, cell in enumerate(todo, 1):
+        folder = cell.folder  # now: a user's files may have changed meanwhile
+        if not cell.is_forced and is_finished(read_record(folder)):
+            continue  # by another process, since this one began
+        progress.say(f"[{number}/{len(todo)}] {cell.label}")
+        try:
+            run_here(folder, progress, cell.is_forced)
+        except Exception as error:
+            # The boundary of a cell: what a method, a file or a disk raises is its row's status.
+            status = write_failure(folder, error)["status"]
+            progress.say(f"  {cell.label} {status} ({folder.files.error})")
+            if is_stopping:
+                return
+
+
+class _Pool:
+    """Slots that take cells one after the other."""
+
+    def __init__(self, options: Local, slots: Sequence[int | None], threads: int) -> None:
+        self._options, self._slots = options, slots
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        self._threads = min(threads, int(given)) if given.isdecimal() and int(given) else threads
+        self._workers = Workers()
+        self._guard = threading.Lock()
+        self._waiting: deque[tuple[int, Todo, int]] = deque()
+        self._is_over = False
+        self._error: BaseException | None = None
+
+    def run(self, todo: Sequence[Todo], progress: Progress) -> None:
+        """Run cells in all slots."""
+        self._total = len(todo)
+        self._waiting.extend((number, cell, 0) for number, cell in enumerate(todo, 1))
+        before = None
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, stopping.raise_at_once)
+        threads = [
+            threading.Thread(target=self._slot, args=(gpu, progress), daemon=True)
+            for gpu in self._slots
+        ]
+        try:
+            self._check(todo, progress)
+            with progress.live():
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    while thread.is_alive():
+                        thread.join(0.2)
+        except KeyboardInterrupt:
+            progress.say("stopping: the state of what is under way is written first")
+            raise
+        finally:
+            self._is_over = True
+            self._workers.end()
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+        if self._error is not None:
+            raise self._error
+
+    def _check(self, todo: Sequence[Todo], progress: Progress) -> None:
+        """Have a value that a part refuses told before the first cell is trained."""
+        asked: dict[str, list[object]] = {}
+        for cell in todo:
+            asked.setdefault(str(cell.out.absolute()), []).append(cell.config)
+        shown = Shown(progress, "")
+        for out, configs in asked.items():
+            place = Place(threads=1)
+            try:
+                self._workers.run("check", {"out": out, "configs": configs}, place, shown)
+            except StageFailed:
+                continue  # a constructor that ends its process: its row says so
+
+    def _slot(self, gpu: int | None, progress: Progress) -> None:
+        """Take cells until there are none."""
+        while not self._is_over:
+            with self._guard:
+                if not self._waiting:
+                    return
+                number, cell, tried = self._waiting.popleft()
+            try:
+                self._cell(number, cell, tried, gpu, progress)
+            except stopping.Stopped:
+                return
+            except BaseException as error:  # ours: told by the main thread
+                self._error, self._is_over = error, True
+                return
+
+    def _cell(
+        self, number: int, cell: Todo, tried: int, gpu: int | None, progress: Progress
+    ) -> None:
+        """Work on one cell, or put it back where another process does."""
+        folder = cell.folder  # now: a user's files may have changed meanwhile
+        if not cell.is_forced and is_finished(read_record(folder)):
+            return  # by another process, since this one began
+        if tried >= 0:
+            progress.say(f"[{number}/{self._total}] {cell.label}")
+        shown = Shown(progress, cell.label)
+        try:
+            timeout = self._options.timeout
+            is_forced = cell.is_forced and tried == 0
+            run_cell(self._workers, folder, self._threads, gpu, shown, is_forced, timeout)
+        except Busy:
+            self._wait(number, cell, tried, progress)
+        except (UserError, StageFailed) as error:
+            is_last = tried >= self._options.retries or isinstance(error, UserError | TimedOut)
+            status = write_failure(folder, error)["status"]
+            progress.say(f"  {cell.label} {status} ({folder.files.error})")
+            if not is_last:
+                with self._guard:
+                    self._waiting.append((number, cell, tried + 1))
+            elif self._options.is_stopping:
+                self._is_over = True
+        finally:
+            shown.close()
+
+    def _wait(self, number: int, cell: Todo, tried: int, progress: Progress) -> None:
+        """Put a cell back that another process works on."""
+        if tried >= 0:
+            beat = Beat.read(cell.folder.files.beat)
+            who = f" ({beat.host}, process {beat.pid})" if beat is not None else ""
+            progress.say(f"  {cell.label}: another process works on it{who}")
+        with self._guard:
+            is_alone = not self._waiting
+            self._waiting.append((number, cell, -1))
+        if is_alone:
+            time.sleep(WAIT)

@@ -1,0 +1,58 @@
+"""What a process may be asked to do: one function a stage, plain values in and out."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..cells.folder import CellFolder, TrainingFiles
+from ..errors import UserError
+from ..progress import Progress
+
+Request = Mapping[str, Any]
+
+
+def check(request: Request, _: Progress) -> None:
+    """Build every cell's parts, so that a value that a part refuses is told before any training.
+
+    Raises:
+        UserError: The first refusal. What else a constructor raises comes again when the cell's
+            turn comes, and is its row's status.
+    """
+    from ..run import Cell
+
+    for config in request["configs"]:
+        try:
+            Cell(CellFolder(Path(request["out"]), config))
+        except UserError:
+            raise
+        except Exception:
+            continue
+
+
+def prepare(request: Request, _: Progress) -> tuple[str, tuple[int, int, int]]:
+    """See :func:`cleanprior.run.prepare`."""
+    from .. import run
+
+    return run.prepare(CellFolder(Path(request["out"]), request["config"]), request["force"])
+
+
+def train(request: Request, progress: Progress) -> None:
+    """See :func:`cleanprior.run.train`; the folder of the job is all that is known here."""
+    from .. import run
+
+    run.train(TrainingFiles(Path(request["folder"])), progress)
+
+
+def evaluate(request: Request, progress: Progress) -> bool:
+    """See :func:`cleanprior.run.evaluate`."""
+    from .. import run
+
+    return run.evaluate(CellFolder(Path(request["out"]), request["config"]), progress)
+
+
+STAGES: dict[str, Callable[[Request, Progress], Any]] = {
+    "check": check,
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+}
