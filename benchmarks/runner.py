@@ -107,6 +107,8 @@ def run(
     todo = pending(plan, out, forced, part)
     if not todo:
         return
+    # What has failed comes last: what takes its machine down does not do so before the others.
+    todo.sort(key=lambda cell: read_record(CellFolder(out, cell[1])) is not None)
     retrained: set[Path] = set()  # problems that differ in evaluation alone share a training
     cells = []
     for row, config in todo:

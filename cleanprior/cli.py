@@ -9,14 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, capabilities, registry
+from . import __version__, capabilities, registry, stopping
 from .environment import take_precision_away
 from .errors import UserError, one_line
 from .files import check_folder
 from .notices import show_on_stderr
 from .options import GIVEN, Out, Overrides, live_progress
 from .prior_commands import restore, sample
-from .stopping import Stopped, raise_at_once
 from .streams import lasting
 
 app = typer.Typer(
@@ -26,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+#: What typer returns after Ctrl-C.
+INTERRUPTED = 130
 #: Files that ``measure`` writes.
 WRITTEN = (".npz", ".h5", ".hdf5", ".safetensors")
 
@@ -196,7 +197,7 @@ def main() -> None:
     sys.stdout = lasting(sys.stdout)
     sys.stderr = lasting(sys.stderr, is_line_buffered=True)
     take_precision_away()
-    signal.signal(signal.SIGTERM, raise_at_once)
+    signal.signal(signal.SIGTERM, stopping.raise_at_once)
     sys.exit(_run())
 
 
@@ -223,7 +224,9 @@ def _run() -> int:
     except MemoryError as error:
         sys.stderr.write(f"error: out of memory{f': {error}' if str(error) else ''}\n")
         return 1
-    except (KeyboardInterrupt, typer.Abort) as error:
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer's own, too
         sys.stderr.write("interrupted; run the same command to go on from the last checkpoint\n")
-        return error.code if isinstance(error, Stopped) else 130
+        return stopping.code()
     return code if isinstance(code, int) else 0

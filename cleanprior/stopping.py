@@ -8,6 +8,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _asked: int | None = None
+_heard: int = signal.SIGINT
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,6 +28,15 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.number
 
 
+def code() -> int:
+    """Return the exit code of a process that was interrupted: 130 after Ctrl-C, 143 after SIGTERM.
+
+    For the command line: a library between may have raised something else in the place of
+    :class:`Stopped`.
+    """
+    return 128 + _heard
+
+
 def is_asked() -> bool:
     """Whether the process was asked to end and has not yet."""
     return _asked is not None
@@ -43,7 +53,8 @@ def check() -> None:
 
 
 def _hear(number: int, _frame: FrameType | None) -> None:
-    global _asked
+    global _asked, _heard
+    _heard = number
     if _asked is not None:
         raise Stopped(number)  # the second one cannot wait
     _asked = number
@@ -51,6 +62,8 @@ def _hear(number: int, _frame: FrameType | None) -> None:
 
 def raise_at_once(number: int, _frame: FrameType | None) -> None:
     """Handle a signal where nothing is to be saved first."""
+    global _heard
+    _heard = number
     raise Stopped(number)
 
 

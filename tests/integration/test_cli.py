@@ -118,7 +118,7 @@ def test_killed_in_an_em_round_and_resumed_equals_uninterrupted(
     deadline = time.monotonic() + 120
     was_found = False
     while time.monotonic() < deadline and process.poll() is None and not was_found:
-        draws = list(killed.glob("runs/cells/*/round/draws-001-*.safetensors"))
+        draws = list(killed.glob("runs/cells/*/training/round/draws-001-*.safetensors"))
         if moment == "E-step":
             was_found = 3 <= len(draws) < 20
         else:
