@@ -71,7 +71,7 @@ class Slow(Plain):
     def loss(self, batch, generator, turn):
         time.sleep(0.1)
         with open(os.environ["GUEST_LOG"], "a") as file:
-            file.write("step\n")
+            file.write("step\\n")
         return super().loss(batch, generator, turn)
 
 
