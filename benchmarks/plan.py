@@ -197,16 +197,8 @@ def _bracket(values: list[str]) -> str:
 
 def refusal(config: Config) -> str | None:
     """Return why a cell cannot be trained, as far as that is known without torch."""
-    method, operator = config["method"], config["operator"]
-    if (reason := capabilities.entitlement(method, config["data"])) is not None:
-        return reason
-    facts = capabilities.facts_of(
-        operator["name"],
-        operator.get("capabilities", ()),
-        operator.get("sigma", 0),
-        float(method.get("sigma_floor") or 0),
-    )
-    return capabilities.refusal(method["name"], capabilities.required(method), facts)
+    found = capabilities.refused(config)
+    return None if found is None else found.reason
 
 
 def check_forced(plan: Plan, forced: Sequence[str]) -> None:

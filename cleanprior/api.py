@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .capabilities import earlier
 from .cells.folder import CellFiles
 from .checks import check_kind, check_seed
 from .config import Config, build, compose
@@ -297,9 +298,10 @@ def _claim(
     Raises:
         UserError: It belongs to another training, or holds other files.
     """
+    values = {**asdict(learner), "needs": earlier(learner.needs)}
     described = {
         "config": {k: config[k] for k in ("operator", "backbone", "training", "seed")},
-        "method": [type(learner).__module__, type(learner).__qualname__, repr(asdict(learner))],
+        "method": [type(learner).__module__, type(learner).__qualname__, repr(values)],
         "measurements": measurements.hash,
         "operator": state_hash(operator),
         "clean": None if clean is None else _digest(clean),

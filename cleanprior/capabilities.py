@@ -1,13 +1,16 @@
-"""Which method may be trained on which operator, and the reason where it may not.
+"""Which method may be trained on which problem, and the reason where it may not.
 
-An operator declares capabilities, a method declares needs (its YAML and its constructor hold the
-same list; a test compares them). This module compares the two. It imports no torch, so that
-``cleanprior list`` and the check of a configuration answer at once.
+The YAML of an operator declares capabilities, that of a method declares needs; the classes read
+them from there. :func:`refusal` is the one place where they are compared; a method's ``supports``
+adds what only numbers can tell. No torch: ``cleanprior list`` and the check of a configuration
+answer at once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from . import ranges
 
 CAPABILITIES = {
     "random": "parameters differ between images",
@@ -32,68 +35,75 @@ DATA = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a method may know of a problem before any tensor exists.
+    """What is known of a problem before any tensor exists.
 
     Attributes:
         operator: The operator's name.
         capabilities: Keys of :data:`CAPABILITIES`.
         sigma_y: Largest noise level of the measurements, in units of x ([-1, 1]).
-        has_floor: Whether the method replaces a zero noise level by a floor.
+        data: The data set's name.
+        has_clean: Whether there is a clean image that a method could be handed.
     """
 
     operator: str
     capabilities: frozenset[str]
     sigma_y: float
-    has_floor: bool = False
+    data: str = ""
+    has_clean: bool = True
+
+    @classmethod
+    def of(cls, operator: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> "Facts":
+        """Collect the facts of a configured operator and data set."""
+        data = data or {}
+        return cls(
+            operator["name"],
+            frozenset(operator.get("capabilities") or ()),
+            float(operator.get("sigma") or 0),
+            str(data.get("name", "")),
+            "no_clean" not in (data.get("capabilities") or ()),
+        )
 
 
 @dataclass(frozen=True)
 class Need:
-    """A condition on the facts and the sentence shown when it does not hold."""
+    """A condition on the facts and the sentence shown when it does not hold.
+
+    Attributes:
+        text: The sentence.
+        condition: A capability of the operator, or a test of the facts.
+    """
 
     text: str
-    capability: str | None = None
+    condition: str | Callable[[Facts], bool]
 
     def holds(self, facts: Facts) -> bool:
         """Whether the problem meets this need."""
-        return self.capability in facts.capabilities
+        if isinstance(self.condition, str):
+            return self.condition in facts.capabilities
+        return self.condition(facts)
 
 
-class _NoiseFree(Need):
-    def holds(self, facts: Facts) -> bool:
-        return facts.sigma_y == 0
-
-
-class _NoisyOrFloor(Need):
-    def holds(self, facts: Facts) -> bool:
-        return facts.sigma_y > 0 or facts.has_floor
-
-
-class _NoNullSpace(Need):
-    def holds(self, facts: Facts) -> bool:
-        return "null_space" not in facts.capabilities
-
-
-class _Noisy(Need):
-    def holds(self, facts: Facts) -> bool:
-        return facts.sigma_y > 0
+def _is_noisy(facts: Facts) -> bool:
+    return facts.sigma_y > 0
 
 
 NEEDS: dict[str, Need] = {
-    "FIXED": Need(
+    "RANDOM": Need(
         "{method} needs an operator that varies between images: with one fixed {operator} the part "
         "that it hides is never supervised",
         "random",
     ),
     "FURTHER": Need("{method} has no further corruption for {operator}", "further"),
-    "NOISE": _NoiseFree(
-        "{method} cannot use noisy measurements (sigma_y={sigma_y}); set operator.sigma=0"
+    "NOISE_FREE": Need(
+        "{method} cannot use noisy measurements (sigma_y={sigma_y}); set operator.sigma=0",
+        lambda facts: facts.sigma_y == 0,
     ),
-    "SIGMA0": _NoisyOrFloor(
-        "{method} divides by sigma_y^2 and sigma_y is 0; set method.sigma_floor above 0"
+    "LEVEL": Need(
+        "{method} divides by sigma_y^2 and sigma_y is 0; set method.sigma_floor above 0", _is_noisy
     ),
-    "NOISY": _Noisy(
-        "{method} learns from the noise of y and sigma_y is 0; set operator.sigma above 0"
+    "NOISY": Need(
+        "{method} learns from the noise of y and sigma_y is 0; set operator.sigma above 0",
+        _is_noisy,
     ),
     "IDENTITY": Need(
         "{method} is defined only for y = x + Gaussian noise; {operator} is not the identity",
@@ -103,9 +113,10 @@ NEEDS: dict[str, Need] = {
         "{method} is defined only for random subsampling; {operator} is not a mask", "mask"
     ),
     "SVD": Need("{method} needs a cheap SVD with one V for all images; {operator} has none", "svd"),
-    "COVER": _NoNullSpace(
+    "COVER": Need(
         "{method} needs every coordinate to be observed in some image; {operator} has directions "
-        "that no image ever shows"
+        "that no image ever shows",
+        lambda facts: "null_space" not in facts.capabilities,
     ),
     "SHAPE": Need(
         "{method} needs y to have the shape of x; with {operator} it has not", "same_shape"
@@ -114,26 +125,29 @@ NEEDS: dict[str, Need] = {
         "{method} needs additive Gaussian noise of known sigma; {operator} has another", "gaussian"
     ),
 }
+#: Needs as earlier versions called them; a stranger's YAML and a record may still do.
+EARLIER = {"RANDOM": "FIXED", "NOISE_FREE": "NOISE", "LEVEL": "SIGMA0"}
+_TODAY = {then: now for now, then in EARLIER.items()}
+#: Code of a method that is entitled to clean images where there are none.
+CLEAN = "CLEAN"
 
 
-def facts_of(
-    operator: str, capabilities: Iterable[str], sigma_y: float, sigma_floor: float = 0.0
-) -> Facts:
-    """Collect the facts of one operator under one method's noise floor."""
-    return Facts(operator, frozenset(capabilities), float(sigma_y), sigma_floor > 0)
+@dataclass(frozen=True)
+class Refusal:
+    """Why a method may not be trained on a problem.
 
-
-def entitlement(method: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
-    """Return why a method cannot be handed its clean images, or None.
-
-    Arguments:
-        method: Its configuration.
-        data: The configuration of the data set; :data:`DATA` says what it may declare.
+    Attributes:
+        code: A key of :data:`NEEDS`, or :data:`CLEAN`.
+        reason: A sentence.
     """
-    wanted = method.get("clean_images", 0)
-    if wanted in (0, "0") or "no_clean" not in data.get("capabilities", ()):
-        return None
-    return f"{method['name']} starts from clean images ({wanted}), and data={data['name']} has none"
+
+    code: str
+    reason: str
+
+
+def earlier(needs: Iterable[str]) -> list[str]:
+    """Return needs by their first names, by which cells are known on disk."""
+    return [EARLIER.get(need, need) for need in needs]
 
 
 def rule(need: str) -> str:
@@ -142,62 +156,54 @@ def rule(need: str) -> str:
 
 
 def required(method: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the needs of a method's configuration that apply in its ``operator_mode``.
+    """Return the needs of a configured method that apply with its values.
 
-    A mode other than ``refuse`` takes measurements of any operator for noisy images.
+    Its ``unless`` names what waives a need: ``IDENTITY: operator_mode=ignore``, ``LEVEL:
+    "sigma_floor=(0, inf)"``; a value that lies in the range of its key.
+
+    Raises:
+        ValueError: A need that does not exist.
     """
-    needs = tuple(method.get("needs", ()))
-    if method.get("operator_mode", "refuse") == "refuse":
-        return needs
-    return tuple(n for n in needs if n not in ("IDENTITY", "NOISY"))
+    waived = {_TODAY.get(k, k): text for k, text in (method.get("unless") or {}).items()}
+    found = []
+    for given in method.get("needs") or ():
+        need = _TODAY.get(given, given)
+        if need not in NEEDS:
+            name = method.get("name", "a method")
+            raise ValueError(f"unknown need '{given}' of {name}; allowed: {', '.join(NEEDS)}")
+        if need not in waived or not _lies_in(method, waived[need]):
+            found.append(need)
+    return tuple(found)
 
 
-def refusal(method: str, needs: Iterable[str], facts: Facts) -> str | None:
-    """Return why ``method`` may not be trained on the problem, or None.
+def _lies_in(method: Mapping[str, Any], condition: str) -> bool:
+    key, _, text = condition.partition("=")
+    value = method.get(key.strip())
+    return value is not None and value in ranges.parse(text.strip())
+
+
+def refusal(method: Mapping[str, Any], facts: Facts) -> Refusal | None:
+    """Return why a method may not be trained on a problem, or None: the one decider.
 
     Arguments:
-        method: The method's name, for the sentence.
-        needs: Keys of :data:`NEEDS`, checked in order.
+        method: Its configuration, or its values: ``name``, ``needs``, ``unless``, ``clean_images``.
         facts: The problem.
 
     Raises:
         ValueError: A need that does not exist.
     """
-    for key in needs:
-        if key not in NEEDS:
-            raise ValueError(f"unknown need '{key}' of {method}; allowed: {', '.join(NEEDS)}")
+    name, wanted = method["name"], method.get("clean_images", 0)
+    if wanted not in (0, "0") and not facts.has_clean:
+        reason = f"{name} starts from clean images ({wanted}), and data={facts.data} has none"
+        return Refusal(CLEAN, reason)
+    for key in required(method):
         if not NEEDS[key].holds(facts):
-            return NEEDS[key].text.format(
-                method=method, operator=facts.operator, sigma_y=f"{facts.sigma_y:g}"
-            )
+            level = f"{facts.sigma_y:g}"
+            words = {"method": name, "operator": facts.operator, "sigma_y": level}
+            return Refusal(key, NEEDS[key].text.format(**words))
     return None
 
 
-def unmet(
-    name: str, method: Mapping[str, Any], operator: str, described: Mapping[str, Any]
-) -> tuple[str, str] | tuple[None, None]:
-    """Return the first need that an operator does not meet, as its code and sentence.
-
-    Arguments:
-        name: The method's name, for the sentence.
-        method: Its configuration.
-        operator: The operator's name.
-        described: Its configuration.
-    """
-    floor = float(method.get("sigma_floor") or 0)
-    facts = facts_of(operator, described.get("capabilities", ()), described.get("sigma", 0), floor)
-    for need in required(method):
-        reason = refusal(name, [need], facts)
-        if reason is not None:
-            return need, reason
-    return None, None
-
-
-def warning(needs: Iterable[str], facts: Facts) -> str:
-    """Return the warning code printed beside a row that is run all the same, or an empty string."""
-    codes = []
-    if "null_space" in facts.capabilities:
-        codes.append("null")
-    if facts.sigma_y == 0 and facts.has_floor:
-        codes.append("floor")
-    return "+".join(codes)
+def refused(config: Mapping[str, Any]) -> Refusal | None:
+    """Return why a composed configuration cannot be trained, or None."""
+    return refusal(config["method"], Facts.of(config["operator"], config["data"]))

@@ -5,13 +5,14 @@ row and one line.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .capabilities import CAPABILITIES, DATA, NEEDS
+from . import ranges
+from .capabilities import CAPABILITIES, DATA, EARLIER, NEEDS
 from .errors import UserError, did_you_mean
 from .signatures import arguments
 from .values import declared, of_default
@@ -76,17 +77,32 @@ def _method_fault(card: Card) -> str | None:
     clean = card.get("clean_images", 0)
     if clean not in ("all", "0") and (type(clean) is not int or clean < 0):
         return f"clean_images is {clean!r}; it must be a count or 'all'"
-    floor = card.get("sigma_floor")
-    if floor is not None and not _is_number(floor):
-        return f"sigma_floor is {floor!r}; it must be a number"
-    return _word_fault("needs", card, NEEDS)
+    return _word_fault("needs", card, NEEDS, EARLIER.values()) or _waiver_fault(card.get("unless"))
+
+
+def _waiver_fault(given: Any) -> str | None:
+    """Return why what waives needs cannot be read."""
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        return f"unless is {given!r}; it must be needs with key=range, e.g. LEVEL: floor=(0, inf)"
+    for need, text in given.items():
+        if need not in NEEDS:
+            return f"unknown need '{need}' under unless; allowed: {', '.join(NEEDS)}"
+        try:
+            ranges.parse(str(text).partition("=")[2].strip())
+        except ValueError as error:
+            return f"unless.{need} is {text!r}: {error}"
+    return None
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _word_fault(key: str, card: Card, allowed: Mapping[str, Any] | None) -> str | None:
+def _word_fault(
+    key: str, card: Card, allowed: Mapping[str, Any] | None, also: Iterable[str] = ()
+) -> str | None:
     """Return why a key is not a list of words that are allowed."""
     given = card.get(key)
     if given is None and key not in card:
@@ -94,7 +110,7 @@ def _word_fault(key: str, card: Card, allowed: Mapping[str, Any] | None) -> str 
     if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
         return f"{key} is {given!r}; it must be a list of words"
     for word in given:
-        if allowed is not None and word not in allowed:
+        if allowed is not None and word not in allowed and word not in also:
             kind = {"needs": "need", "capabilities": "capability"}[key]
             known = ", ".join(allowed)
             return f"unknown {kind} '{word}'; allowed: {known}.{did_you_mean(word, allowed)}"

@@ -134,19 +134,21 @@ def new(
 
 def _check_needs(config: dict[str, Any]) -> None:
     """Refuse a method on an operator before torch is loaded."""
-    method, operator = config["method"], config["operator"]
-    if (lack := capabilities.entitlement(method, config["data"])) is not None:
-        raise UserError(f"{lack}; `cleanprior list methods` shows how many each one starts from")
-    _, reason = capabilities.unmet(method["name"], method, operator["name"], operator)
-    if reason:
-        raise UserError(reason + suggestion(operator))
+    found = capabilities.refused(config)
+    if found is None:
+        return
+    if found.code == capabilities.CLEAN:
+        more = "; `cleanprior list methods` shows how many each one starts from"
+    else:
+        more = suggestion(config["operator"])
+    raise UserError(found.reason + more)
 
 
 def suggestion(operator: dict[str, Any]) -> str:
     """Name the installed methods that may be trained on a composed operator."""
-    able = []
+    able, facts = [], capabilities.Facts.of(operator)
     for name, method in registry.readable("method").items():
-        if capabilities.unmet(name, method, operator["name"], operator)[0] is None:
+        if capabilities.refusal({**method, "name": name}, facts) is None:
             able.append(name)
     return f". Methods that can be trained on it: {', '.join(able)}" if able else ""
 

@@ -26,9 +26,9 @@ GROUPS = (
     "evaluation",
 )
 # Keys that describe a part to the checks and tables; they are not constructor arguments.
-DESCRIPTIONS = ("capabilities", "about", ranges.KEY)
+DESCRIPTIONS = ("capabilities", "unless", "about", ranges.KEY)
 # What a part calls and what its keys may hold is said by its YAML alone.
-_FIXED = {"_target_", ranges.KEY}
+_FIXED = {"_target_", "unless", ranges.KEY}
 # Stands for a value that somebody gave while Hydra's files are composed and resolved.
 _LITERAL = "\0"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -285,7 +285,7 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
     plain = {k: v for k, v in config.items() if k not in (*DESCRIPTIONS, "name")}
     try:
         with plain_tensors():
-            return _made(plain, arguments)
+            return _told(_made(plain, arguments), config)
     except (ValueError, TypeError, OSError, ArithmeticError, LookupError, RuntimeError) as error:
         raise UserError(f"{_called(config)}: {error}") from error
     except Exception as error:
@@ -293,6 +293,15 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
             raise  # an invariant of ours
         told = f"{_called(config)}: {type(error).__name__}: {error}"
         raise UserError(told) from error
+
+
+def _told(made: Any, config: Mapping[str, Any]) -> Any:
+    """Tell a part what its YAML says of it, which is no argument of its constructor."""
+    for key, kind in (("capabilities", frozenset), ("unless", dict)):
+        own = getattr(type(made), key, None)
+        if key in config and own is not None and not isinstance(own, property):
+            setattr(made, key, kind(config[key]))
+    return made
 
 
 def _called(config: Mapping[str, Any]) -> str:

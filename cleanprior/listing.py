@@ -115,9 +115,10 @@ def _print_matrix(
     able: dict[str, list[str]] = {operator: [] for operator in operators}
     for name, config in methods.items():
         for operator, described in operators.items():
-            code = capabilities.unmet(name, config, operator, described)[0]
-            codes |= {code: None} if code else {}
-            able[operator].append(code or "ok")
+            facts = capabilities.Facts.of({**described, "name": operator})
+            found = capabilities.refusal({**config, "name": name}, facts)
+            codes |= {found.code: None} if found else {}
+            able[operator].append(found.code if found else "ok")
     first = [
         Column("method", list(methods), is_text=True),
         Column("clean images", [_words(m.get("clean_images", 0)) for m in methods.values()]),

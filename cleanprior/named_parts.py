@@ -15,7 +15,7 @@ from .values import ANY, Kind, kind_of
 
 Config = dict[str, Any]
 #: Keys of a YAML that are no values of a part.
-_SAID = ("_target_", "name", "about", "capabilities", ranges.KEY)
+_SAID = ("_target_", "name", "about", "capabilities", "unless", ranges.KEY)
 #: Keys that a part may have beside those of its YAML, by group.
 FURTHER: dict[str, dict[str, Kind]] = {"backbone": {"gate": Kind(frozenset({"str"}))}}
 

@@ -142,8 +142,8 @@ class Cell:
 
     def refusal(self) -> str | None:
         """Return why the method cannot be trained on the problem, or None."""
-        reason = capabilities.entitlement(self.config["method"], self.config["data"])
-        return reason or self.method.supports(self.problem)
+        found = capabilities.refused(self.config)
+        return found.reason if found else self.method.supports(self.problem)
 
 
 def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Record:

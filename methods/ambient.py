@@ -118,7 +118,6 @@ class Ambient(DenoiserMethod):
     """
 
     gaps = "further"
-    needs: Sequence[str] = ("FIXED", "FURTHER", "NOISE")
     delta: float
     preconditioning: str
     hidden_weight: float | str

@@ -119,7 +119,6 @@ class AmbientGAN(Method):
         critic_width: Channels of D.
     """
 
-    needs: Sequence[str] = ("GAUSS",)
     loss_function: str
     gamma: float
     critic_steps: int

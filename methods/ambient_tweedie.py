@@ -56,7 +56,6 @@ from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, S
 
 from .augmentation import AUGMENTATIONS, augment
 from .consistency import Consistency
-from .sure_score import needs_in_mode
 
 #: Draws begin this far above sigma_y, relatively: at sigma_y itself alpha is 0.
 MARGIN = 1e-3
@@ -125,7 +124,6 @@ class AmbientTweedie(DenoiserMethod):
         ValueError: A value outside its range, or weights that divide by 0.
     """
 
-    needs: Sequence[str] = ("IDENTITY", "GAUSS")
     sigma_draw: str
     weight: str
     augment: str
@@ -148,8 +146,6 @@ class AmbientTweedie(DenoiserMethod):
                 "sigma_draw=clamp draws sigma_y itself, where weight=ambient_o divides by 0; set "
                 "sigma_draw=truncate or weight=edm"
             )
-
-        self.needs = needs_in_mode(self.needs, self.operator_mode)
 
     def warning(self, problem: Problem) -> str:  # noqa: D102
         code = super().warning(problem)

@@ -52,7 +52,6 @@ class DenoiseThenTrain(DenoiserMethod):
         ValueError: A value outside its range.
     """
 
-    needs: Sequence[str] = ("IDENTITY", "GAUSS", "NOISY")
     restorer_share: float
     probe: str
     chunk: int
@@ -138,7 +137,6 @@ class PinvThenTrain(DenoiserMethod):
         ValueError: A value outside its range.
     """
 
-    needs: Sequence[str] = ()
     chunk: int
 
     def __post_init__(self) -> None:

@@ -123,7 +123,6 @@ class EM(DenoiserMethod):
             clean images that it needs.
     """
 
-    needs: Sequence[str] = ("GAUSS",)
     start: str
     start_share: float
     resume_rounds: int
@@ -180,6 +179,10 @@ class EM(DenoiserMethod):
             )
         if self.patience < 1:
             raise ValueError(f"patience={self.patience}; allowed: at least 1")
+
+    @property
+    def noise_floor(self) -> float:  # noqa: D102
+        return self.sigma_floor
 
     def supports(self, problem: Problem) -> str | None:  # noqa: D102
         reason = super().supports(problem)

@@ -113,7 +113,6 @@ class FlowDiff(DenoiserMethod):
         project: Overwrite observed pixels by y in what theta is trained on, where y is noise-free.
     """
 
-    needs: Sequence[str] = ("SIGMA0", "GAUSS")
     sigma_floor: float
     sigma_min: float
     sigma_max: float
@@ -166,6 +165,10 @@ class FlowDiff(DenoiserMethod):
         if self.flow == "auto":
             return math.prod(shape) <= DENSE_PIXELS
         return self.flow == "dense"
+
+    @property
+    def noise_floor(self) -> float:  # noqa: D102
+        return self.sigma_floor
 
     def supports(self, problem: Problem) -> str | None:
         """Refuse sizes that the flow cannot hold."""

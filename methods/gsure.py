@@ -199,7 +199,6 @@ class GSUREDiffusion(DenoiserMethod):
         sampler: Sampler of the row that stops at the least trained level.
     """
 
-    needs: Sequence[str] = ("SVD", "GAUSS", "COVER")
     w: str
     div_weight: str
     probe: str

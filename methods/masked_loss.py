@@ -16,7 +16,6 @@ References:
     arXiv:2305.19256
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +31,6 @@ class MaskedLoss(DenoiserMethod):
     """Fit observed pixels with a denoiser that is told which they are."""
 
     gaps = "mask"
-    needs: Sequence[str] = ("FIXED", "MASK")
 
     @property
     def condition_channels(self) -> int:

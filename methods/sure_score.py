@@ -48,7 +48,6 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from cleanprior.capabilities import required
 from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import (
@@ -67,11 +66,6 @@ SCHEDULES = ("ramp", "constant", "epoch")
 LEVELS = ("continuous", "official")
 #: Measurements among which the largest distance is looked for.
 COMPARED = 1024
-
-
-def needs_in_mode(needs: Sequence[str], operator_mode: str) -> Sequence[str]:
-    """Return the needs that are left when the operator is not modelled."""
-    return required({"needs": needs, "operator_mode": operator_mode})
 
 
 def official_levels(
@@ -118,7 +112,6 @@ class SureScore(DenoiserMethod):
         ValueError: A value outside its range.
     """
 
-    needs: Sequence[str] = ("IDENTITY", "GAUSS", "NOISY")
     probe: str
     divergence: str
     epsilon: float
@@ -146,7 +139,6 @@ class SureScore(DenoiserMethod):
             raise ValueError(f"stages={self.stages}; allowed: 1 or more")
         if self.level_count < 2:
             raise ValueError(f"level_count={self.level_count}; allowed: 2 or more")
-        self.needs = needs_in_mode(self.needs, self.operator_mode)
 
     @property
     def is_ignoring(self) -> bool:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from .. import registry
+from ..capabilities import earlier
 from ..config import GROUPS, Config
 from ..environment import processes
 from ..fingerprint import fingerprint
@@ -23,7 +24,7 @@ STAGES = {"measure": 1, "train": 1, "evaluate": 1}
 # What decides a cell's numbers. `training.device` and the like decide only where it runs.
 _KEYS = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
-_NO_PART = ("device", "checkpoint_seconds", "snapshots", "about")
+_NO_PART = ("device", "checkpoint_seconds", "snapshots", "about", "unless")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download")
 
@@ -107,7 +108,10 @@ class Identity:
             is_training: Leave out what only evaluates.
         """
         keys = [k for k in _KEYS if not (is_training and k in _EVALUATION)]
-        named = {**self.config, "data": self.data}
+        method = dict(self.config["method"])
+        if "needs" in method:
+            method["needs"] = earlier(method["needs"])
+        named = {**self.config, "method": method, "data": self.data}
         found = {k: _strip(named[k]) for k in keys}
         if self.operator_code is not None:
             found["operator_code"] = self.operator_code

@@ -25,10 +25,6 @@ class GaussianBlur(Operator):
         ValueError: A kernel that is even, larger than the image, or of no width.
     """
 
-    capabilities: frozenset[str] = frozenset(
-        {"fixed", "svd", "same_shape", "gaussian", "null_space"}
-    )
-
     def __init__(
         self, image_shape: ImageShape, kernel_size: int, blur_std: float, sigma: float
     ) -> None:
@@ -85,10 +81,6 @@ class MotionBlur(Operator):
     Raises:
         ValueError: A length that is below 1 or does not fit the image.
     """
-
-    capabilities: frozenset[str] = frozenset(
-        {"fixed", "svd", "same_shape", "gaussian", "null_space"}
-    )
 
     def __init__(self, image_shape: ImageShape, length: float, angle: float, sigma: float) -> None:
         shorter = min(image_shape[1:])

@@ -65,8 +65,6 @@ class GaussianMeasurements(Operator):
         Ambient Diffusion (Daras et al., 2023), section 4 (one row dropped), arXiv:2305.19256
     """
 
-    capabilities: frozenset[str] = frozenset({"random", "further", "gaussian"})
-
     def __init__(self, image_shape: ImageShape, m: int, sigma: float) -> None:
         d = image_shape[0] * image_shape[1] * image_shape[2]
         if not 1 <= m <= d:

@@ -28,8 +28,6 @@ class Downsampling(Operator):
             larger than the image.
     """
 
-    capabilities: frozenset[str] = frozenset({"fixed", "gaussian", "null_space"})
-
     def __init__(self, image_shape: ImageShape, factor: int, filter: str, sigma: float) -> None:
         _, height, width = image_shape
         divisors = [

@@ -48,10 +48,6 @@ class RandomInpainting(Operator):
         ValueError: ``p`` outside [0, 1) or ``sigma`` negative.
     """
 
-    capabilities: frozenset[str] = frozenset(
-        {"random", "mask", "further", "svd", "same_shape", "gaussian"}
-    )
-
     def __init__(self, image_shape: ImageShape, p: float, per_channel: bool, sigma: float) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"p={p} is not a share of missing pixels; allowed: [0, 1)")

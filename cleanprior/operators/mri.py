@@ -28,10 +28,6 @@ class CartesianMRI(Operator):
         Ambient Diffusion Posterior Sampling (Aali et al., 2024), section 4, arXiv:2403.08728
     """
 
-    capabilities: frozenset[str] = frozenset(
-        {"random", "further", "svd", "same_shape", "fourier", "gaussian"}
-    )
-
     def __init__(
         self,
         image_shape: ImageShape,

@@ -13,8 +13,6 @@ class Denoising(Operator):
         sigma: Noise level in units of x (images in [-1, 1]), at least 0.
     """
 
-    capabilities: frozenset[str] = frozenset({"fixed", "identity", "svd", "same_shape", "gaussian"})
-
     def __init__(self, image_shape: ImageShape, sigma: float) -> None:
         super().__init__(DenoisingPhysics(), image_shape, sigma)
 

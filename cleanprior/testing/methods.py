@@ -1,6 +1,5 @@
 """What every method promises."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +66,8 @@ def check_refusal(cell: Cell) -> None:
     assert reason is not None
     assert len(reason) > 20, f"a refusal is a sentence: '{reason}'"
     described = registry.read("operator", cell.operator)
-    facts = capabilities.facts_of(
-        cell.operator,
-        described["capabilities"],
-        described["sigma"],
-        getattr(cell.method, "sigma_floor", 0.0),
-    )
-    told = capabilities.refusal(cell.name, cell.method.needs, facts)
+    facts = capabilities.Facts.of({**described, "name": cell.operator})
+    told = capabilities.refusal(composed("method", cell.name), facts)
     assert told is not None, "list and training agree on what may be trained"
 
 
@@ -163,12 +157,11 @@ def check_method_card(name: str) -> None:
     """Check that the YAML of a method answers without torch what its class would answer."""
     card = check_card("method", name)
     method = build(composed("method", name))
-    defaults = inspect.signature(type(method)).parameters
+    capabilities.required(card)
     for key in ("needs", "clean_images"):
-        given = card[key]
-        own = defaults[key].default
-        same = list(given) == list(own) if key == "needs" else given == getattr(method, key)
-        assert same, f"{key} is {given} in the YAML and {own} in the class"
+        own = getattr(method, key)
+        same = list(card[key]) == list(own) if key == "needs" else card[key] == own
+        assert same, f"{key} is {card[key]} in the YAML and {own} in what it builds"
 
 
 def check_never_reads_x(name: str, overrides: tuple[str, ...] = ()) -> None:

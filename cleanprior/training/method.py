@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..capabilities import Facts, refusal, warning
+from ..capabilities import Facts, refusal
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import build_backbone
 from ..diffusion.denoiser import Denoiser
@@ -184,14 +185,16 @@ class Method(ABC):
     closed form on the CPU takes a copy, ``self.problem.operator.to("cpu")``.
 
     Arguments:
-        needs: Keys of :data:`cleanprior.capabilities.NEEDS`; what does not hold is the reason of a
-            refusal.
+        needs: Keys of :data:`cleanprior.capabilities.NEEDS`, which its YAML gives; what does not
+            hold is the reason of a refusal.
         clean_images: Clean images that the method is entitled to: a count, or ``all``.
     """
 
     needs: Sequence[str] = ()
     clean_images: int | str = 0
 
+    #: What waives a need, by need, as its YAML says; see :func:`cleanprior.capabilities.required`.
+    unless: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: The network whose batches are the budget that all methods share.
     budgeted = "denoiser"
     #: Capability of operators that leave gaps in what the network is trained on: it never met a
@@ -210,22 +213,29 @@ class Method(ABC):
         """The class's name in sentences; tables use the name of the configuration."""
         return type(self).__name__
 
-    def facts(self, problem: Problem) -> Facts:
-        """Return what the needs are checked against."""
-        floor = getattr(self, "sigma_floor", 0.0) > 0
-        capabilities = problem.operator.capabilities
-        return Facts(problem.operator_name, capabilities, problem.sigma_y, floor)
+    @property
+    def noise_floor(self) -> float:
+        """Noise level that the likelihood takes where y has none; 0 for a method without."""
+        return 0.0
 
     def supports(self, problem: Problem) -> str | None:
-        """Return None, or the reason shown in the table (``skipped: ...``)."""
-        return refusal(self.name, self.needs, self.facts(problem))
+        """Return None, or the reason shown in the table (``skipped: ...``).
+
+        What the YAML's needs say; a method adds what only its numbers can tell.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        facts = Facts(problem.operator_name, problem.operator.capabilities, problem.sigma_y)
+        found = refusal({**values, "name": self.name, "unless": self.unless}, facts)
+        return None if found is None else found.reason
 
     def warning(self, problem: Problem) -> str:
         """Return the warning codes printed beside the row, or an empty string."""
-        codes = [warning(self.needs, self.facts(problem))]
-        if self.has_gaps(problem):
-            codes.append("shift")
-        return "+".join(c for c in codes if c)
+        codes = {
+            "null": "null_space" in problem.operator.capabilities,
+            "floor": problem.sigma_y == 0 and self.noise_floor > 0,
+            "shift": self.has_gaps(problem),
+        }
+        return "+".join(code for code, is_there in codes.items() if is_there)
 
     def has_gaps(self, problem: Problem) -> bool:
         """Whether the network is trained on incomplete images and asked for complete ones.

@@ -59,13 +59,14 @@ def test_each_yaml_has_a_key_for_every_argument(group, name):
 
 
 @pytest.mark.parametrize("name", sorted(registry.methods()))
-def test_the_yaml_of_a_method_repeats_its_needs_and_entitlement(name):
-    """The YAML answers without torch what the class would answer."""
+def test_a_method_has_the_needs_and_the_entitlement_of_its_yaml(name):
+    """They are written there alone: the class has none of its own."""
     part = compose([f"method={name}"])["method"]
     method = build(part)
-    defaults = inspect.signature(type(method)).parameters
-    assert list(part["needs"]) == list(defaults["needs"].default)
+    assert list(part["needs"]) == list(method.needs)
+    assert part.get("unless", {}) == method.unless
     assert part["clean_images"] == method.clean_images
+    assert inspect.signature(type(method)).parameters["needs"].default == ()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ METHODS, OPERATORS = registry.methods(), registry.options("operator")
 def is_met(name: str, operator_name: str) -> bool:
     """Whether an operator meets a method's needs; a method may refuse it for other reasons."""
     method, operator = registry.read("method", name), registry.read("operator", operator_name)
-    return capabilities.unmet(name, method, operator_name, operator) == (None, None)
+    facts = capabilities.Facts.of({**operator, "name": operator_name})
+    return capabilities.refusal({**method, "name": name}, facts) is None
 
 
 # oracle_50 and oracle_500 are oracle with fewer images.

@@ -74,6 +74,11 @@ BAD = {
     ),
     "capabilities are no list": ("data", "_target_: a.B\ncapabilities: mask\n", "list of words"),
     "unknown need": ("method", "_target_: a.B\nneeds: [NOSE]\n", "unknown need 'NOSE'"),
+    "what waives no need": (
+        "method",
+        "_target_: a.B\nneeds: [MASK]\nunless:\n  MASK: mode=[0\n",
+        "unless.MASK is 'mode=\\[0'",
+    ),
     "no count": ("method", "_target_: a.B\nclean_images: many\n", "clean_images is 'many'"),
     "gone": ("method", "_target_: not_there.B\n", "cannot be imported: ModuleNotFoundError"),
     "no class": ("method", "_target_: {package}.Nobody\n", "has no attribute 'Nobody'"),

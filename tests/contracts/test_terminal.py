@@ -159,6 +159,6 @@ def test_list_methods_drops_no_operator(columns: int) -> None:
     for method in registry.methods():
         assert method in words
     codes = [line.split() for line in lines if line.startswith("ambient ")]
-    found = [word for words in codes for word in words if word in ("ok", "FIXED")]
+    found = [word for words in codes for word in words if word in ("ok", "RANDOM")]
     assert len(found) == len(registry.options("operator"))
-    assert "FIXED: the method needs an operator that varies" in " ".join(words)
+    assert "RANDOM: the method needs an operator that varies" in " ".join(words)

@@ -34,7 +34,7 @@ def run(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedPr
 def test_version_list_and_help_import_no_torch(tmp_path: Path) -> None:
     assert run(tmp_path, "--version").stdout.startswith("cleanprior ")
     listed = run(tmp_path, "list", "methods").stdout
-    assert "FIXED: the method needs an operator that varies between images" in listed
+    assert "RANDOM: the method needs an operator that varies between images" in listed
     assert "random missing pixels" in run(tmp_path, "list", "operators").stdout
     assert "fashion_mnist" in run(tmp_path, "list", "datasets").stdout
     assert run(tmp_path, "list", "method").returncode == 2

@@ -169,4 +169,3 @@ def test_a_mode_without_operator_drops_the_needs_that_it_does_not_have(name, mod
     assert "IDENTITY" in required(plain)
     other = compose([f"method={name}", f"method.operator_mode={mode}"])["method"]
     assert required(other) == ("GAUSS",)
-    assert tuple(build(other).needs) == ("GAUSS",)
