@@ -117,6 +117,20 @@ def list_(
 
 
 @app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="Folder of all runs.", **GIVEN)] = Path("runs"),
+    every: Annotated[
+        bool, typer.Option("--all", help="List what is done or skipped, too.")
+    ] = False,
+) -> None:
+    """Say what runs in a folder, since when and at which step; what failed, and what is done."""
+    from .status import lines, states
+
+    for line in lines(states(folder), every):
+        typer.echo(line)
+
+
+@app.command()
 def new(
     kind: Annotated[str, typer.Argument(help="method, operator or data.")],
     name: Annotated[str, typer.Argument(help="Name of its configuration, e.g. my_own.")],

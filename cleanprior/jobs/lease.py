@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -52,6 +51,8 @@ class Beat:
         done: Steps of the phase that are done.
         total: Steps of the phase; 0 where they are not known.
         since: When the stage began, seconds since the epoch.
+        began: When the phase began.
+        first: Steps of the phase that an earlier process had done.
         time: When this was written.
         host: The machine's name.
         pid: The process.
@@ -62,9 +63,19 @@ class Beat:
     done: int
     total: int
     since: float
+    began: float
+    first: int
     time: float
     host: str
     pid: int
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the phase ends at the rate so far; None where that is not known."""
+        steps = self.done - self.first
+        if steps < 1 or self.total < self.done:
+            return None
+        return (self.time - self.began) / steps * (self.total - self.done)
 
     @property
     def is_alive(self) -> bool:
@@ -99,21 +110,31 @@ class Pulse:
 
     def __init__(self, path: Path | None, stage: str) -> None:
         self._path, self._stage = path, stage
-        self._since, self._last = time.time(), 0.0
+        self._since = self._began = time.time()
+        self._phase, self._first, self._last = "", 0, 0.0
         self.tell("", 0, 0)
 
     def tell(self, phase: str, done: int, total: int) -> None:
         """Write how far the process is, unless it did so a moment ago."""
         now = time.time()
+        if phase != self._phase:
+            self._phase, self._began, self._first = phase, now, done
         if self._path is None or now - self._last < BEAT:
             return
         self._last = now
-        beat: dict[str, Any] = asdict(
-            Beat(
-                self._stage, phase, done, total, self._since, now, socket.gethostname(), os.getpid()
-            )
+        beat = Beat(
+            stage=self._stage,
+            phase=phase,
+            done=done,
+            total=total,
+            since=self._since,
+            began=self._began,
+            first=self._first,
+            time=now,
+            host=socket.gethostname(),
+            pid=os.getpid(),
         )
-        write_text(self._path, json.dumps(beat))
+        write_text(self._path, json.dumps(asdict(beat)))
 
     def end(self) -> None:
         """Remove the file."""
