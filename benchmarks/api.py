@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 
 from cleanprior.files import check_folder
+from cleanprior.jobs.drive import Todo
 from cleanprior.jobs.local import Local
 from cleanprior.options import live_progress
 from cleanprior.progress import Progress
 from cleanprior.terminal import Screen
 
+from .forecast import rows, summary
 from .places import tables
 from .report import Report, report
 from .request import Request, names
@@ -135,6 +137,11 @@ def run_request(
         launcher: Where cells run; None takes the processes of this machine.
     """
     plan = request.plan(list(forced))
+    launcher = launcher or Local()
+    found = rows(plan, out)
+    todo = [Todo(row.name, out, config) for row in found for config in row.todo]
+    if len(todo) > 1:
+        progress.say(summary(found, launcher.count(todo)))
     run(plan, out, forced, progress, part or Part(), launcher)
     request.write(tables(out, plan.key))
     return report(plan, out, screen)

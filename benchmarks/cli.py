@@ -57,6 +57,14 @@ def bench(
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast/--keep-going", help="End at the first cell that fails.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Train nothing: say what is to be done and what it will take, from records of "
+            "like cells or from 20 steps of each method.",
+        ),
+    ] = False,
     out: Out = Path("runs"),
     wide: Wide = False,
     overrides: Annotated[
@@ -82,7 +90,12 @@ def bench(
     )
     share, forced = Part.read(part), names("--force", force) or []
     launcher = Local(int(jobs) if jobs.isdecimal() else jobs, "auto", timeout, retry, fail_fast)
-    request.plan(forced)  # a mistake is told before any library is loaded
+    plan = request.plan(forced)  # a mistake is told before any library is loaded
+    if dry_run:
+        from .forecast import forecast
+
+        forecast(plan, out, launcher, Screen(wide), live_progress())
+        return
     from .api import run_request
 
     if not run_request(

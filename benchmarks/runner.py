@@ -32,6 +32,10 @@ class Launcher(Protocol):
         """Run all cells; what one of them raises is the status of its row."""
         ...
 
+    def count(self, todo: Sequence[Todo]) -> int:
+        """Return how many of them it runs at a time."""
+        ...
+
 
 @dataclass(frozen=True)
 class Part:

@@ -61,7 +61,7 @@ class Local:
             UserError: A value that a part refuses: told before the first cell is trained.
             Stopped: The process was asked to end; checkpoints are written.
         """
-        count = self._count(todo)
+        count = self.count(todo)
         if count == 0:
             _run_here(todo, progress, self.is_stopping)
             return
@@ -69,8 +69,8 @@ class Local:
         slots = [found[i % len(found)] if found else None for i in range(count)]
         _Pool(self, slots, max(1, cores() // count)).run(todo, progress)
 
-    def _count(self, todo: Sequence[Todo]) -> int:
-        """Return how many cells are worked on at a time; 0 for none but in this process."""
+    def count(self, todo: Sequence[Todo]) -> int:
+        """Return how many cells are worked on at a time; 0 for one by one in this process."""
         given = self.jobs
         if given == "auto" and os.environ.get(VARIABLE, "").isdecimal():
             given = int(os.environ[VARIABLE])

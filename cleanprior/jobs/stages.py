@@ -50,9 +50,17 @@ def evaluate(request: Request, progress: Progress) -> bool:
     return run.evaluate(CellFolder(Path(request["out"]), request["config"]), progress)
 
 
+def trial(request: Request, progress: Progress) -> dict[str, Any]:
+    """See :func:`cleanprior.jobs.trial.trial`."""
+    from .trial import trial
+
+    return trial(CellFolder(Path(request["out"]), request["config"]), progress)
+
+
 STAGES: dict[str, Callable[[Request, Progress], Any]] = {
     "check": check,
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
+    "trial": trial,
 }
