@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from cleanprior.cells.folder import CellFolder, cells_below
+from cleanprior.cells.reading import load_record
 from cleanprior.cells.record import Record, is_finished, read_record
 from cleanprior.config import Config
 from cleanprior.errors import StageFailed, UserError
@@ -179,14 +180,11 @@ def _known(out: Path) -> dict[str, list[tuple[Record, float]]]:
     found: dict[str, list[tuple[Record, float]]] = defaultdict(list)
     for files in cells_below(out):
         for path in files.records().values():
-            try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                if not is_finished(record):
-                    continue
-                size = sum(f.stat().st_size for f in files.folder.rglob("*") if f.is_file())
-                found[_kind(record["config"])].append((record, size / 2**20))
-            except (OSError, ValueError, LookupError, TypeError, AttributeError):
-                continue  # damaged: as if it were not there
+            record = load_record(path)
+            if record is None or not is_finished(record) or "config" not in record:
+                continue
+            size = sum(f.stat().st_size for f in files.folder.rglob("*") if f.is_file())
+            found[_kind(record["config"])].append((record, size / 2**20))
     return found
 
 

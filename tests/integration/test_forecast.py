@@ -1,5 +1,6 @@
 """What a benchmark will take, said before it begins."""
 
+import made_up
 import pytest
 from cleanprior.benchmarks import described, forecast
 from cleanprior.benchmarks.plan import make_plan
@@ -27,12 +28,11 @@ def test_records_of_like_cells_are_scaled_by_the_budget(tmp_path):
         "training": {**config["training"], "budget": 10 * config["training"]["budget"]},
     }
     cell = CellFolder(tmp_path, other)
-    record = {
-        "status": "done",
-        "config": other,
-        "training": {"seconds": {"training": 100.0}, "memory_mb": {"cpu": 700.0}},
-        "rows": [{"seconds": {"restoration": 5.0, "sampling": 7.0}}],
-    }
+    (made, _) = made_up.records(config, seeds=2)["naive"]
+    made["training"]["seconds"] = {"training": 100.0}
+    made["training"]["memory_mb"]["cpu"] = 700.0
+    made["rows"][0]["seconds"] = {"restoration": 5.0, "sampling": 7.0}
+    record = {**made, "config": other}
     write_record(cell, record)
     # Another learning rate is no like cell, and a damaged record is none at all.
     odd = {**config, "training": {**config["training"], "lr": 0.5}}
@@ -42,7 +42,8 @@ def test_records_of_like_cells_are_scaled_by_the_budget(tmp_path):
     assert naive.seconds == pytest.approx(10 + 12) and naive.memory_mb == 700
     assert naive.told == "1 record" and len(naive.todo) == 2 and naive.finished == 0
     assert ambient.seconds is None
-    assert sure_score.todo == [] and sure_score.told.startswith("skipped: sure_score is defined only")
+    assert sure_score.todo == []
+    assert sure_score.told.startswith("skipped: sure_score is defined only")
     assert "about" not in forecast.summary([naive, ambient, sure_score], 2)
     write_record(CellFolder(tmp_path, config), {**record, "config": config})
     (naive, *_) = forecast.rows(plan, tmp_path)
