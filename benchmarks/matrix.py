@@ -26,7 +26,7 @@ def matrix(comparisons: pd.DataFrame | None, summary: pd.DataFrame) -> dict[str,
     if comparisons is None or not len(comparisons):
         return None
     names = {
-        (line["method"], line["way"]): row_name(line["method"], line["way"], bool(line["is_own"]))
+        (line["method"], line["way"]): row_name(line["method"], line, bool(line["is_own"]))
         for line in summary.to_dict("records")
     }
     metrics = []

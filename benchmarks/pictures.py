@@ -151,7 +151,7 @@ def _add_row(
 ) -> None:
     """Add what a row drew and restored; what a restoration is stands in its label."""
     way, draws = row["way"], row.get("draws")
-    name = row_name(method, way, row["is_own"] and has_more)
+    name = row_name(method, row, row["is_own"] and has_more)
     if (key := f"samples.{way}") in pictures:
         found.samples.append(Strip(f"{name}: samples", pictures[key]))
     if (key := f"restored.{way}") in pictures:

@@ -150,7 +150,7 @@ def quality_cost(
 
 
 def _row(line: Mapping[str, Any]) -> str:
-    return row_name(str(line["method"]), str(line["way"]), bool(line["is_own"]))
+    return row_name(str(line["method"]), line, bool(line["is_own"]))
 
 
 def _has_any(line: Mapping[str, Any], shown: list[tuple[str, str]]) -> bool:
@@ -280,7 +280,7 @@ def calibration(records: Mapping[str, Sequence[Record]], title: str) -> Figure |
         axes.bar(range(len(ranks)), ranks, width=0.9, color=styles[method].colour)
         axes.axhline(1 / len(ranks), color=INK, lw=1, ls="--")
         ratio = row["metrics"].get("spread_ratio", math.nan)
-        name = row_name(method, row["way"], row["is_own"])
+        name = row_name(method, row, row["is_own"])
         words = "\n".join(textwrap.wrap(name, 66 // columns))
         axes.set_title(f"{words}\nspread / error {ratio:.2f}", fontsize=figures.SMALL, loc="left")
         axes.set_ylim(0, top)
@@ -315,13 +315,13 @@ def sweep(
     for place, (quality, label) in enumerate(shown):
         is_last_alone = place == len(shown) - 1 and place % 2 == 0
         axes = figure.add_subplot(grid[place // 2, :] if is_last_alone else grid[divmod(place, 2)])
-        for (method, way, is_own), group in done.groupby(["method", "way", "is_own"], sort=False):
+        for (method, _, is_own), group in done.groupby(["method", "way", "is_own"], sort=False):
             lines = group[group[quality].notna()].sort_values("value")
             is_reference = method in references
             if not len(lines) or (is_own and is_reference):
                 continue
             style = styles[str(method)]
-            name = row_name(str(method), str(way), bool(is_own))
+            name = row_name(str(method), group.iloc[0].to_dict(), bool(is_own))
             handles[name] = axes.errorbar(
                 lines["value"],
                 lines[quality],

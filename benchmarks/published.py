@@ -208,7 +208,7 @@ def beside(
         line = {
             "problem": problem.label,
             "published row": printed.method,
-            "our row": row_name(row, ours["way"], ours["is_own"]) if ours else row or "-",
+            "our row": row_name(row, ours, ours["is_own"]) if ours else row or "-",
         }
         is_stretched = printed.setting.get("metric_convention") == STRETCHED
         for name, key, form, theirs, here in METRICS:

@@ -102,6 +102,7 @@ TEXTS = ("method", "restores by", "status", "problem", "published row", "our row
 ALWAYS = ("clean_images", "psnr", "fd", "proximal_fd", "train_seconds", "nfe", "parameters")
 # The same for every seed of a row.
 FIRST = (
+    "procedure",
     "clean_images",
     "train_images",
     "is_own",
@@ -130,6 +131,8 @@ QUALITIES = (
 )
 COSTS = ("train_seconds", "restore_seconds", "sample_seconds", "memory_mb", "energy_kj")
 NUMBERS = (*QUALITIES, *COSTS)
+#: A label of version 0.1.0; its first words are in the group.
+_LABEL = re.compile(r"(?:none; )?(?:samples: )?(.*?)(?:: |; |$)")
 #: Below this a residual is the rounding of float32 images.
 ROUNDING = 1e-6
 
@@ -186,6 +189,7 @@ def tidy(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
                         **base,
                         "warning": "+".join(codes_of(record, row)),
                         "way": row["way"],
+                        "procedure": procedure(row),
                         "is_own": row["is_own"],
                         "draws": row.get("draws"),
                         "samples": row.get("samples"),
@@ -287,32 +291,41 @@ def number(line: Mapping[str, Any], key: str, form: str, plus_minus: str) -> str
     return f"{value:{form}}" + (f"{plus_minus}{spread:{form}}" if not pd.isna(spread) else "")
 
 
-def row_name(method: str, way: str, is_own: bool) -> str:
+def row_name(method: str, row: Mapping[Any, Any], is_own: bool) -> str:
     """Return the name of a row where the other rows are not shown.
 
     A row that restores or samples by the method's own procedure is called "method: procedure".
     """
-    return f"{method}: {_what(way)}" if is_own else method
+    return f"{method}: {procedure(row)}" if is_own else method
 
 
-def _what(way: str) -> str:
-    """Return the short name of a procedure that restores or samples."""
-    short = way.removeprefix("none; ").removeprefix("samples: ")
-    return re.split(r": |; ", short)[0]
+def procedure(row: Mapping[Any, Any]) -> str:
+    """Return by what a row of a record, or a line of a table, restores; else by what it samples.
+
+    Records of version 0.1.0 have both in one label, ``mmps: one draw; samples: fixed mask``.
+    """
+    for key in ("procedure", "restores_by", "samples_by"):
+        if isinstance(row.get(key), str) and row[key]:
+            return str(row[key])
+    found = _LABEL.match(str(row["way"]))
+    return found[1] if found else ""
+
+
+def _way(line: Mapping[str, Any]) -> str:
+    return str(line["way"])
 
 
 def names(summary: pd.DataFrame, references: Sequence[str]) -> list[str]:
     """Return the name of each row of a table, each once; † marks training on all clean images."""
     lines = [{str(k): v for k, v in line.items()} for line in summary.to_dict("records")]
     found = [
-        row_name(str(n["method"]), str(n["way"]), n["is_own"] and n["method"] not in references)
-        for n in lines
+        row_name(str(n["method"]), n, n["is_own"] and n["method"] not in references) for n in lines
     ]
-    for naming in (_what, str):  # from fewer words to more, where two rows have one name
+    for naming in (procedure, _way):  # from fewer words to more, where two rows have one name
         shared = {name for name in found if found.count(name) > 1}
         first = {name: found.index(name) for name in shared}
         found = [
-            f"{line['method']}: {naming(str(line['way']))}"
+            f"{line['method']}: {naming(line)}"
             if name in shared and (i != first[name] or ":" in name)
             else name
             for i, (name, line) in enumerate(zip(found, lines, strict=True))

@@ -134,7 +134,8 @@ def called(records: dict[str, list[Record]], rows: Sequence[Entry]) -> dict[Name
     for row in rows:
         found = records[row.method][0]["rows"]
         is_plain = len(found) == 1 or (found[0]["way"] == row.way and not found[0]["is_own"])
-        names[row.method, row.way] = row_name(row.method, row.way, not is_plain)
+        shown = next(r for r in found if r["way"] == row.way)
+        names[row.method, row.way] = row_name(row.method, shown, not is_plain)
     return names
 
 

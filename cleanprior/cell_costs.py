@@ -1,21 +1,18 @@
 """What a record says of costs: passes and FLOPs of training, of one restoration, of one sample."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from .data.measurements import Measurements
-from .diffusion.posterior import PosteriorSampler
-from .diffusion.samplers import Sampler
-from .operators.base import Operator
 from .passes import Meter
-from .prior import Prior, image_generators
-from .seeding import generator_for, scoped_rng
-from .training.method import Way
+from .prior import image_generators
+from .seeding import scoped_rng
 from .training.report import TrainingReport
+from .training.route import Route
 
 Costs = dict[str, Any]
 #: Measurements restored to be counted: solvers stop early for one image, seldom for a batch.
@@ -49,52 +46,33 @@ def training_costs(report: TrainingReport, processes: int = 1) -> Costs:
 
 
 def use_costs(
-    networks: Mapping[str, nn.Module],
-    prior: Prior | None,
-    posterior: PosteriorSampler,
-    sampler: Sampler,
-    ways: Sequence[Way],
-    measured: Measurements,
-    operator: Operator,
+    networks: Mapping[str, nn.Module], routes: Sequence[Route], measured: Measurements
 ) -> list[Costs]:
-    """Restore a few measurements and draw one sample in every way, and count the passes.
+    """Restore a few measurements and draw one sample by every route, and count the passes.
 
     Arguments:
-        networks: The averaged networks.
-        prior: The prior, or None for a method without a denoiser.
-        posterior: The shared posterior sampler.
-        sampler: The shared sampler of p(x).
-        ways: The method's own ways.
+        networks: The averaged networks, the prior's too.
+        routes: The shared samplers and the method's own.
         measured: Held-out measurements.
-        operator: Their operator; a copy is used.
 
     Returns:
         ``restore_flops, restore_forwards, restore_backwards, sample_flops, sample_forwards``, for
-        one image, of the shared samplers (empty without a prior), then of each own way; absent for
-        what it cannot do.
+        one image, of each route; absent for what it cannot do.
     """
-    operator = copy.deepcopy(operator)
     n = min(RESTORED, len(measured))
     batch = measured.batch(torch.arange(n))
-
-    def restore(p: Prior) -> Callable[[], Any]:
-        return lambda: p.restore(batch, operator, posterior, 0)
-
-    def in_way(way: Way) -> tuple[Callable[[], Any] | None, Callable[[], Any] | None]:
-        own, draw = way.restore, way.sample
-        return (
-            None if own is None else lambda: own(batch, image_generators(0, range(n))),
-            None if draw is None else lambda: draw(1, generator_for(0, "own-samples")),
+    found = []
+    for route in routes:
+        restore = route.restore
+        found.append(
+            _count(
+                networks,
+                n,
+                restore and partial(restore, batch, image_generators(0, range(n))),
+                route.sample and partial(route.samples, 1, 0),
+            )
         )
-
-    shared: list[Costs] = [{}]
-    watched = dict(networks)
-    if prior is not None:
-        if not any(prior.denoiser is n for n in networks.values()):
-            watched["prior"] = prior.denoiser
-        draw_one = prior.sample
-        shared = [_count(watched, n, restore(prior), lambda: draw_one(1, sampler, 0))]
-    return shared + [_count(watched, n, *in_way(way)) for way in ways]
+    return found
 
 
 def _count(

@@ -77,8 +77,8 @@ def load_own_sampler(folder: Path) -> Callable[[int, Generator], Tensor] | None:
                 f"'{folder}' holds other networks than {config['method']['name']} builds now; "
                 f"train it again: {str(error).splitlines()[0]}"
             ) from error
-    ways = [way.sample for way in method.own_ways(averages.modules) if way.sample is not None]
-    return ways[0] if ways else None
+    routes = method.routes_on_cpu(averages.modules)
+    return next((route.sample for route in routes if route.sample is not None), None)
 
 
 def _image_shape(record: Record, folder: Path) -> ImageShape:

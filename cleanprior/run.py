@@ -34,7 +34,7 @@ from .data.measurements import Measurements
 from .defaults import exact_products, plain_tensors
 from .errors import UserError
 from .evaluation.evaluate import Protocol
-from .evaluation.routes import alone
+from .evaluation.routes import PriorRoute, alone, routes_of, shared_route
 from .files import write_with
 from .notices import Notice, tell
 from .operators.base import ImageShape, Operator
@@ -45,7 +45,8 @@ from .progress import Progress
 from .seeding import generator_for
 from .training.checkpoint import write_tensors
 from .training.job import Job, read_outcome
-from .training.method import Method, Way
+from .training.method import Method
+from .training.route import Route
 from .training.trainer import Trainer
 
 
@@ -234,27 +235,26 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
         return False
     # What a method's code returns is asked for where no frame above it holds a clean image.
     prior = alone(partial(cell.method.prior, averaged))
-    ways = alone(partial(cell.method.own_ways, averaged))
+    own = alone(partial(cell.method.routes_on_cpu, averaged))
+    shared = None
     if prior is not None:
         prior.about = cell.about() | {"measurements_sha256": measured.hash, "config": cell.config}
         prior.save(folder.files.prior)
+        name = cell.config["posterior"]["name"]
+        shared = shared_route(name, prior, cell.posterior, cell.operator, cell.sampler)
     with progress.live():
         rows, pictures, notes = cell.protocol.evaluate(
-            prior,
-            {cell.config["posterior"]["name"]: cell.posterior},
-            ways,
-            cell.sampler,
+            routes_of(shared, own, cell.method.has_gaps(cell.problem)),
             cell.data,
             cell.measurements("test"),
             cell.operator,
             folder.features,
             progress,
             trained=measured,
-            has_gaps=cell.method.has_gaps(cell.problem),
         )
     record["rows"] = [row.as_dict() for row in rows]
     record["evaluation"] = notes
-    _add_costs(cell, record, averaged, prior, ways)
+    _add_costs(cell, record, averaged, shared, own)
     write_tensors(folder.pictures, pictures, {})
     write_record(folder, record)
     return True
@@ -264,27 +264,22 @@ def _add_costs(
     cell: Cell,
     record: Record,
     averaged: dict[str, torch.nn.Module],
-    prior: Prior | None,
-    ways: list[Way],
+    shared: PriorRoute | None,
+    own: list[Route],
 ) -> None:
     """Add what one restoration and one sample cost to a record and to its rows."""
-    shared, *own = alone(
-        partial(
-            use_costs,
-            averaged,
-            prior,
-            cell.posterior,
-            cell.sampler,
-            ways,
-            cell.measurements("test"),
-            cell.operator,
-        )
-    )
-    costs_of_ways = iter(own)  # rows of own ways stand in the order of the ways
-    for row in record["rows"]:
-        row["costs"] = next(costs_of_ways) if row["is_own"] else shared
-    # The record's own: the shared samplers, or the first way that does it.
-    for costs in reversed([shared, *own]):
+    routes, watched = list(own), dict(averaged)
+    if shared is not None:
+        routes.insert(0, shared)
+        if shared.prior is not None and not any(
+            shared.prior.denoiser is n for n in averaged.values()
+        ):
+            watched["prior"] = shared.prior.denoiser
+    counted = alone(partial(use_costs, watched, routes, cell.measurements("test")))
+    for row, costs in zip(record["rows"], counted, strict=True):
+        row["costs"] = costs
+    # The record's own: the shared samplers, or the first route that does it.
+    for costs in reversed(counted):
         record["costs"] |= costs
 
 

@@ -52,11 +52,12 @@ from torch import Generator, Tensor, nn
 from cleanprior.checks import check_choice
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, draw_sigma, edm_weight, per_image
+from cleanprior.diffusion.posterior import Draw
 from cleanprior.diffusion.samplers import LevelledSampler, Sampler
 from cleanprior.operators import Params
 from cleanprior.operators.base import take
 from cleanprior.seeding import generator_for
-from cleanprior.training import DenoiserMethod, Loss, Problem, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Route
 
 from .further import flip_together, hidden_share
 from .guidance import NORMS, Guidance
@@ -291,13 +292,13 @@ class Ambient(DenoiserMethod):
         }
         return Loss(((images[0] + images[1]) ** 2).sum() / count, parts)
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         """One-step restoration, and generation through fixed A-tilde (Eqs. 3.3 and 3.4)."""
         denoiser = averaged["denoiser"]
         assert isinstance(denoiser, Denoiser)
         operator = self.problem.operator
 
-        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
+        def restore(batch: Batch, generators: list[Generator]) -> Draw:
             level = torch.full((len(batch),), self.one_step_sigma, device=batch.y.device)
             condition = operator.describe(batch.params, len(batch))
             u = batch.y if self._has_pixels else operator.A_adjoint(batch.y, batch.params)
@@ -308,7 +309,7 @@ class Ambient(DenoiserMethod):
                 x = seen * batch.y + (1 - seen) * x
             elif self.paste_observed:
                 x = x + operator.A_dagger(batch.y - operator.A(x, batch.params), batch.params)
-            return x, 1
+            return Draw(x, 1)
 
         def sample(n: int, generator: Generator) -> Tensor:
             through = self._through(denoiser, n, generator)
@@ -322,13 +323,13 @@ class Ambient(DenoiserMethod):
             guidance = Guidance(self.guidance_weight, self.guidance_norm, self.average_masks)
             return guidance(through, noise.to(_device(denoiser)), self.sampler.levels).cpu()
 
-        ways = [Way("one step", restore, sample, kind="point", samples="fixed mask")]
+        routes = [Route("one step", "fixed mask", restore, sample, kind="point")]
         if self.is_guided:
             verb = "guided by" if self.guidance_weight > 0 else "mean of"
             how = f"{verb} {self.guidance_masks} masks"
             reason = "guidance only samples"
-            ways.append(Way("", sample=sample_guided, reason=reason, samples=how))
-        return ways
+            routes.append(Route(samples_by=how, sample=sample_guided, reason=reason))
+        return routes
 
     def _through(self, denoiser: Denoiser, n: int, generator: Generator) -> Denoise:
         """Draw one A-tilde for each of ``n`` images; return the denoiser behind it."""

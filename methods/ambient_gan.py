@@ -59,7 +59,7 @@ from cleanprior.data import Batch, Measurements, TrainingSet
 from cleanprior.operators.base import Params
 from cleanprior.prior import Prior
 from cleanprior.seeding import randn_like
-from cleanprior.training import Loss, Method, Round, Session, Way
+from cleanprior.training import Loss, Method, Round, Route, Session
 
 from .gan_networks import Critic, Generator
 
@@ -268,7 +268,7 @@ class AmbientGAN(Method):
         """Return None: a generator has no score."""
         return None
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         """Sample by one pass of the averaged generator."""
         network = averaged["generator"]
 
@@ -278,7 +278,7 @@ class AmbientGAN(Method):
             return torch.cat([network(part) for part in z.split(256)]).cpu()
 
         reason = "no denoiser: a generator only samples"
-        return [Way("", sample=sample, reason=reason, samples="generator")]
+        return [Route(samples_by="generator", sample=sample, reason=reason)]
 
 
 def _column(values: Float[Tensor, " b"], y: Tensor) -> Tensor:

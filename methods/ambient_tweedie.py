@@ -50,9 +50,10 @@ from torch import Generator, Tensor, nn
 from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_image
+from cleanprior.diffusion.posterior import Draw
 from cleanprior.diffusion.samplers import LevelledSampler
 from cleanprior.seeding import generator_for, randn_like
-from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Route, Session
 
 from .augmentation import AUGMENTATIONS, augment
 from .consistency import Consistency
@@ -221,7 +222,7 @@ class AmbientTweedie(DenoiserMethod):
 
     # -- result --------------------------------------------------------------------------------
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         r"""One-step restoration, and sampling that stops at sigma_y with the denoised mean.
 
         Gaussian images of covariance C are sampled with :math:`C (C + \sigma_y^2 I)^{-1} C`.
@@ -236,7 +237,7 @@ class AmbientTweedie(DenoiserMethod):
 
         one_step = OneStep(denoiser)
 
-        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
+        def restore(batch: Batch, generators: list[Generator]) -> Draw:
             return one_step(self.noisy_images(batch), generators)
 
         def sample(n: int, generator: Generator) -> Tensor:
@@ -244,4 +245,4 @@ class AmbientTweedie(DenoiserMethod):
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
             return sampler(denoiser, noise.to(device)).cpu()
 
-        return [Way("one step", restore, sample, kind="point", samples="truncated")]
+        return [Route("one step", "truncated", restore, sample, kind="point")]

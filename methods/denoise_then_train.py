@@ -34,7 +34,7 @@ from torch import Generator, Tensor, nn
 from cleanprior.checks import check_choice
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
-from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Route, Session
 from cleanprior.training.stein import PROBES, denoise_and_divergence, draw_probe, stein_risk
 
 
@@ -102,7 +102,7 @@ class DenoiseThenTrain(DenoiserMethod):
         restorer, data = session.averaged["denoiser"], session.measurements
         assert isinstance(restorer, Denoiser)
         parts = [
-            OneStep(restorer)(data.batch(part).to(session.device), [])[0].cpu()
+            OneStep(restorer)(data.batch(part).to(session.device), []).x.cpu()
             for part in torch.arange(len(data)).split(self.chunk)
         ]
         weights = {f"restorer.{k}": v.cpu() for k, v in restorer.state_dict().items()}
@@ -118,11 +118,11 @@ class DenoiseThenTrain(DenoiserMethod):
         self._session.count("evaluations", float(len(batch)))
         return Loss(stein_risk(f, divergence, batch.y, batch.sigma_y).mean())
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         """Restoration by stage 1, one evaluation."""
         restorer = averaged["restorer"]
         assert isinstance(restorer, Denoiser)
-        return [Way("restorer, one step", OneStep(restorer), kind="point")]
+        return [Route("restorer, one step", restore=OneStep(restorer), kind="point")]
 
 
 @dataclass(kw_only=True)

@@ -53,9 +53,10 @@ from torch import Generator, Tensor, nn
 from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss, per_image
 from cleanprior.diffusion.gaussian import MAX_PIXELS
+from cleanprior.diffusion.posterior import Draw
 from cleanprior.operators.base import ImageShape, likelihood_sigma, take
 from cleanprior.seeding import randn_like
-from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Route, Session
 
 from .flow import PosteriorFlow, feature_count
 from .flow_bound import LEVELS, NoiseLevels, diffusion_term
@@ -320,21 +321,21 @@ class FlowDiff(DenoiserMethod):
 
     # -- results -------------------------------------------------------------------------------
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         """Draws of the flow; no denoiser is evaluated."""
         flow = averaged["flow"]
 
         @torch.no_grad()
-        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
+        def restore(batch: Batch, generators: list[Generator]) -> Draw:
             rows = []
             for part in torch.arange(len(batch)).split(64):
                 some = _select(batch, part)
                 base = self._start.base(flow, some, is_training=False)
                 own = [generators[int(i)] for i in part]
                 rows.append(self._start.draw(flow, base, some, own)[0])
-            return torch.cat(rows), 0
+            return Draw(torch.cat(rows), 0)
 
-        return [Way("flow", restore)]
+        return [Route("flow", restore=restore)]
 
 
 def _select(batch: Batch, index: Tensor) -> Batch:

@@ -45,7 +45,7 @@ from cleanprior.diffusion.samplers import LevelledSampler
 from cleanprior.diffusion.spectral import Spectrum
 from cleanprior.operators import Operator
 from cleanprior.seeding import bernoulli, generator_for
-from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Way
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Route, Session
 
 #: The authors' weight of the divergence, in every configuration they publish.
 OFFICIAL_WEIGHT = 1e-4
@@ -307,7 +307,7 @@ class GSUREDiffusion(DenoiserMethod):
         parts = {"data": (weight * data).mean(), "divergence": (weight * divergence).mean()}
         return Loss(parts["data"] + parts["divergence"], {k: v.detach() for k, v in parts.items()})
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         """With noise, sampling that stops at the least trained level and denoises once."""
         if self.floor <= min(self.sampler.levels[:-1]):
             return []
@@ -322,4 +322,4 @@ class GSUREDiffusion(DenoiserMethod):
             noise = torch.randn((n, *self.problem.image_shape), generator=generator)
             return stopped(denoiser, noise.to(device), generator).cpu()
 
-        return [Way("", sample=sample, samples="stopped at the least trained level")]
+        return [Route(samples_by="stopped at the least trained level", sample=sample)]

@@ -10,8 +10,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cleanprior.data import Batch, Measurements, TrainingSet
+from cleanprior.diffusion.posterior import Draw
 from cleanprior.prior import Prior
-from cleanprior.training import Loss, Method, Round, Session, Way
+from cleanprior.training import Loss, Method, Round, Route, Session
 
 
 @dataclass(kw_only=True)
@@ -34,8 +35,8 @@ class Observations(Method):
     def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
         return None
 
-    def _restore(self, batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
-        return self.problem.operator.lift(batch.y, batch.params), 0
+    def _restore(self, batch: Batch, generators: list[Generator]) -> Draw:
+        return Draw(self.problem.operator.lift(batch.y, batch.params), 0)
 
     def _sample(self, n: int, generator: Generator) -> Tensor:
         assert self._measurements is not None
@@ -44,8 +45,8 @@ class Observations(Method):
         batch = self._measurements.batch(index).to(self.device)
         return self.problem.operator.lift(batch.y, batch.params)
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:  # noqa: D102
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:  # noqa: D102
         assert self._measurements is not None
         is_image = self.problem.operator.is_image(self._measurements.y[:1])
         name = "y itself" if is_image else "A^+ y"
-        return [Way(name, self._restore, self._sample, kind="point")]
+        return [Route(name, restore=self._restore, sample=self._sample, kind="point")]

@@ -57,7 +57,8 @@ from cleanprior.diffusion.denoiser import (
     edm_weight,
     per_image,
 )
-from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Session, Way
+from cleanprior.diffusion.posterior import Draw
+from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Route, Session
 from cleanprior.training.stein import PROBES, denoise_and_divergence, draw_probe, stein_risk
 
 DIVERGENCES = ("jvp", "finite")
@@ -229,16 +230,16 @@ class SureScore(DenoiserMethod):
 
     # -- result --------------------------------------------------------------------------------
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         """Restoration by f(y), one evaluation."""
         denoiser = averaged["denoiser"]
         assert isinstance(denoiser, Denoiser)
         one_step = OneStep(denoiser)
 
-        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
+        def restore(batch: Batch, generators: list[Generator]) -> Draw:
             return one_step(self.noisy_images(batch), generators)
 
-        return [Way("f(y), one step", restore, kind="point")]
+        return [Route("f(y), one step", restore=restore, kind="point")]
 
 
 def is_identity(problem: Problem) -> bool:

@@ -1,6 +1,6 @@
 """One protocol for every cell: restore held-out measurements, draw samples, compare."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,35 +11,22 @@ from torch import Tensor
 
 from ..data.datasets import CleanData
 from ..data.measured import MeasuredData
-from ..data.measurements import Measurements
-from ..diffusion.posterior import PosteriorSampler
-from ..diffusion.samplers import Sampler
-from ..operators.base import Operator
+from ..data.measurements import Batch, Measurements
+from ..operators.base import ImageShape, Operator
 from ..operators.likelihood import Likelihood
-from ..prior import Prior
 from ..progress import Progress
-from ..training.method import Way
+from ..training.route import Route
 from .features import SILENT
 from .marks import Leak
 from .networks import NETWORKS
 from .references import LEAST
 from .restorations import RestorationJudge
-from .routes import (
-    Route,
-    alone,
-    copied,
-    own_route,
-    restore_all,
-    sample_all,
-    shared_route,
-)
+from .routes import alone, copied, restore_all, sample_all
 from .rows import Findings, Row
 from .samples import SampleJudge, SampleOptions
 
 #: Why a data set of measurements alone has no such numbers.
 NO_CLEAN = "no clean images: no PSNR, SSIM or FD"
-#: Why a denoiser that never met a whole image is not sampled by the shared sampler.
-NEVER_WHOLE = "never trained on whole images: it samples by its own way, below"
 #: Features of the proximal distance: none that learned from the data's clean images.
 PROXIMAL = ("pixels", *NETWORKS)
 #: Side of images up to which every sample is drawn, whatever it takes.
@@ -118,33 +105,24 @@ class Protocol:
 
     def evaluate(
         self,
-        prior: Prior | None,
-        prior_ways: dict[str, PosteriorSampler],
-        own_ways: Sequence[Way],
-        sampler: Sampler,
+        routes: Sequence[Route],
         data: CleanData | MeasuredData,
         measured: Measurements,
         operator: Operator,
         cache: Path | None,
         progress: Progress,
         trained: Measurements | None = None,
-        has_gaps: bool = False,
     ) -> tuple[list[Row], dict[str, Tensor], dict[str, Any]]:
-        """Evaluate a prior by the shared samplers, and a method's own ways.
+        """Ask every route to restore and to sample, and judge what it returns.
 
         Arguments:
-            prior: The prior, or None for a method without a denoiser.
-            prior_ways: Posterior samplers by name; the first row also holds the samples.
-            own_ways: The method's own ways.
-            sampler: The sampler of p(x).
+            routes: :func:`cleanprior.evaluation.routes.routes_of`; each is a row.
             data: Clean images, or measurements alone: then only metrics without a reference.
             measured: Measurements of the test split.
             operator: Their operator.
             cache: Where feature networks and values of the reference are kept.
             progress: Where to show progress.
             trained: Measurements of the training split, for the proximal distance.
-            has_gaps: Whether the method's network never met a whole image: then its own ways, where
-                one samples, sample in place of the shared sampler.
 
         Returns:
             The rows, pictures by name (the first ``grid`` images), and notes on the protocol.
@@ -161,42 +139,12 @@ class Protocol:
         judge_samples = SampleJudge(self._options(), clean, trained, operator, cache, progress)
         rows: list[Row] = []
         pictures: dict[str, Tensor] = {}
-        shape = operator.image_shape
-
-        replaces = has_gaps and any(way.sample is not None for way in own_ways)
-        for route in _routes(prior, prior_ways, own_ways, sampler, operator, replaces):
-            row = Row(route.label(self.draws), route.is_own, route.draws(self.draws))
-            if route.restore is None:
-                row.missing["restoration"] = route.no_restoration
-            else:
-                given, k = copied(batch), row.draws
-                with progress.task(f"restore · {route.name}", k * n) as task:
-                    asked = partial(
-                        restore_all, route, given, k, self.seed, self.chunk, shape, task
-                    )
-                    restored = alone(asked)
-                row.seconds["restoration"] = restored.seconds
-                row.evaluations, row.backwards = restored.evaluations, restored.backwards
-                row.add(judge(restored.x, route.kind == "point"))
-                pictures[f"restored.{row.way}"] = restored.x[0]
-                if k > 1:
-                    pictures[f"mean.{row.way}"] = restored.x.mean(0)
-            if route.sample is None:
-                if route.no_generation:
-                    row.missing["generation"] = route.no_generation
-            else:
-                count, seeds = self._count(route, shape, row)
-                row.samples = count
-                with progress.task("sample", count * len(seeds)) as task:
-                    drawn, row.seconds["sampling"] = alone(
-                        partial(sample_all, route, count, seeds, self.chunk, shape, task)
-                    )
-                found = judge_samples(drawn)
-                row.add(found)
-                pictures = found.pictures | pictures
-                pictures[f"samples.{row.way}"] = drawn[0]
+        for route in routes:
+            row = Row.of(route, self.draws)
+            pictures |= self._restore(route, row, batch, judge, operator.image_shape, progress)
+            found = self._sample(route, row, judge_samples, operator.image_shape, progress)
+            pictures = found | pictures  # of pictures that all share, the first route's
             rows.append(row)
-
         if truth is not None:
             pictures["truth"] = truth
         else:
@@ -204,7 +152,7 @@ class Protocol:
                 row.missing["clean"] = NO_CLEAN
         pictures["measurement"] = operator.lift(batch.y, batch.params)
         if operator.is_image(batch.y):
-            pictures["seen"] = operator.observed(batch.y, batch.params)
+            pictures["seen"] = likelihood.observed
         kept = {k: v[: self.grid].float().contiguous() for k, v in pictures.items()}
         count = next((row.samples for row in rows if row.samples), self.samples)
         notes: dict[str, Any] = {
@@ -217,10 +165,50 @@ class Protocol:
         }
         if leak is not None:
             notes["least_error"] = leak.bound.mean().item()
-        notes |= judge_samples.notes(count)
-        return rows, kept, notes
+        return rows, kept, notes | judge_samples.notes(count)
 
-    def _count(self, route: Route, shape: tuple[int, int, int], row: Row) -> tuple[int, list[int]]:
+    def _restore(
+        self,
+        route: Route,
+        row: Row,
+        batch: Batch,
+        judge: RestorationJudge,
+        shape: ImageShape,
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        """Restore the measurements by a route, fill its row, return its pictures."""
+        if route.restore is None:
+            row.missing["restoration"] = route.no_restoration
+            return {}
+        given, k = copied(batch), row.draws
+        with progress.task(f"restore · {route.name}", k * len(batch)) as task:
+            restored = alone(
+                partial(restore_all, route, given, k, self.seed, self.chunk, shape, task)
+            )
+        row.seconds["restoration"] = restored.seconds
+        row.evaluations, row.backwards = restored.evaluations, restored.backwards
+        row.add(judge(restored.x, route.kind == "point"))
+        pictures = {f"restored.{row.way}": restored.x[0]}
+        return pictures | ({f"mean.{row.way}": restored.x.mean(0)} if k > 1 else {})
+
+    def _sample(
+        self, route: Route, row: Row, judge: SampleJudge, shape: ImageShape, progress: Progress
+    ) -> dict[str, Tensor]:
+        """Sample by a route, fill its row, return its pictures."""
+        if route.sample is None:
+            row.missing["generation"] = route.no_generation
+            return {}
+        count, seeds = self._count(route, shape, row)
+        row.samples = count
+        with progress.task("sample", count * len(seeds)) as task:
+            drawn, row.seconds["sampling"] = alone(
+                partial(sample_all, route, count, seeds, self.chunk, shape, task)
+            )
+        found = judge(drawn)
+        row.add(found)
+        return found.pictures | {f"samples.{row.way}": drawn[0]}
+
+    def _count(self, route: Route, shape: ImageShape, row: Row) -> tuple[int, list[int]]:
         """Return how many samples of which seeds the budget of seconds allows; tell fewer."""
         seeds = list(self.sampling_seeds)
         if max(shape[1:]) <= SMALL or self.sampling_seconds == 0:
@@ -259,21 +247,3 @@ class Protocol:
             is_downloading=self.download,
             seed=self.seed,
         )
-
-
-def _routes(
-    prior: Prior | None,
-    prior_ways: dict[str, PosteriorSampler],
-    own_ways: Sequence[Way],
-    sampler: Sampler,
-    operator: Operator,
-    is_replaced: bool,
-) -> Iterator[Route]:
-    """Yield the shared routes, the first of which samples, then the method's own."""
-    for number, (name, posterior) in enumerate(prior_ways.items()):
-        if prior is not None:
-            chosen = None if number or is_replaced else sampler
-            reason = NEVER_WHOLE if is_replaced and not number else ""
-            yield shared_route(name, prior, posterior, operator, chosen, reason)
-    for way in own_ways:
-        yield own_route(way)

@@ -5,25 +5,28 @@ code can climb to holds a clean image. (Code in the same process can still searc
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from ..costs import clock
 from ..data.measurements import Batch
-from ..diffusion.posterior import PosteriorSampler
+from ..diffusion.posterior import Draw, PosteriorSampler
 from ..diffusion.samplers import Sampler
 from ..operators.base import Operator, take
 from ..operators.likelihood import Likelihood
 from ..prior import Prior, image_generators
 from ..progress import Task
-from ..seeding import generator_for, seed_for
-from ..training.method import Way
+from ..seeding import seed_for
+from ..training.route import Route
 
 Result = TypeVar("Result")
+#: Why a denoiser that never met a whole image is not sampled by the shared sampler.
+NEVER_WHOLE = "never trained on whole images: it samples by its own way, below"
 
 
 @dataclass(frozen=True)
@@ -44,108 +47,69 @@ class Restored:
 
 
 @dataclass(frozen=True)
-class Route:
-    """One way to restore and to sample.
+class PriorRoute(Route):
+    """The route that all methods with a denoiser share.
 
     Attributes:
-        name: How it restores: ``mmps``, ``one step``.
-        is_own: Whether it is the method's own.
-        kind: ``draws``: a restoration is one draw from p(x|y); ``point``: it is an estimate.
-        restore: ``(batch, generators) -> (x, evaluations, backwards)``, or None.
-        sample: ``(first, n, seed) -> x``, images number ``first`` and following; or None.
-        samples: How it samples, where that is not told by the name.
-        no_restoration: Why it does not restore, for the notes.
-        no_generation: Why it does not sample; empty where nothing is to be said.
+        prior: The prior.
+        sampler: The sampler of p(x).
     """
 
-    name: str
-    is_own: bool
-    kind: str
-    restore: Callable[[Batch, list[Generator]], tuple[Tensor, int, int]] | None
-    sample: Callable[[int, int, int], Tensor] | None
-    samples: str = ""
-    no_restoration: str = ""
-    no_generation: str = ""
+    prior: Prior | None = None
+    sampler: Sampler | None = None
 
-    def draws(self, k: int) -> int:
-        """Return how many restorations of a measurement are drawn where k are asked for."""
-        return 0 if self.restore is None else k if self.kind == "draws" else 1
+    is_own: ClassVar[bool] = False
 
-    def label(self, k: int) -> str:
-        """Return what a row is: how it restores, and what its restorations are."""
-        parts = []
-        if self.restore is not None and self.kind == "point":
-            parts.append(f"{self.name}: point estimate")
-        elif self.restore is not None:
-            parts.append(f"{self.name}: one draw" + (f", mean of {k}" if k > 1 else ""))
-        if self.samples:
-            parts.append(f"samples: {self.samples}")
-        return "; ".join(parts) or self.name
+    @override
+    def samples(self, n: int, seed: int, first: int = 0) -> Tensor:
+        assert self.prior is not None
+        return self.prior.sample(n, self.sampler, seed, n, first)
+
+    def without_samples(self, reason: str) -> "PriorRoute":
+        """Return the route that only restores, and why."""
+        return replace(self, sample=None, reason=reason)
 
 
 def shared_route(
-    name: str,
-    prior: Prior,
-    posterior: PosteriorSampler,
-    operator: Operator,
-    sampler: Sampler | None,
-    no_generation: str = "",
-) -> Route:
-    """Return the route that all methods with a denoiser share.
+    name: str, prior: Prior, posterior: PosteriorSampler, operator: Operator, sampler: Sampler
+) -> PriorRoute:
+    """Return the route of the samplers that all methods share.
 
     Arguments:
         name: The posterior sampler's name.
         prior: The prior.
         posterior: The posterior sampler.
-        operator: The operator of the measurements.
-        sampler: The sampler of p(x), or None where the row has no samples.
-        no_generation: Why it has none.
+        operator: The operator of the measurements; a copy on the prior's device is used.
+        sampler: The sampler of p(x).
     """
     device = next(prior.parameters()).device
     moved = operator.to(device)
 
-    def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int, int]:
+    def restore(batch: Batch, generators: list[Generator]) -> Draw:
         draw = posterior(prior, Likelihood.of(moved, batch.to(device)), generators)
-        return draw.x.cpu(), draw.evaluations, draw.backwards
+        return replace(draw, x=draw.x.cpu())
 
-    def sample(first: int, n: int, seed: int) -> Tensor:
-        assert sampler is not None
-        return prior.sample(n, sampler, seed, n, first)
+    def sample(n: int, generator: Generator) -> Tensor:
+        noise = torch.randn((n, *prior.image_shape), generator=generator)
+        return sampler(prior, noise.to(device), generator).cpu()
 
-    return Route(
-        name,
-        is_own=False,
-        kind="draws",
-        restore=restore,
-        sample=None if sampler is None else sample,
-        no_generation=no_generation,
-    )
+    return PriorRoute(name, restore=restore, sample=sample, prior=prior, sampler=sampler)
 
 
-def own_route(way: Way) -> Route:
-    """Return the route of a method's own way."""
+def routes_of(shared: PriorRoute | None, own: Sequence[Route], has_gaps: bool) -> list[Route]:
+    """Return the routes of a method, the shared one first.
 
-    def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int, int]:
-        assert way.restore is not None
-        x, evaluations = way.restore(batch, generators)
-        return x.detach(), evaluations, 0
-
-    def sample(first: int, n: int, seed: int) -> Tensor:
-        assert way.sample is not None
-        keys = {"first": first} if first else {}
-        return way.sample(n, generator_for(seed, "own-samples", **keys)).detach()
-
-    name = way.name or "no restoration"
-    return Route(
-        name,
-        is_own=True,
-        kind=way.kind,
-        restore=None if way.restore is None else restore,
-        sample=None if way.sample is None else sample,
-        samples=way.samples,
-        no_restoration=way.reason or f"{name} does not restore",
-        no_generation=way.reason or f"{name} does not sample p(x)",
-    )
+    Arguments:
+        shared: The shared samplers with the method's prior; None for a method without denoiser.
+        own: The method's own.
+        has_gaps: Whether its network never met a whole image: then its own routes, where one
+            samples, sample in place of the shared sampler.
+    """
+    if shared is None:
+        return list(own)
+    if has_gaps and any(route.sample is not None for route in own):
+        shared = shared.without_samples(NEVER_WHOLE)
+    return [shared, *own]
 
 
 def alone(work: Callable[[], Result]) -> Result:
@@ -214,10 +178,10 @@ def restore_all(
         generators = [
             image_generators(_draw_seed(seed, int(row) // n), [int(row) % n])[0] for row in rows
         ]
-        x, *spent = route.restore(part, generators)
-        _check(x, (len(rows), *shape), f"'{route.name}' returned restorations")
-        found.append(x.float())
-        costs = (spent[0], spent[1])
+        draw = route.restore(part, generators)
+        _check(draw.x, (len(rows), *shape), f"'{route.name}' returned restorations")
+        found.append(draw.x.float())
+        costs = (draw.evaluations, draw.backwards)
         task.advance(len(rows))
     x = torch.cat(found).reshape(k, n, *shape)
     return Restored(x, *costs, (clock() - start) / k)
@@ -245,8 +209,8 @@ def sample_all(
         parts = []
         for first in range(0, n, chunk):
             size = min(chunk, n - first)
-            x = route.sample(first, size, seed)
-            _check(x, (size, *shape), f"'{route.samples or route.name}' returned samples")
+            x = route.samples(size, seed, first)
+            _check(x, (size, *shape), f"'{route.samples_by or route.name}' returned samples")
             parts.append(x.float())
             task.advance(size)
         found.append(torch.cat(parts))

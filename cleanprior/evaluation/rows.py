@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..training.route import Route
+
 
 @dataclass
 class Findings:
@@ -44,6 +46,8 @@ class Row:
     Attributes:
         way: How it restores and what a restoration is: ``mmps: one draw, mean of 8``.
         is_own: Whether this is the method's own way and not the shared sampler.
+        restores_by: How it restores, in a word; empty where it does not.
+        samples_by: How it samples, where that needs a word.
         draws: Draws behind a mean; 1 for a point estimate, 0 where nothing is restored.
         samples: Images drawn for each sampling seed; 0 where none are.
         metrics: Mean of each metric; :mod:`cleanprior.metric_names` says what each is.
@@ -61,6 +65,8 @@ class Row:
 
     way: str
     is_own: bool
+    restores_by: str = ""
+    samples_by: str = ""
     draws: int = 0
     samples: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -72,6 +78,12 @@ class Row:
     missing: dict[str, str] = field(default_factory=dict)
     marks: list[str] = field(default_factory=list)
     marked: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, route: Route, k: int) -> "Row":
+        """Return the empty row of a route that is asked for k restorations of a measurement."""
+        words = route.restores_by, route.samples_by
+        return cls(route.label(k), route.is_own, *words, draws=route.draws(k))
 
     def add(self, found: Findings) -> None:
         """Take over what a judge found; a value that is no number becomes a reason."""

@@ -72,7 +72,7 @@ def check_refusal(cell: Cell) -> None:
 
 
 def check_method(cell: Cell, folder: Path) -> None:
-    """Check loss, gradients, prior and ways of a method on an operator, or its refusal.
+    """Check loss, gradients, prior and routes of a method on an operator, or its refusal.
 
     Arguments:
         cell: Method and operator.
@@ -109,7 +109,7 @@ def _check_parts(cell: Cell, folder: Path) -> None:
     prior = method.prior(averages.modules)
     if prior is not None:
         check_prior(prior, shape, folder / "prior")
-    check_ways(method, averages, data.batch(torch.arange(3)), shape)
+    check_routes(method, averages, data.batch(torch.arange(3)), shape)
 
 
 def check_prior(prior: Prior, shape: tuple[int, ...], folder: Path) -> None:
@@ -122,24 +122,25 @@ def check_prior(prior: Prior, shape: tuple[int, ...], folder: Path) -> None:
     assert prior.sample(3, sampler, 0).shape == shape, "samples have another shape"
 
 
-def check_ways(method: Method, averages: Averages, batch: Batch, shape: tuple[int, ...]) -> None:
-    """Check the method's own ways to restore and sample."""
-    for way in method.ways(averages.modules):
-        assert way.restore is not None or way.sample is not None, f"way '{way.name}' does nothing"
-        if way.restore is not None:
-            x, evaluations = way.restore(batch, image_generators(0, range(3)))
-            assert x.shape == shape, f"way '{way.name}' restores another shape"
-            assert torch.isfinite(x).all(), f"way '{way.name}' restores what is not finite"
-            assert evaluations >= 0
+def check_routes(method: Method, averages: Averages, batch: Batch, shape: tuple[int, ...]) -> None:
+    """Check the method's own routes to restore and sample."""
+    for route in method.routes(averages.modules):
+        name = f"route '{route.label(1)}'"
+        assert route.restore is not None or route.sample is not None, f"{name} does nothing"
+        if route.restore is not None:
+            draw = route.restore(batch, image_generators(0, range(3)))
+            assert draw.x.shape == shape, f"{name} restores another shape"
+            assert torch.isfinite(draw.x).all(), f"{name} restores what is not finite"
+            assert draw.evaluations >= 0
             first = slice(0, 1)
             one = Batch(
                 batch.y[first], take(batch.params, first), batch.sigma_y[first], batch.index[first]
             )
-            single, _ = way.restore(one, image_generators(0, range(1)))
-            assert torch.allclose(single, x[:1], atol=1e-4), "an image does not depend on its batch"
-        if way.sample is not None:
-            drawn = way.sample(3, Generator().manual_seed(0))
-            assert drawn.shape == shape, f"way '{way.name}' samples another shape"
+            single = route.restore(one, image_generators(0, range(1))).x
+            assert torch.allclose(single, draw.x[:1], atol=1e-4), "an image depends on its batch"
+        if route.sample is not None:
+            drawn = route.sample(3, Generator().manual_seed(0))
+            assert drawn.shape == shape, f"{name} samples another shape"
 
 
 def check_budget(cell: Cell, budget: int = 1500) -> None:
@@ -238,5 +239,5 @@ __all__ = [
     "check_never_reads_x",
     "check_prior",
     "check_refusal",
-    "check_ways",
+    "check_routes",
 ]

@@ -1,9 +1,10 @@
 """The one training loop, the interface of a method, and checkpoints."""
 
 from .denoiser_method import DenoiserMethod
-from .method import Loss, Method, Problem, Round, Session, Way
+from .method import Loss, Method, Problem, Round, Session
 from .one_step import OneStep
 from .report import TrainingReport
+from .route import Route
 from .trainer import Trainer
 
 __all__ = [
@@ -13,8 +14,8 @@ __all__ = [
     "OneStep",
     "Problem",
     "Round",
+    "Route",
     "Session",
     "Trainer",
     "TrainingReport",
-    "Way",
 ]

@@ -1,7 +1,7 @@
 """The interface of a method: how a prior is learned from measurements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from ..prior import Prior
 from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
 from .checkpoint import Store
+from .route import Route
 
 
 @dataclass(frozen=True)
@@ -117,58 +118,6 @@ class Session:
     def count(self, name: str, amount: float) -> None:
         """Add to a cost."""
         self.costs[name] = self.costs.get(name, 0) + amount
-
-
-@dataclass(frozen=True)
-class Way:
-    """A method's own way to restore or sample, shown as a row of its own.
-
-    As a method writes it, batches and images lie on the method's device; evaluation calls what
-    :meth:`Method.own_ways` returns, with all on the CPU. Generators are always the CPU's.
-
-    Attributes:
-        name: How it restores, e.g. ``one step``; empty where it only samples.
-        restore: ``(batch, generators) -> (x, evaluations per image)``, or None. It is asked for
-            several restorations of a measurement, with other generators, where it draws.
-        sample: ``(n, generator) -> x``, or None.
-        reason: Why it does not restore or does not sample, for the notes under the table.
-        kind: What a restoration is: ``draws``, one draw from p(x|y), or ``point``, an estimate that
-            is the same each time. Draws are compared with draws, estimates with means of draws.
-        samples: How it samples, e.g. ``fixed mask``.
-
-    Raises:
-        ValueError: Another kind.
-    """
-
-    name: str
-    restore: Callable[[Batch, list[Generator]], tuple[Tensor, int]] | None = None
-    sample: Callable[[int, Generator], Tensor] | None = None
-    reason: str = ""
-    kind: str = "draws"
-    samples: str = ""
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("draws", "point"):
-            raise ValueError(f"a way of kind '{self.kind}'; allowed: draws, point")
-
-    def on(self, device: torch.device) -> "Way":
-        """Return the way for batches and images of the CPU, computed on ``device``."""
-        inner_restore, inner_sample = self.restore, self.sample
-
-        def restore(batch: Batch, generators: list[Generator]) -> tuple[Tensor, int]:
-            assert inner_restore is not None
-            x, evaluations = inner_restore(batch.to(device), generators)
-            return x.cpu(), evaluations
-
-        def sample(n: int, generator: Generator) -> Tensor:
-            assert inner_sample is not None
-            return inner_sample(n, generator).cpu()
-
-        return replace(
-            self,
-            restore=restore if inner_restore else None,
-            sample=sample if inner_sample else None,
-        )
 
 
 @dataclass(kw_only=True)
@@ -301,13 +250,13 @@ class Method(ABC):
     def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:
         """Return what was learned, with averaged weights, or None for a method without denoiser."""
 
-    def ways(self, averaged: Mapping[str, nn.Module]) -> Sequence[Way]:
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         """Return the method's own ways to restore and sample, on its device; each is a row."""
         return []
 
-    def own_ways(self, averaged: Mapping[str, nn.Module]) -> list[Way]:
-        """Return :meth:`ways` as evaluation calls them: batches and images on the CPU."""
-        return [way.on(self.device) for way in self.ways(averaged)]
+    def routes_on_cpu(self, averaged: Mapping[str, nn.Module]) -> list[Route]:
+        """Return :meth:`routes` as evaluation calls them: batches and images on the CPU."""
+        return [route.on(self.device) for route in self.routes(averaged)]
 
     def make_prior(self, denoiser: nn.Module) -> Prior:
         """Wrap an averaged denoiser as a :class:`Prior`."""

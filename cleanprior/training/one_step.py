@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
 from ..data.measurements import Batch
 from ..diffusion.denoiser import SIGMA_MIN, Denoiser
+from ..diffusion.posterior import Draw
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,5 @@ class OneStep:
     @torch.no_grad()
     def __call__(  # noqa: D102
         self, batch: Batch, generators: list[Generator]
-    ) -> tuple[Float[Tensor, "b c h w"], int]:
-        return self.denoiser(batch.y, batch.sigma_y.clamp_min(SIGMA_MIN)), 1
+    ) -> Draw:
+        return Draw(self.denoiser(batch.y, batch.sigma_y.clamp_min(SIGMA_MIN)), 1)

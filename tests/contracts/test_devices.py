@@ -134,11 +134,12 @@ def run_method(name, operator_name, digits_data, backbone, device, options=()):
     if prior is not None:
         found["samples"] = prior.sample(2, build(config["sampler"]), 0)
     batch = data.batch(torch.arange(2))
-    for way in method.own_ways(averages.modules):
-        if way.restore is not None:
-            found[f"{way.name} restored"] = way.restore(batch, image_generators(0, range(2)))[0]
-        if way.sample is not None:
-            found[f"{way.name} sampled"] = way.sample(2, torch.Generator().manual_seed(0))
+    for route in method.routes_on_cpu(averages.modules):
+        if route.restore is not None:
+            draw = route.restore(batch, image_generators(0, range(2)))
+            found[f"{route.name} restored"] = draw.x
+        if route.sample is not None:
+            found[f"{route.name} sampled"] = route.sample(2, torch.Generator().manual_seed(0))
     assert operator.device == CPU
     return found
 

@@ -8,12 +8,14 @@ import torch
 
 from cleanprior.config import build, compose
 from cleanprior.data import CleanData, Measurements
+from cleanprior.diffusion.posterior import Draw
 from cleanprior.errors import UserError
+from cleanprior.evaluation.routes import routes_of, shared_route
 from cleanprior.metric_names import METRICS, describe, in_order, is_metric
 from cleanprior.operators.base import take
 from cleanprior.progress import Progress
 from cleanprior.seeding import scoped_rng
-from cleanprior.training import Way
+from cleanprior.training import Route
 
 SMALL = {"test_images": 12, "draws": 3, "samples": 60, "sampling_seeds": [0, 1], "grid": 4}
 
@@ -53,18 +55,16 @@ def evaluate(digits_data, make_operator, prior, cache):
         protocol = build(config["evaluation"] | SMALL | changes)
         operator = make_operator("inpainting", (1, 8, 8), f"sigma={sigma}")
         trained = Measurements.draw(digits_data.train, operator, 0, "train")
+        parts = build(config["posterior"]), operator, build(config["sampler"])
+        shared = shared_route("mmps", prior, *parts)
         rows, pictures, notes = protocol.evaluate(
-            prior if has_prior else None,
-            {"mmps": build(config["posterior"])},
-            list(ways),
-            build(config["sampler"]),
+            routes_of(shared if has_prior else None, list(ways), has_gaps),
             data,
             Measurements.draw(digits_data.test, operator, 0, "test"),
             operator,
             cache,
             Progress(),
             trained=trained if has_trained else None,
-            has_gaps=has_gaps,
         )
         return rows, pictures, notes
 
@@ -172,10 +172,10 @@ def test_ways_that_know_the_posterior_are_calibrated_and_point_estimates_say_so(
     data = CleanData("noise", digits_data.train, test)
 
     def ways(width):
-        return Way(f"width {width}", lambda b, g: (centre + noise(g, width), 1))
+        return Route(f"width {width}", restore=lambda b, g: Draw(centre + noise(g, width), 1))
 
-    point = Way("mean", lambda b, g: (0 * noise(g, 1), 1), kind="point")
-    alike = Way("alike", lambda b, g: (0 * noise(g, 1), 1))
+    point = Route("mean", restore=lambda b, g: Draw(0 * noise(g, 1), 1), kind="point")
+    alike = Route("alike", restore=lambda b, g: Draw(0 * noise(g, 1), 1))
     rows, _, _ = evaluate(
         [ways(0.3), ways(0.15), point, alike],
         data=data,
@@ -212,9 +212,9 @@ def test_a_way_is_handed_each_measurement_with_its_own_parameters(
         seeds.extend(g.initial_seed() for g in generators)
         assert len(generators) == len(batch)
         rows = [0.01 * torch.randn(1, 8, 8, generator=g) for g in generators]
-        return digits_data.test[batch.index] + torch.stack(rows), 1
+        return Draw(digits_data.test[batch.index] + torch.stack(rows), 1)
 
-    (row,), _, _ = evaluate([Way("own", restore)], has_prior=False, draws=8)
+    (row,), _, _ = evaluate([Route("own", restore=restore)], has_prior=False, draws=8)
     # Every draw is compared with its own image, and no draw is made twice.
     assert row.metrics["psnr_point"] > 40
     # The mean of 8 draws around the truth itself is off by 1 / 8 of their variance.
@@ -244,8 +244,8 @@ def test_further_features_are_further_columns(evaluate, monkeypatch, tmp_path):
 
 def test_a_network_that_never_met_a_whole_image_samples_by_its_own_way(evaluate):
     ways = [
-        Way("", sample=lambda n, g: torch.rand(n, 1, 8, 8, generator=g), samples="through a mask"),
-        Way("one step", lambda b, g: (torch.zeros(len(b), 1, 8, 8), 1), kind="point"),
+        Route(sample=lambda n, g: torch.rand(n, 1, 8, 8, generator=g), samples_by="through a mask"),
+        Route("one step", restore=lambda b, g: Draw(torch.zeros(len(b), 1, 8, 8), 1), kind="point"),
     ]
     shared, own, _ = evaluate(ways, has_gaps=True)[0]
     assert "psnr" in shared.metrics and "fd" not in shared.metrics
@@ -279,14 +279,14 @@ def test_methods_trained_with_gaps_say_so(
 
 
 def test_samples_that_are_not_finite_have_no_value(evaluate):
-    way = Way("own", sample=lambda n, g: torch.full((n, 1, 8, 8), torch.nan))
+    way = Route("own", sample=lambda n, g: torch.full((n, 1, 8, 8), torch.nan))
     (row,), _, _ = evaluate([way], has_prior=False)
     assert row.missing["generation"] == "samples are not finite"
     assert "fd" not in row.metrics
 
 
 def test_copies_of_training_images_are_told_as_memorised(evaluate, digits_data):
-    way = Way("own", sample=lambda n, g: digits_data.train[100 : 100 + n].clone())
+    way = Route("own", sample=lambda n, g: digits_data.train[100 : 100 + n].clone())
     (row,), pictures, _ = evaluate([way], has_prior=False)
     assert row.metrics["memorised"] == 1
     assert row.metrics["memorised_ratio"] == 1

@@ -9,11 +9,12 @@ import torch
 
 from cleanprior.config import build, compose
 from cleanprior.data import CleanData, Measurements
+from cleanprior.diffusion.posterior import Draw
 from cleanprior.evaluation.marks import Leak
 from cleanprior.evaluation.routes import alone
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.progress import Progress
-from cleanprior.training import Way
+from cleanprior.training import Route
 
 KEYS = ("fd", "kid", "precision", "recall", "memorised", "proximal_fd")
 
@@ -30,10 +31,7 @@ def judge(make_operator):
         config = compose(["method=naive", "sampler.steps=2"])
         protocol = build(config["evaluation"] | given | {"features": "pixels"} | changes)
         rows, pictures, notes = protocol.evaluate(
-            None,
-            {},
             ways,
-            build(config["sampler"]),
             data,
             Measurements.draw(test, made, 0, "test"),
             made,
@@ -56,12 +54,12 @@ def guess(shape, value=0.0, kind="point"):
 
     def restore(batch, generators):
         rows = [value + 0.1 * torch.randn(shape, generator=g) for g in generators]
-        return torch.stack(rows), 1
+        return Draw(torch.stack(rows), 1)
 
     def sample(n, generator):
         return value + 0.1 * torch.randn(n, *shape, generator=generator)
 
-    return Way("guess", restore, sample, kind=kind)
+    return Route("guess", restore=restore, sample=sample, kind=kind)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2), (3, 2, 5)])
@@ -76,8 +74,10 @@ def test_images_smaller_than_a_window_have_no_ssim_and_say_why(judge, shape):
 
 def test_constant_images_and_samples_have_singular_covariances_and_no_crash(judge):
     shape = (1, 8, 8)
-    still = Way(
-        "still", lambda b, g: (torch.zeros(len(b), *shape), 0), lambda n, g: torch.ones(n, *shape)
+    still = Route(
+        "still",
+        restore=lambda b, g: Draw(torch.zeros(len(b), *shape), 0),
+        sample=lambda n, g: torch.ones(n, *shape),
     )
     (row,), _, notes = judge(torch.zeros(60, *shape), torch.zeros(5, *shape), [still])
     assert row.metrics["fd"] == pytest.approx(64)
@@ -118,16 +118,16 @@ def test_broken_restorations_are_counted_and_have_no_value(judge):
     def broken(batch, generators):
         x = torch.zeros(len(batch), *shape)
         x[0] = torch.nan
-        return x, 1
+        return Draw(x, 1)
 
     train, test = images(60, *shape), images(4, *shape, seed=1)
-    (row,), _, _ = judge(train, test, [Way("broken", broken)])
+    (row,), _, _ = judge(train, test, [Route("broken", restore=broken)])
     assert row.missing["restoration"] == "1 of 12 restorations are not finite"
     assert not any(key.startswith("psnr") for key in row.metrics)
     with pytest.raises(ValueError, match="returned restorations of shape"):
-        judge(train, test, [Way("flat", lambda b, g: (torch.zeros(len(b), 64), 1))])
+        judge(train, test, [Route("flat", restore=lambda b, g: Draw(torch.zeros(len(b), 64), 1))])
     with pytest.raises(ValueError, match="returned samples of shape"):
-        judge(train, test, [Way("", sample=lambda n, g: torch.zeros(3, *shape), samples="three")])
+        judge(train, test, [Route(sample=lambda n, g: torch.zeros(3, *shape), samples_by="three")])
 
 
 def test_what_leaves_the_range_is_marked(judge):
@@ -171,10 +171,10 @@ def test_a_restoration_that_has_seen_the_truth_is_marked_and_the_best_one_is_not
             )
             gain = torch.linalg.solve(inner, A @ covariance).T
             rows.append(mean + gain @ (batch.y[j].flatten().double() - A @ mean))
-        return torch.stack(rows).float().reshape(-1, 1, 8, 8), 1
+        return Draw(torch.stack(rows).float().reshape(-1, 1, 8, 8), 1)
 
-    thief = Way("thief", lambda b, g: (test[b.index] + 0.005, 1), kind="point")
-    honest = Way("best", best, kind="point")
+    thief = Route("thief", restore=lambda b, g: Draw(test[b.index] + 0.005, 1), kind="point")
+    honest = Route("best", restore=best, kind="point")
     rows, _, notes = judge(train, test, [thief, honest], operator, override)
     assert rows[0].marks == ["leak?"]
     assert "truth reached the method" in rows[0].marked["leak?"]
@@ -185,7 +185,7 @@ def test_a_restoration_that_has_seen_the_truth_is_marked_and_the_best_one_is_not
 
 def test_copies_among_the_test_images_are_no_leak(judge):
     train = smooth(100, 0)
-    finder = Way("finder", lambda b, g: (train[b.index], 1), kind="point")
+    finder = Route("finder", restore=lambda b, g: Draw(train[b.index], 1), kind="point")
     (row,), _, _ = judge(train, train[:20], [finder])
     assert row.metrics["psnr_point"] > 100
     assert row.marks == []
@@ -193,7 +193,7 @@ def test_copies_among_the_test_images_are_no_leak(judge):
 
 def test_what_determines_the_image_is_no_leak(judge):
     train, test = smooth(100, 0), smooth(10, 1)
-    exact = Way("exact", lambda b, g: (b.y, 1), kind="point")
+    exact = Route("exact", restore=lambda b, g: Draw(b.y, 1), kind="point")
     (row,), _, notes = judge(train, test, [exact], "denoising", "sigma=0.0")
     assert row.marks == []
     assert notes["least_error"] < 1e-6
@@ -234,13 +234,13 @@ def test_a_plug_in_that_climbs_the_frames_finds_no_truth(judge):
     def restore(batch, generators):
         spy(names, found)
         depth.append(threading.current_thread() is threading.main_thread())
-        return torch.zeros(len(batch), *shape), 1
+        return Draw(torch.zeros(len(batch), *shape), 1)
 
     def sample(n, generator):
         spy(names, found)
         return torch.zeros(n, *shape)
 
-    way = Way("spy", restore, sample)
+    way = Route("spy", restore=restore, sample=sample)
     judge(images(60, *shape), images(4, *shape, seed=1), [way])
     assert depth == [False]
     assert found == []
@@ -270,7 +270,7 @@ def test_large_images_get_fewer_samples_and_are_told(judge, monkeypatch):
         return torch.zeros(n, 1, 33, 33)
 
     x = images(60, 1, 33, 33)
-    way = Way("", sample=sample, samples="slow")
+    way = Route(sample=sample, samples_by="slow")
     (row,), _, notes = judge(
         x, x[:2], [way], samples=400, sampling_seeds=[0, 1], sampling_seconds=450
     )
@@ -282,10 +282,10 @@ def test_large_images_get_fewer_samples_and_are_told(judge, monkeypatch):
     (row,), _, _ = judge(x, x[:2], [way], samples=400, sampling_seconds=0)
     assert (row.samples, row.marks) == (400, [])
     small = images(60, 1, 8, 8)
-    way = Way(
+    way = Route(
         "",
         sample=lambda n, g: (now.__setitem__(0, now[0] + n), torch.zeros(n, 1, 8, 8))[1],
-        samples="slow",
+        samples_by="slow",
     )
     (row,), _, _ = judge(small, small[:2], [way], samples=400, sampling_seconds=1)
     assert (row.samples, row.marks) == (400, [])

@@ -12,6 +12,7 @@ from trained import BATCH, STEPS, assert_same, fit, weights
 
 from cleanprior.cell_costs import training_costs, use_costs
 from cleanprior.config import build, compose
+from cleanprior.evaluation.routes import shared_route
 from cleanprior.passes import Meter
 from cleanprior.training.checkpoint import Store
 
@@ -63,7 +64,8 @@ def test_one_restoration_costs_the_passes_that_its_sampler_names(setting, name):
     config = compose(["method=naive", f"posterior={name}", *steps])
     posterior, sampler = build(config["posterior"]), build(config["sampler"])
     prior = method.prior(networks)
-    (shared,) = use_costs(networks, prior, posterior, sampler, [], data, problem.operator)
+    route = shared_route(name, prior, posterior, problem.operator, sampler)
+    (shared,) = use_costs(networks, [route], data)
     some = data.batch(torch.arange(8))
     draw = prior.restore(some, problem.operator, posterior, 0)
     assert shared["restore_forwards"] == draw.evaluations
@@ -77,11 +79,7 @@ def test_what_a_method_does_in_its_own_way_is_counted_and_what_it_cannot_is_abse
     method, problem, data, _ = setting("ambient_gan")
     method.setup(problem, torch.device("cpu"))
     networks = method.networks()
-    config = compose(["method=naive"])
-    parts = build(config["posterior"]), build(config["sampler"])
-    ways = method.ways(networks)
-    shared, own = use_costs(networks, None, *parts, ways, data, problem.operator)
-    assert shared == {}
+    (own,) = use_costs(networks, method.routes(networks), data)
     assert own.keys() == {"sample_flops", "sample_forwards"} and own["sample_forwards"] == 1
 
 

@@ -254,3 +254,21 @@ def test_an_overview_keeps_draws_and_points_apart(config: dict) -> None:
     assert not bold["b"].any() and numbers["b"].notna().all()
     shown, *_ = overview(summaries, best, REFERENCES, "psnr_point")
     assert shown.set_index("method").loc["ambient: one step", "b"] == "18.87"
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"restores_by": "one step", "samples_by": "fixed mask", "way": "x"}, "one step"),
+        ({"restores_by": "", "samples_by": "generator", "way": "samples: generator"}, "generator"),
+        # Version 0.1.0 had the label alone.
+        ({"way": "one step: point estimate; samples: fixed mask"}, "one step"),
+        ({"way": "none; samples: guided by 3 masks"}, "guided by 3 masks"),
+        ({"way": "f(y), one step: point estimate"}, "f(y), one step"),
+        ({"way": "mmps: one draw, mean of 8"}, "mmps"),
+        ({"way": "mmps"}, "mmps"),
+        ({"way": ""}, ""),
+    ],
+)
+def test_a_procedure_is_told_by_the_record_or_its_earlier_label(row, name):
+    assert tables.procedure(row) == name

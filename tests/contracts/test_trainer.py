@@ -78,16 +78,17 @@ def test_a_methods_own_ways_work_after_training(trained, name):
     (method, _, data, _), networks, *_ = trained(name)
     batch = data.batch(torch.arange(4))
     generator = torch.Generator().manual_seed(0)
-    for way in method.ways(networks):
-        assert way.restore or way.sample
-        if way.restore:
+    for route in method.routes(networks):
+        assert route.restore or route.sample
+        if route.restore:
             generators = [torch.Generator().manual_seed(i) for i in range(4)]
-            x, evaluations = way.restore(batch, generators)
+            draw = route.restore(batch, generators)
+            x, evaluations = draw.x, draw.evaluations
             assert x.shape == (4, *SHAPE)
             assert x.isfinite().all()
             assert evaluations >= 0
-        if way.sample:
-            assert way.sample(3, generator).shape == (3, *SHAPE)
+        if route.sample:
+            assert route.sample(3, generator).shape == (3, *SHAPE)
 
 
 def test_a_method_without_networks_meets_its_measurements_when_resumed_too(setting, tmp_path):
@@ -95,8 +96,8 @@ def test_a_method_without_networks_meets_its_measurements_when_resumed_too(setti
         built = setting("observations")
         networks, report = fit(built, folder=tmp_path)
         assert (networks, report.status) == ({}, "done")
-        (way,) = built[0].ways(networks)
-        assert way.sample(3, torch.Generator().manual_seed(0)).shape == (3, *SHAPE)
+        (route,) = built[0].routes(networks)
+        assert route.sample(3, torch.Generator().manual_seed(0)).shape == (3, *SHAPE)
 
 
 # -- the budget ------------------------------------------------------------------------------------

@@ -125,8 +125,8 @@ def test_the_fixed_mask_sampler_is_exact_where_seen_and_mean_where_hidden(
         "further",
         lambda params, delta, g: {"mask": fixed.expand(len(params["mask"]), -1, -1, -1)},
     )
-    (way,) = [w for w in method.ways({"denoiser": Analytic(C, seen)}) if w.sample]
-    x = way.sample(100_000, generator_for(0, "s")).flatten(1).double()
+    (route,) = [w for w in method.routes({"denoiser": Analytic(C, seen)}) if w.sample]
+    x = route.sample(100_000, generator_for(0, "s")).flatten(1).double()
     fill = C[:, seen] @ torch.linalg.inv(C[seen][:, seen])
     expected = fill @ C[seen][:, seen] @ fill.T
     found = torch.cov(x.T)
@@ -251,8 +251,9 @@ def test_a_fixed_further_mask_belongs_to_its_image(ambient_on_digits):
 
 def test_one_step_restoration_can_paste_what_was_observed(ambient_on_digits):
     method, _, _, batch = ambient_on_digits(paste_observed="true")
-    (way,) = method.ways({"denoiser": method.denoiser})
-    x, evaluations = way.restore(batch, [])
+    (route,) = method.routes({"denoiser": method.denoiser})
+    draw = route.restore(batch, [])
+    x, evaluations = draw.x, draw.evaluations
     seen = batch.params["mask"].bool()
     assert evaluations == 1
     assert torch.equal(x[seen], batch.y[seen])

@@ -131,6 +131,6 @@ def test_pasting_makes_any_restoration_agree_with_y(ambient_on, name, shape):
     method, operator = ambient_on(name, shape, *overrides, paste_observed="true")
     x = 2 * torch.rand((4, *shape), generator=generator_for(0, "x")) - 1
     batch = Measurements.draw(x, operator, 0, "train").batch(torch.arange(4))
-    (way,) = method.ways({"denoiser": method.denoiser})
-    restored, _ = way.restore(batch, [])
+    (route,) = method.routes({"denoiser": method.denoiser})
+    restored = route.restore(batch, []).x
     torch.testing.assert_close(operator.A(restored, batch.params), batch.y, rtol=1e-4, atol=1e-4)

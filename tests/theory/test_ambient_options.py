@@ -144,8 +144,8 @@ def test_one_step_restoration_asks_at_its_own_level(ambient_on_digits):
     method, _, _, batch = ambient_on_digits(one_step_sigma=0.07)
     model, asked = Loud(), []
     model.register_forward_pre_hook(lambda m, inputs: asked.append(inputs))
-    (way,) = method.ways({"denoiser": model})
-    way.restore(batch, [])
+    (route,) = method.routes({"denoiser": model})
+    route.restore(batch, [])
     ((u, level, condition),) = asked
     assert torch.equal(u, batch.y)
     torch.testing.assert_close(level, torch.full((16,), 0.07))
@@ -220,8 +220,8 @@ class Loud(Denoiser):
 
 def sample_of(method, number=0):
     method.sampler = Heun(3, 0.5, 2.0, 7.0)
-    ways = [w for w in method.ways({"denoiser": Loud()}) if w.sample]
-    return ways[number].samples, ways[number].sample(4, generator_for(0, "s"))
+    ways = [w for w in method.routes({"denoiser": Loud()}) if w.sample]
+    return ways[number].samples_by, ways[number].sample(4, generator_for(0, "s"))
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -245,7 +245,7 @@ def test_the_official_norm_of_guidance_is_a_weight(ambient_on_digits):
 
 def test_averaging_over_masks_is_a_row_of_its_own(ambient_on_digits):
     plain = ambient_on_digits(guidance_masks=3)[0]
-    assert len([w for w in plain.ways({"denoiser": Loud()}) if w.sample]) == 1
+    assert len([w for w in plain.routes({"denoiser": Loud()}) if w.sample]) == 1
     averaged = ambient_on_digits(guidance_masks=3, average_masks="true")[0]
     name, x = sample_of(averaged, 1)
     assert name == "mean of 3 masks"

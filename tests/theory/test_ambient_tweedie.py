@@ -136,13 +136,14 @@ def test_the_truncated_sampler_stops_at_the_noise_with_the_denoised_mean(
     method = make_tweedie(Exact())
     method.problem = make_problem(make_operator("denoising", SHAPE, f"sigma={SIGMA}"))
     method.sampler = Heun(128, 0.002, 80.0, 7.0)
-    (way,) = method.ways({"denoiser": method.denoiser})
-    found = torch.cov(way.sample(100_000, generator_for(0, "s")).flatten(1).double().T)
+    (route,) = method.routes({"denoiser": method.denoiser})
+    found = torch.cov(route.sample(100_000, generator_for(0, "s")).flatten(1).double().T)
     expected = wiener(SIGMA) @ C
     assert (found - expected).norm() / expected.norm() < 0.03
     assert (found - C).norm() / C.norm() > 0.1
     _, y = draw(10)
-    restored, evaluations = way.restore(batch_of(y), [])
+    draw = route.restore(batch_of(y), [])
+    restored, evaluations = draw.x, draw.evaluations
     assert evaluations == 1
     wanted = (y.flatten(1).double() @ wiener(SIGMA).T).reshape(y.shape).float()
     torch.testing.assert_close(restored, wanted)

@@ -271,9 +271,10 @@ def test_losses_route_gradients_and_ways_restore(make_operator, make_problem, na
     method.network.zero_grad(set_to_none=True)
     method.loss(batch, generator_for(0, "b"), "denoiser").total.backward()
     assert all(p.grad is None for p in method.network.parameters())
-    for way in method.ways(session.averaged):
-        x, evaluations = way.restore(batch, image_generators(0, range(6)))
-        one, _ = way.restore(data.batch(torch.arange(1)), image_generators(0, range(1)))
+    for route in method.routes(session.averaged):
+        draw = route.restore(batch, image_generators(0, range(6)))
+        x, evaluations = draw.x, draw.evaluations
+        one = route.restore(data.batch(torch.arange(1)), image_generators(0, range(1))).x
         assert evaluations == 0
         assert x.shape == (6, *shape)
         torch.testing.assert_close(one, x[:1], atol=1e-4, rtol=0)

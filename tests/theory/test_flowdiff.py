@@ -159,9 +159,10 @@ def test_losses_route_gradients_and_ways_restore(make_operator, make_problem, na
     assert all(p.grad is None for p in method.network.parameters())
     assert any(p.grad is not None for p in method.denoiser.parameters())
 
-    for way in method.ways(session.averaged):
+    for route in method.routes(session.averaged):
         generators = [generator_for(0, "w", image=i) for i in range(8)]
-        x, evaluations = way.restore(batch, generators)
+        draw = route.restore(batch, generators)
+        x, evaluations = draw.x, draw.evaluations
         assert x.shape == (8, *shape)
         assert x.isfinite().all()
         assert evaluations == 0

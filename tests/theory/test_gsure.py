@@ -330,13 +330,13 @@ def test_noisy_images_are_sampled_down_to_the_least_trained_level(make_operator,
     averages = Averages(dict(trained.networks()), 0.9)
     denoiser = averages.modules["denoiser"]
     denoiser.register_forward_pre_hook(lambda m, args: asked.append(float(args[1].min())))
-    (way,) = trained.ways(averages.modules)
-    assert way.sample(2, generator_for(0, "s")).shape == (2, 1, 8, 8)
+    (route,) = trained.routes(averages.modules)
+    assert route.sample(2, generator_for(0, "s")).shape == (2, 1, 8, 8)
     assert min(asked) == pytest.approx(0.5)
     clean = make_operator("inpainting", (1, 8, 8))
     trained = method()
     trained.setup(problem_of(clean, tiny_backbone), torch.device("cpu"))
-    assert trained.ways(averages.modules) == []
+    assert trained.routes(averages.modules) == []
 
 
 def test_noise_free_masks_have_no_divergence(make_operator, digits_data):

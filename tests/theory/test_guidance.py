@@ -67,12 +67,12 @@ def test_the_guided_row_samples_every_family(ambient_on, name, shape):
     overrides = ["m=8"] if name == "compressed_sensing" else []
     method, _ = ambient_on(name, shape, *overrides, guidance_weight=0.5, guidance_masks=3)
     method.sampler = Heun(3, 0.002, 80.0, 7.0)
-    (_, way) = method.ways({"denoiser": method.denoiser})
-    assert (way.name, way.samples) == ("", "guided by 3 masks")
-    x = way.sample(2, generator_for(0, "s"))
+    (_, route) = method.routes({"denoiser": method.denoiser})
+    assert (route.restores_by, route.samples_by) == ("", "guided by 3 masks")
+    x = route.sample(2, generator_for(0, "s"))
     assert x.shape == (2, *shape)
     assert torch.isfinite(x).all()
-    assert torch.equal(x, way.sample(2, generator_for(0, "s")))
+    assert torch.equal(x, route.sample(2, generator_for(0, "s")))
 
 
 class Straight(Sampler):

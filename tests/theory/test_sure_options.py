@@ -140,8 +140,8 @@ def test_ignoring_the_operator_is_denoising_of_what_was_measured(
     # f(y) = y / 2, of divergence 1/2 a pixel.
     risk = (y / 2).square().mean() + 2 * 0.03**2 * 0.5 - 0.03**2
     torch.testing.assert_close(loss.parts["risk"], risk.detach())
-    (way,) = method.ways({"denoiser": method.denoiser})
-    x, _ = way.restore(batch, [])
+    (route,) = method.routes({"denoiser": method.denoiser})
+    x = route.restore(batch, []).x
     torch.testing.assert_close(x, y / 2)
     assert (method.denoiser.asked[-1][1] == 0.03).all()
 

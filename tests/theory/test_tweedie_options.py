@@ -143,12 +143,12 @@ def test_ambient_o_trains_and_samples_above_its_level_only(omni):
     method.loss(batch, generator_for(0, "l"), "denoiser")
     ((_, sigma),) = method.denoiser.asked
     assert (sigma > 0.4).all()
-    (way,) = method.ways({"denoiser": method.denoiser})
+    (route,) = method.routes({"denoiser": method.denoiser})
     method.denoiser.asked.clear()
-    way.sample(2, generator_for(0, "s"))
+    route.sample(2, generator_for(0, "s"))
     assert min(float(s.min()) for _, s in method.denoiser.asked) == pytest.approx(0.4)
     method.denoiser.asked.clear()
-    restored, _ = way.restore(batch, [])
+    restored = route.restore(batch, []).x
     ((asked, level),) = method.denoiser.asked
     assert torch.equal(asked, method.noisy_images(batch).y)
     torch.testing.assert_close(level, torch.full((400,), 0.4))

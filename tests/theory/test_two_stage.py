@@ -116,8 +116,9 @@ def test_restorations_are_computed_once_and_their_restorer_goes_home(
     for name in ("denoiser", "restorer"):
         for key, value in expected[name].state_dict().items():
             assert torch.equal(value, networks[name].state_dict()[key]), (name, key)
-    (way,) = method.ways(networks)
-    restored, evaluations = way.restore(data.batch(torch.arange(24)), [])
+    (route,) = method.routes(networks)
+    draw = route.restore(data.batch(torch.arange(24)), [])
+    restored, evaluations = draw.x, draw.evaluations
     assert evaluations == 1
     assert torch.equal(restored, first[4][0]), "the restorer in the result is that of stage 1"
 

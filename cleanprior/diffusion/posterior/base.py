@@ -28,7 +28,7 @@ class Draw:
 
     x: Tensor
     evaluations: int
-    backwards: int
+    backwards: int = 0
 
 
 class PosteriorSampler(ABC):
