@@ -4,25 +4,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cleanprior.capabilities import WARNINGS
 from cleanprior.cells.record import Record, is_finished
+from cleanprior.cells.status import Status
 
 from . import statistics
 from .numbers import significant, with_spread
 from .plan import Problem
-from .runner import OTHER_CODE
 from .tables import COLUMNS, codes_of
 
-#: Sentences of codes whose records hold none.
+#: Sentences of codes in records of version 0.1.0, which hold none.
 CODES = {
-    "floor": "noise-free data; the likelihood uses a noise floor in its place",
+    **WARNINGS,
     "rank": "some pixels are never supervised under this operator",
-    "shift": "the network was trained on incomplete images and is asked for complete ones",
     "straw-man": "y was treated as a noisy image; the operator was not used",
     "ambient-o": "the operator is not modelled; added noise hides its corruption",
-    OTHER_CODE: "trained by other code of the method than is installed; "
-    "--force NAME trains it again",
-    "null": "the operator has directions that no measurement shows; what is drawn there comes from "
-    "the method's initialisation, not from y",
 }
 #: A mean of draws has more PSNR than a draw by nature.
 POINTS = (
@@ -83,7 +79,7 @@ def write_notes(problem: Problem, records: Records, references: Sequence[str]) -
 
 def _unfinished(records: Records) -> Iterable[str]:
     for method, cells in records.items():
-        yield from (f"{method}: {_flat(r['status'])}" for r in cells if ":" in r["status"])
+        yield from (f"{method}: {_flat(r['status'])}" for r in cells if Status.of(r).reason)
 
 
 def _flat(text: str) -> str:

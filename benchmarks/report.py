@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cleanprior.cells.status import Status
 from cleanprior.files import write_bytes
 from cleanprior.terminal import Screen
 
@@ -34,7 +35,7 @@ class Report:
     def is_sound(self) -> bool:
         """Whether no row failed or diverged."""
         return not any(
-            record["status"].startswith(("failed", "diverged"))
+            Status.of(record).is_broken
             for sheet in self.sheets
             for cells in sheet.records.values()
             for record in cells

@@ -13,6 +13,7 @@ from cleanprior.cells.record import (
     is_finished,
     read_record,
 )
+from cleanprior.cells.status import Status
 from cleanprior.config import Config
 from cleanprior.errors import UserError
 from cleanprior.jobs.drive import Todo
@@ -23,6 +24,9 @@ from .plan import Plan, Problem, refusal
 
 #: Code of a row whose method is no longer what it was trained by.
 OTHER_CODE = "code"
+TRAINED_BY_OTHER = (
+    "trained by other code of the method than is installed; --force NAME trains it again"
+)
 
 
 class Launcher(Protocol):
@@ -142,11 +146,12 @@ def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
             folder = CellFolder(out, config)
             record = read_record(folder)
             if reason is not None:
-                record = {"status": f"skipped: {reason}"}
-            record = record or {"status": "not run"}
+                record = {"status": Status("skipped", reason).to_json()}
+            record = record or {"status": Status("not run").to_json()}
             record |= {"method": method, "seed": config["seed"]}
             if is_finished(record) and has_other_code(folder, record):
                 record["warning"] = "+".join(filter(None, (record.get("warning"), OTHER_CODE)))
+                record["warned"] = {**(record.get("warned") or {}), OTHER_CODE: TRAINED_BY_OTHER}
             found[method].append(record)
     hashes = {
         r["measurements_sha256"]: m

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cleanprior.cells.record import Record, is_finished
+from cleanprior.cells.status import Status
 from cleanprior.metric_names import in_order
 
 from .numbers import lettered, significant, with_spread
@@ -355,9 +356,11 @@ def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
         shown = {"method": name, "restores by": str(line["way"]) or DASH}
         shown |= {c.heading: _cell(line, c) for c in shown_columns}
         # A reason is a sentence: it stands under the table, where it does not widen a column.
-        word, colon, _ = str(line["status"]).partition(":")
+        ended = Status.from_json(str(line["status"]))
         codes = [f"[{code}]" for code in str(line["warning"] or "").split("+") if code]
-        shown["status"] = " ".join([f"{word}, see below" if colon else word, *codes])
+        shown["status"] = " ".join(
+            [f"{ended.kind}, see below" if ended.reason else ended.kind, *codes]
+        )
         lines.append(shown)
     return pd.DataFrame(lines)
 

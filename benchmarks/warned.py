@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from cleanprior.cells.record import Record, is_finished
+from cleanprior.cells.status import Status
 
 from .statistics import RANKED, Entry
 
@@ -72,7 +73,7 @@ def _unfinished(records: dict[str, list[Record]], is_all_told: bool) -> str:
     """Name the methods that are not compared because some of their cells did not finish."""
     told = []
     for method, cells in records.items():
-        words = [str(r["status"]).partition(":")[0] for r in cells if not is_finished(r)]
+        words = [Status.of(r).kind for r in cells if not is_finished(r)]
         if words and (is_all_told or words[0] != "skipped"):
             seeds = f" on {len(words)} of {len(cells)} seeds" if len(words) < len(cells) else ""
             told.append(f"{method} ({words[0]}{seeds})")

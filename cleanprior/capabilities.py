@@ -33,6 +33,15 @@ DATA = {
 }
 
 
+#: What any method's results may suffer from, by the code beside its row.
+WARNINGS = {
+    "floor": "noise-free data; the likelihood uses a noise floor in its place",
+    "shift": "the network was trained on incomplete images and is asked for complete ones",
+    "null": "the operator has directions that no measurement shows; what is drawn there comes from "
+    "the method's initialisation, not from y",
+}
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of a problem before any tensor exists.

@@ -25,6 +25,7 @@ from .cells.folder import CellFiles, CellFolder, TrainingFiles
 from .cells.identity import STAGES
 from .cells.migration import take_over_measurements
 from .cells.record import Record, read_record, write_record
+from .cells.status import Status
 from .config import Config, build
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, write_splits
@@ -48,6 +49,7 @@ from .training.job import Job, read_outcome
 from .training.method import Method
 from .training.route import Route
 from .training.trainer import Trainer
+from .training.warning import codes
 
 
 @lru_cache(maxsize=2)
@@ -190,7 +192,7 @@ def prepare(folder: CellFolder, force: bool = False) -> tuple[str, ImageShape]:
     shape = cell.operator.image_shape
     reason = cell.refusal()
     if reason is not None:
-        write_record(folder, _head(cell) | {"status": f"skipped: {reason}"})
+        write_record(folder, _head(cell) | {"status": Status("skipped", reason).to_json()})
         return "refused", shape
     files = folder.files.training
     if read_outcome(files) is not None:
@@ -217,7 +219,9 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
         return False
     cell = Cell(folder)
     record = _head(cell)
-    record["warning"] = cell.method.warning(cell.problem)
+    warnings = cell.method.warnings(cell.problem)
+    record["warning"] = codes(warnings)
+    record["warned"] = {warning.code: warning.sentence for warning in warnings}
     record |= outcome
     if outcome["status"] != "done":
         write_record(folder, record)
@@ -322,7 +326,7 @@ def _head(cell: Cell) -> Record:
         "code": {"cleanprior": __version__, "method": cell.folder.code, "stages": dict(STAGES)},
         "operator_sha256": state_hash(cell.operator),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "status": "failed: interrupted",
+        "status": Status("failed", "interrupted").to_json(),
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .cells.folder import CellFiles, cells_below
+from .cells.status import Status
 from .errors import UserError
 from .jobs.lease import Beat
 
@@ -77,12 +78,12 @@ def _states(files: CellFiles) -> list[State]:
     for path in files.records().values():
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            kind, _, reason = str(record["status"]).partition(": ")
+            ended = Status.of(record)
             title = f"{record['method']} on {record['operator']}"
             title += f", {record.get('data') or '?'}, seed {record['seed']}"
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue
-        found.append(State(title, kind if kind in KINDS else "failed", reason))
+        found.append(State(title, ended.kind if ended.kind in KINDS else "failed", ended.reason))
     return found or [State(_title(files), "begun", _last(files))]
 
 

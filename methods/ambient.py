@@ -57,7 +57,7 @@ from cleanprior.diffusion.samplers import LevelledSampler, Sampler
 from cleanprior.operators import Params
 from cleanprior.operators.base import take
 from cleanprior.seeding import generator_for
-from cleanprior.training import DenoiserMethod, Loss, Problem, Route
+from cleanprior.training import DenoiserMethod, Loss, Problem, Route, Warning
 
 from .further import flip_together, hidden_share
 from .guidance import NORMS, Guidance
@@ -200,11 +200,12 @@ class Ambient(DenoiserMethod):
             return self.unsupervised(problem)
         return reason
 
-    def warning(self, problem: Problem) -> str:  # noqa: D102
-        code = super().warning(problem)
+    def warnings(self, problem: Problem) -> list[Warning]:  # noqa: D102
+        found = super().warnings(problem)
         if self.identifiability == "warn" and self.unsupervised(problem) is not None:
-            return f"{code}+rank" if code else "rank"
-        return code
+            text = "some pixels are never supervised under this operator"
+            found.append(Warning("rank", text))
+        return found
 
     @property
     def _has_pixels(self) -> bool:

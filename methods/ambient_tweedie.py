@@ -53,7 +53,16 @@ from cleanprior.diffusion.denoiser import Denoiser, draw_sigma, edm_weight, per_
 from cleanprior.diffusion.posterior import Draw
 from cleanprior.diffusion.samplers import LevelledSampler
 from cleanprior.seeding import generator_for, randn_like
-from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Route, Session
+from cleanprior.training import (
+    DenoiserMethod,
+    Loss,
+    OneStep,
+    Problem,
+    Round,
+    Route,
+    Session,
+    Warning,
+)
 
 from .augmentation import AUGMENTATIONS, augment
 from .consistency import Consistency
@@ -148,11 +157,12 @@ class AmbientTweedie(DenoiserMethod):
                 "sigma_draw=truncate or weight=edm"
             )
 
-    def warning(self, problem: Problem) -> str:  # noqa: D102
-        code = super().warning(problem)
+    def warnings(self, problem: Problem) -> list[Warning]:  # noqa: D102
+        found = super().warnings(problem)
         if self.operator_mode == "ambient_o":
-            return f"{code}+ambient-o" if code else "ambient-o"
-        return code
+            text = "the operator is not modelled; added noise hides its corruption"
+            found.append(Warning("ambient-o", text))
+        return found
 
     @property
     def stop(self) -> float:

@@ -39,13 +39,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor, nn
 
+from cleanprior.capabilities import WARNINGS
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, edm_weight
 from cleanprior.diffusion.samplers import LevelledSampler
 from cleanprior.diffusion.spectral import Spectrum
 from cleanprior.operators import Operator
 from cleanprior.seeding import bernoulli, generator_for
-from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Route, Session
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Route, Session, Warning
 
 #: The authors' weight of the divergence, in every configuration they publish.
 OFFICIAL_WEIGHT = 1e-4
@@ -252,15 +253,15 @@ class GSUREDiffusion(DenoiserMethod):
             )
         return reason
 
-    def warning(self, problem: Problem) -> str:
-        """Return the codes; ``shift`` where coordinates are missing in training, not in sampling.
+    def warnings(self, problem: Problem) -> list[Warning]:
+        """Return the warnings; ``shift`` where coordinates are missing in training alone.
 
         Only an operator that hides nothing (the identity) is free of it.
         """
-        codes = [super().warning(problem)]
+        found = super().warnings(problem)
         if "identity" not in problem.operator.capabilities:
-            codes.append("shift")
-        return "+".join(c for c in codes if c)
+            found.append(Warning("shift", WARNINGS["shift"]))
+        return found
 
     def build(self) -> None:  # noqa: D102
         self.denoiser = self.problem.denoiser()

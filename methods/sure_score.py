@@ -58,7 +58,16 @@ from cleanprior.diffusion.denoiser import (
     per_image,
 )
 from cleanprior.diffusion.posterior import Draw
-from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Route, Session
+from cleanprior.training import (
+    DenoiserMethod,
+    Loss,
+    OneStep,
+    Problem,
+    Round,
+    Route,
+    Session,
+    Warning,
+)
 from cleanprior.training.stein import PROBES, denoise_and_divergence, draw_probe, stein_risk
 
 DIVERGENCES = ("jvp", "finite")
@@ -146,11 +155,12 @@ class SureScore(DenoiserMethod):
         """Whether this problem's operator is left out of the loss."""
         return self.operator_mode == "ignore" and not is_identity(self.problem)
 
-    def warning(self, problem: Problem) -> str:  # noqa: D102
-        code = super().warning(problem)
+    def warnings(self, problem: Problem) -> list[Warning]:  # noqa: D102
+        found = super().warnings(problem)
         if self.operator_mode == "ignore" and not is_identity(problem):
-            return f"{code}+straw-man" if code else "straw-man"
-        return code
+            text = "y was treated as a noisy image; the operator was not used"
+            found.append(Warning("straw-man", text))
+        return found
 
     def noisy_images(self, batch: Batch) -> Batch:
         """Return the batch as noisy images: as it is, or with the operator ignored."""

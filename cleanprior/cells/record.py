@@ -8,6 +8,7 @@ from ..errors import StageFailed, UserError
 from ..files import write_text
 from .folder import CellFolder, TrainingFiles
 from .reading import Record, encode, load_record
+from .status import Status
 
 __all__ = [
     "Record",
@@ -70,7 +71,7 @@ def write_failure(cell: CellFolder, error: Exception) -> Record:
         **cell.names,
         "seed": cell.config["seed"],
         "config": cell.config,
-        "status": f"failed: {reason}",
+        "status": Status("failed", reason).to_json(),
     }
     write_record(cell, record)
     return record
@@ -107,4 +108,4 @@ def has_other_code(cell: CellFolder, record: Record) -> bool:
 
 def is_finished(record: Record | None) -> bool:
     """Whether the record counts as a result: only ``done`` does."""
-    return record is not None and record["status"] == "done"
+    return record is not None and Status.of(record).is_done

@@ -6,6 +6,7 @@ from .one_step import OneStep
 from .report import TrainingReport
 from .route import Route
 from .trainer import Trainer
+from .warning import Warning
 
 __all__ = [
     "DenoiserMethod",
@@ -18,4 +19,5 @@ __all__ = [
     "Session",
     "Trainer",
     "TrainingReport",
+    "Warning",
 ]

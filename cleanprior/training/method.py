@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ..capabilities import Facts, refusal
+from ..capabilities import WARNINGS, Facts, refusal
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import build_backbone
 from ..diffusion.denoiser import Denoiser
@@ -19,6 +19,7 @@ from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
 from .checkpoint import Store
 from .route import Route
+from .warning import Warning
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,14 @@ class Method(ABC):
         found = refusal({**values, "name": self.name, "unless": self.unless}, facts)
         return None if found is None else found.reason
 
-    def warning(self, problem: Problem) -> str:
-        """Return the warning codes printed beside the row, or an empty string."""
-        codes = {
+    def warnings(self, problem: Problem) -> list[Warning]:
+        """Return what a reader must know of the results: codes beside the row, with sentences."""
+        found = {
             "null": "null_space" in problem.operator.capabilities,
             "floor": problem.sigma_y == 0 and self.noise_floor > 0,
             "shift": self.has_gaps(problem),
         }
-        return "+".join(code for code, is_there in codes.items() if is_there)
+        return [Warning(code, WARNINGS[code]) for code, is_there in found.items() if is_there]
 
     def has_gaps(self, problem: Problem) -> bool:
         """Whether the network is trained on incomplete images and asked for complete ones.

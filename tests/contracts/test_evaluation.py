@@ -16,6 +16,7 @@ from cleanprior.operators.base import take
 from cleanprior.progress import Progress
 from cleanprior.seeding import scoped_rng
 from cleanprior.training import Route
+from cleanprior.training.warning import codes
 
 SMALL = {"test_images": 12, "draws": 3, "samples": 60, "sampling_seeds": [0, 1], "grid": 4}
 
@@ -274,7 +275,7 @@ def test_methods_trained_with_gaps_say_so(
 ):
     method = build(compose([f"method={name}"])["method"])
     problem = make_problem(make_operator(operator, (2 if operator == "mri" else 1, 8, 8), override))
-    assert method.warning(problem) == code
+    assert codes(method.warnings(problem)) == code
     assert method.has_gaps(problem) == (code == "shift")
 
 

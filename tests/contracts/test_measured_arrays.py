@@ -9,6 +9,7 @@ from cleanprior.config import compose
 from cleanprior.data import Measurements, measured_file
 from cleanprior.errors import UserError
 from cleanprior.run import Cell
+from cleanprior.training.warning import codes
 
 SHAPE = (1, 12, 12)
 
@@ -242,7 +243,7 @@ def cell(tmp_path, arrays, method, *overrides):
 def test_one_mask_for_all_is_a_fixed_operator_with_a_null_space(tmp_path):
     problem = ("operator.p=0.07", "operator.sigma=0")
     naive = cell(tmp_path, dead_pixels(), "naive", *problem)
-    assert "null" in naive.method.warning(naive.problem).split("+")
+    assert "null" in codes(naive.method.warnings(naive.problem)).split("+")
     assert "equal for all images, inpainting is one fixed operator" in texts(naive.notices)
     assert "10 of 144 entries of y are measured in no image" in texts(naive.notices)
     drawn = naive.operator.draw(5, torch.Generator().manual_seed(0))["mask"]
@@ -257,12 +258,12 @@ def test_one_mask_for_all_is_a_fixed_operator_with_a_null_space(tmp_path):
 def test_dead_pixels_beside_random_ones_are_a_null_space(tmp_path, make_operator):
     arrays = arrays_of(make_operator("inpainting", SHAPE, "p=0.4", "sigma=0"), images(60))
     naive = cell(tmp_path, arrays, "naive", "operator.p=0.4", "operator.sigma=0")
-    assert "null" not in naive.method.warning(naive.problem).split("+")
+    assert "null" not in codes(naive.method.warnings(naive.problem)).split("+")
     assert {"random"} <= naive.operator.capabilities
     for key in ("y", "params/mask"):
         arrays[key][:, :, 5, 5] = 0
     dead = cell(tmp_path, arrays, "naive", "operator.p=0.4", "operator.sigma=0")
-    assert "null" in dead.method.warning(dead.problem).split("+")
+    assert "null" in codes(dead.method.warnings(dead.problem)).split("+")
     assert {"random"} <= dead.operator.capabilities
 
 

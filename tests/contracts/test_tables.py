@@ -17,6 +17,9 @@ from cleanprior.benchmarks.plan import make_plan
 from cleanprior.benchmarks.writing import to_csv, to_markdown
 from made_up import WARNING, records
 
+from cleanprior.cells.status import KINDS, Status
+from cleanprior.training import Warning
+
 SHOWN = pd.DataFrame(
     {
         "method": ["em_mmps", "flow: mean of 8 & 50%", "gsure", "oracle †"],
@@ -272,3 +275,27 @@ def test_an_overview_keeps_draws_and_points_apart(config: dict) -> None:
 )
 def test_a_procedure_is_told_by_the_record_or_its_earlier_label(row, name):
     assert tables.procedure(row) == name
+
+
+@pytest.mark.parametrize(
+    "text", ["done", "diverged", "not run", "skipped: blur is not a mask", "failed: KeyError: 'a'"]
+)
+def test_a_status_on_disk_is_the_one_that_was_written(text):
+    status = Status.from_json(text)
+    assert status.to_json() == text
+    assert status.kind in KINDS and status.kind == text.split(":")[0]
+    assert status.is_done == (text == "done")
+    assert status.is_broken == (status.kind in ("diverged", "failed"))
+
+
+def test_a_strangers_warning_is_explained_under_the_table(config):
+    found = records(config)
+    found["em"][0] |= {"warning": "moon", "warned": {"moon": "trained at full moon"}}
+    (problem,) = make_plan(described.bench("default"), ["naive"], with_references=False).problems
+    assert "[moon] em: trained at full moon" in notes.write_notes(problem, found, ()).careful
+
+
+@pytest.mark.parametrize("code", ["", "two words", "a+b", "[a]"])
+def test_a_code_that_cannot_stand_beside_a_row_is_refused(code):
+    with pytest.raises(ValueError, match="must be one"):
+        Warning(code, "a sentence")

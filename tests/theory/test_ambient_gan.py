@@ -15,6 +15,7 @@ from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for
 from cleanprior.training import Round, Session
 from cleanprior.training.checkpoint import Store
+from cleanprior.training.warning import codes
 
 SMALL = ("generator_width=16", "critic_width=16", "latent=8")
 
@@ -327,7 +328,7 @@ def test_a_fixed_blur_is_warned_of_and_masks_are_not(make_operator, make_problem
     for name, code in (("blur", "null"), ("inpainting", ""), ("downsampling", "null")):
         problem = make_problem(make_operator(name, (1, 8, 8)))
         assert method.supports(problem) is None
-        assert method.warning(problem) == code
+        assert codes(method.warnings(problem)) == code
 
 
 @pytest.mark.parametrize(

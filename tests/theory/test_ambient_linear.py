@@ -11,6 +11,7 @@ from cleanprior.data import Measurements
 from cleanprior.diffusion.denoiser import draw_sigma, edm_weight, per_image
 from cleanprior.operators import RandomInpainting
 from cleanprior.seeding import generator_for
+from cleanprior.training.warning import codes
 
 FAMILIES = [("inpainting", (1, 8, 8)), ("box", (1, 8, 8)), ("compressed_sensing", (1, 4, 4))]
 FAMILIES.append(("mri", (2, 8, 8)))
@@ -67,10 +68,10 @@ def test_overlapping_boxes_are_refused_before_training(make_operator, make_probl
     assert re.search(r"hides a pixel block \(rows \d-\d, columns \d-\d\)", reason)
     warned = build(compose(["method=ambient", "method.identifiability=warn"])["method"])
     assert warned.supports(problem) is None
-    assert warned.warning(problem) == "shift+rank"
+    assert codes(warned.warnings(problem)) == "shift+rank"
     ignored = build(compose(["method=ambient", "method.identifiability=off"])["method"])
     assert ignored.supports(problem) is None
-    assert ignored.warning(problem) == "shift"
+    assert codes(ignored.warnings(problem)) == "shift"
 
 
 class Stranger(RandomInpainting):

@@ -17,6 +17,7 @@ from cleanprior.config import build, compose
 from cleanprior.data import Batch
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for, scoped_rng
+from cleanprior.training.warning import codes
 
 # -- learning against closed forms -----------------------------------------------------------------
 
@@ -219,7 +220,7 @@ def test_measurements_are_never_altered(make_operator, make_problem):
 def test_noise_free_measurements_without_a_floor_are_refused(make_operator, make_problem):
     problem = make_problem(make_operator("inpainting", (1, 4, 4)))
     assert "sigma_y is 0" in make_flowdiff("method.sigma_floor=0").supports(problem)
-    assert make_flowdiff().warning(problem) == "floor"
+    assert codes(make_flowdiff().warnings(problem)) == "floor"
 
 
 def test_images_that_a_dense_gaussian_cannot_hold_need_the_convolutional_flow(

@@ -14,6 +14,7 @@ from cleanprior.operators import Operator
 from cleanprior.seeding import bernoulli, generator_for, randn_like
 from cleanprior.training import Problem
 from cleanprior.training.averages import Averages
+from cleanprior.training.warning import codes
 
 
 class Scaled(Operator):
@@ -280,7 +281,7 @@ def test_refusals_say_what_is_missing(make_operator, tiny_backbone):
 def test_the_warning_says_that_sampling_sees_what_training_did_not(make_operator, tiny_backbone):
     for name, code in (("inpainting", "shift"), ("denoising", "")):
         operator = make_operator(name, (1, 8, 8), "sigma=0.1")
-        assert method().warning(problem_of(operator, tiny_backbone)) == code
+        assert codes(method().warnings(problem_of(operator, tiny_backbone))) == code
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from cleanprior.seeding import generator_for
 from cleanprior.training import Session
 from cleanprior.training.checkpoint import Store
 from cleanprior.training.stein import draw_probe
+from cleanprior.training.warning import codes
 
 
 class Recorded(Denoiser):
@@ -131,7 +132,7 @@ def test_ignoring_the_operator_is_denoising_of_what_was_measured(
 ):
     method, problem, operator = ignoring(make_operator, make_problem, name, *overrides)
     assert method.supports(problem) is None
-    assert "straw-man" in method.warning(problem).split("+")
+    assert "straw-man" in codes(method.warnings(problem)).split("+")
     data = Measurements.draw(digits_data.train[:8], operator, 0, "train")
     begin(method, data)
     batch = data.batch(torch.arange(8))
@@ -154,7 +155,7 @@ def test_ignoring_changes_nothing_where_there_is_no_operator(
         method, problem, operator = ignoring(
             make_operator, make_problem, "denoising", "sigma=0.2", mode=mode
         )
-        assert method.warning(problem) == ""
+        assert codes(method.warnings(problem)) == ""
         data = Measurements.draw(digits_data.train[:8], operator, 0, "train")
         begin(method, data)
         totals.append(method.loss(data.batch(torch.arange(8)), generator_for(0, "l"), "d").total)

@@ -9,6 +9,7 @@ from cleanprior.config import build, compose
 from cleanprior.data import Batch, Measurements
 from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.seeding import generator_for
+from cleanprior.training.warning import codes
 
 
 class Recorded(Denoiser):
@@ -118,10 +119,10 @@ def omni(make_operator, make_problem, digits_data):
 def test_ambient_o_takes_any_operator_and_says_so(omni):
     method, _, _ = omni()
     assert method.supports(method.problem) is None
-    assert "ambient-o" in method.warning(method.problem).split("+")
+    assert "ambient-o" in codes(method.warnings(method.problem)).split("+")
     method, _, _ = omni(mode="refuse")
     assert "is not the identity" in method.supports(method.problem)
-    assert "ambient-o" not in method.warning(method.problem)
+    assert "ambient-o" not in codes(method.warnings(method.problem))
 
 
 @pytest.mark.parametrize(("name", "sigma", "level"), [("blur", 0.1, 0.4), ("blur", 0.6, 0.6)])
