@@ -3,12 +3,15 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Iterable
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 
+from cleanprior.cells.folder import CellFolder
+from cleanprior.cells.reading import read_sealed, sealed
 from cleanprior.cells.record import Record
 from cleanprior.files import write_text
 
@@ -25,7 +28,7 @@ def draw(
     summary: pd.DataFrame,
     out: Path,
     folder: Path,
-) -> list[Path]:
+) -> tuple[list[Path], list[str]]:
     """Write the pictures of a problem; keep those that were made from the same records.
 
     Arguments:
@@ -36,32 +39,47 @@ def draw(
         folder: Folder of the problem's tables.
 
     Returns:
-        The pictures, in their order.
+        The pictures, in their order, and a line for each method whose images cannot be shown.
     """
     stamp = folder / STAMP
-    made_of = _digest(problem, records)
+    made_of = _digest(problem, records, out)
     try:
-        drawn = json.loads(stamp.read_text(encoding="utf-8"))
-        written = [folder / name for name in drawn["files"]]
-        if drawn["made_of"] == made_of and all(path.exists() for path in written):
-            return written
-    except (OSError, ValueError, KeyError, TypeError):
+        drawn = read_sealed(stamp) if stamp.exists() else {}
+        if drawn["made_of"] == made_of and drawn["files"] == _hashes(folder, drawn["files"]):
+            return [folder / name for name in drawn["files"]], drawn["lines"]
+    except (ValueError, KeyError, TypeError):
         pass  # no stamp, or none that can be read: draw
     from . import pictures, plots
 
     with warnings.catch_warnings():
         # A title names the user's folder in whatever script; its box in a picture is no news.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        written = pictures.write(problem, records, out, folder)
+        written, lines = pictures.write(problem, records, out, folder)
         written += plots.write(problem, records, summary, folder)
-    names = [path.name for path in written]
-    write_text(stamp, json.dumps({"made_of": made_of, "files": names}))
-    return written
+    files = _hashes(folder, [path.name for path in written])
+    write_text(stamp, sealed({"made_of": made_of, "files": files, "lines": lines}))
+    return written, lines
 
 
-def _digest(problem: Problem, records: dict[str, list[Record]]) -> str:
-    """Return the hash of what decides the pictures: records, and the code that draws them."""
-    digest = hashlib.sha256(json.dumps([problem.title, records, version("matplotlib")]).encode())
+def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """Return the sha256 of files; None where one is missing."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        path = folder / name
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    return found
+
+
+def _digest(problem: Problem, records: dict[str, list[Record]], out: Path) -> str:
+    """Return the hash of what decides the pictures: records, images, the code that draws them."""
+    images = []
+    for cells in problem.cells.values():
+        for config in cells:
+            path = CellFolder(out, config).pictures
+            status = path.stat() if path.is_file() else None
+            images.append(None if status is None else [status.st_size, status.st_mtime_ns])
+    made_of = [problem.title, records, images, version("matplotlib")]
+    digest = hashlib.sha256(json.dumps(made_of).encode())
     for module in CODE:
         digest.update(files("cleanprior.benchmarks").joinpath(module).read_bytes())
     return digest.hexdigest()

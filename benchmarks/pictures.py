@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib import get_data_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.numpy import load_file
 
 from cleanprior.cells.folder import CellFolder
 from cleanprior.cells.record import Record, is_finished
 from cleanprior.config import Config
 from cleanprior.files import write_bytes, write_text
+from cleanprior.hashed import Damaged, check_owner, read_arrays
 
 from . import tiles
 from .plan import Problem
@@ -119,17 +119,24 @@ class _Found:
     samples: list[Strip]
     restored: list[Strip]
     nearest: list[Strip]
+    lines: list[str]
 
 
 def _collect(problem: Problem, records: dict[str, list[Record]], out: Path) -> _Found:
     """Read the pictures of the first finished seed of each method."""
-    found = _Found([], [], [], [], [])
+    found = _Found([], [], [], [], [], [])
     for method, cells in records.items():
         place = next((i for i, r in enumerate(cells) if is_finished(r)), None)
         if place is None:
             continue
         config: Config = problem.cells[method][place]
-        pictures = load_file(CellFolder(out, config).pictures)
+        try:
+            pictures = _read(CellFolder(out, config))
+        except Damaged as error:
+            found.lines.append(
+                f"{method}: no images are shown, {error}; `--force {method}` makes them again"
+            )
+            continue
         if not found.measured:
             label = str(cells[place].get("evaluation", {}).get("observations") or "measurements")
             found.measured.append(Strip(label, pictures["measurement"], pictures.get("seen")))
@@ -144,6 +151,22 @@ def _collect(problem: Problem, records: dict[str, list[Record]], out: Path) -> _
             found.nearest.append(Strip(label, pictures["memorised.sample"]))
             found.nearest.append(Strip("nearest of training", pictures["memorised.neighbour"]))
     return found
+
+
+def _read(cell: CellFolder) -> dict[str, Images]:
+    """Return the pictures of a cell.
+
+    Raises:
+        Damaged: They are missing, damaged, or another cell's.
+    """
+    path = cell.pictures
+    if not path.exists():
+        raise Damaged(f"'{path}' is missing")
+    pictures, meta = read_arrays(path)
+    check_owner(path, meta, cell.identity.evaluation)
+    if "measurement" not in pictures or any(v.ndim != 4 for v in pictures.values()):
+        raise Damaged(f"'{path}' is damaged: it holds no pictures")
+    return pictures
 
 
 def _add_row(
@@ -165,15 +188,18 @@ def _add_row(
 
 def write(
     problem: Problem, records: dict[str, list[Record]], out: Path, folder: Path
-) -> list[Path]:
+) -> tuple[list[Path], list[str]]:
     """Write the grids of the first finished seed of each method.
 
     ``samples.png``, ``restorations.png``, where clean images can tell ``memorised.png``, and the
     strips of the page (:data:`STRIPS`).
+
+    Returns:
+        The files, and a line for each method whose images cannot be shown.
     """
     found = _collect(problem, records, out)
     if not found.measured:
-        return []
+        return [], found.lines
     anchors = found.truth or found.restored or found.measured
     view = View.of(np.concatenate([strip.images for strip in anchors]))
     written = []
@@ -186,7 +212,7 @@ def write(
             write_bytes(folder / name, grid(strips, view, f"{title} · {problem.title}"))
             written.append(folder / name)
     write_text(folder / STRIPS, json.dumps(_strips(found, view)))
-    return [*written, folder / STRIPS]
+    return [*written, folder / STRIPS], found.lines
 
 
 def _strips(found: _Found, view: View) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Tables and pictures of a plan, from its records."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -73,10 +73,12 @@ def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best
     said = notes.write_notes(problem, records, plan.references)
     folder = places.tables(out, f"{plan.name}-{problem.key}")
     sentences = verdict(records, plan.references, comparisons)
+    drawn, absent = drawing.draw(problem, records, summary, out, folder)
+    said = replace(said, careful=[*said.careful, *absent])
     files = writing.write(
         folder, problem.title, shown, summary, frame, sentences, said.lines, bold, comparisons
     )
-    files += drawing.draw(problem, records, summary, out, folder)
+    files += drawn
     print_table(screen, problem.title, shown, bold, folder / "table.md")
     for heading, lines in (
         ("", sentences),

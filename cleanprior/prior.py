@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from . import __version__
+from .cells.reading import HASH
 from .checks import check_kind, check_seed
 from .data.measured import check_shapes
 from .data.measurements import Batch, Measurements
@@ -40,6 +41,7 @@ from .prior_files import (
     CARD,
     WEIGHTS,
     PriorCard,
+    card_hash,
     check_complete,
     check_replaceable,
     check_weights,
@@ -202,6 +204,7 @@ class Prior(nn.Module):
             }
             save_file(state, weights)
             values["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+            values[HASH] = card_hash(values)
             (staging / CARD).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             replace_folder(staging, folder)
         except (OSError, SafetensorError) as error:

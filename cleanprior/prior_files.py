@@ -6,10 +6,12 @@ imported unless the YAML of an installed part names it too.
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .cells.reading import HASH, content_hash
 from .errors import UserError
 from .memory import total_bytes
 from .named_parts import named, plain, understood
@@ -127,6 +129,8 @@ def read_card(folder: Path) -> PriorCard:
     if "gate" in backbone:
         backbone["gate"] = _TODAY.get(backbone["gate"], backbone["gate"])
     preconditioning = str(found["preconditioning"])
+    if found.get(HASH, card_hash(found)) != card_hash(found):
+        raise UserError(f"'{folder}' is damaged: the content of {CARD} has another hash")
     return PriorCard(
         image_shape=(shape[0], shape[1], shape[2]),
         sigma_data=float(sigma),
@@ -136,6 +140,11 @@ def read_card(folder: Path) -> PriorCard:
         weights_sha256=found["weights_sha256"],
         about=about,
     )
+
+
+def card_hash(values: Mapping[str, Any]) -> str:
+    """Return the hash of what a card says; of its origin (``about``) anybody may say more."""
+    return content_hash({k: v for k, v in values.items() if k != "about"})
 
 
 def _is_number(value: Any) -> bool:

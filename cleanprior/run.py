@@ -22,7 +22,7 @@ from torch import Tensor
 from . import __version__, capabilities
 from .cell_costs import use_costs
 from .cells.folder import CellFiles, CellFolder, TrainingFiles
-from .cells.identity import STAGES
+from .cells.identity import STAGES, training_identity
 from .cells.migration import take_over_measurements
 from .cells.record import Record, read_record, write_record
 from .cells.status import Status
@@ -37,6 +37,7 @@ from .errors import UserError
 from .evaluation.evaluate import Protocol
 from .evaluation.routes import PriorRoute, alone, routes_of, shared_route
 from .files import write_with
+from .hashed import OF
 from .notices import Notice, tell
 from .operators.base import ImageShape, Operator
 from .operators.building import build_operator, state_hash
@@ -101,7 +102,7 @@ class Cell:
         with FileLock(self.folder.lock(path.stem)):
             if path.exists():
                 try:
-                    return read_measurements(path)
+                    return read_measurements(path, path.stem)
                 except DamagedMeasurements as error:
                     tell([Notice(f"{error}; they are drawn again", is_warning=True)])
             x = self.data.train if split == "train" else self.data.test
@@ -230,7 +231,12 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
     averaged = None
     if outcome["measurements_sha256"] == measured.hash:
         averaged = cell.trainer.trained(
-            cell.method, cell.problem, measured, cell.config["seed"], files.folder
+            cell.method,
+            cell.problem,
+            measured,
+            cell.config["seed"],
+            files.folder,
+            training_identity(cell.config),
         )
     if averaged is None:
         text = f"'{files.folder}' holds no finished training on these measurements; trained again"
@@ -259,7 +265,7 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
     record["rows"] = [row.as_dict() for row in rows]
     record["evaluation"] = notes
     _add_costs(cell, record, averaged, shared, own)
-    write_tensors(folder.pictures, pictures, {})
+    write_tensors(folder.pictures, pictures, {OF: folder.identity.evaluation})
     write_record(folder, record)
     return True
 

@@ -9,9 +9,11 @@ from .errors import UserError
 from .evaluation.features import choose
 from .evaluation.metrics import frechet_distance
 from .evaluation.proximal import Proximal
+from .hashed import OF, Damaged
 from .prior import Prior
 from .progress import Progress
 from .run import Cell
+from .training.checkpoint import read_tensors
 from .training.snapshots import load_snapshot, snapshot_files
 
 
@@ -53,6 +55,16 @@ class Scores:
         return min(self.scores, key=lambda s: s.proximal)
 
 
+def _snapshots(cell: Cell) -> list[Path]:
+    """Return the snapshots of a cell's training: whole, and of the training of its checkpoint."""
+    files = cell.folder.files.training
+    try:
+        owner = read_tensors(files.checkpoint)[1].get(OF)
+    except Damaged:
+        owner = None  # nobody knows
+    return snapshot_files(files.snapshots, owner)
+
+
 def _priors(cell: Cell, files: list[Path]) -> Iterator[tuple[int, Prior]]:
     """Yield the step and the prior of each snapshot; they share one network."""
     method = cell.method
@@ -72,7 +84,7 @@ def save_chosen(cell: Cell, scores: Scores, to: Path) -> None:
     Raises:
         UserError: The disk refuses the write.
     """
-    file = snapshot_files(cell.folder.files.training.snapshots)[scores.scores.index(scores.chosen)]
+    file = _snapshots(cell)[scores.scores.index(scores.chosen)]
     ((_, prior),) = _priors(cell, [file])
     prior.about = cell.about() | {
         "measurements_sha256": cell.measurements("train").hash,
@@ -96,7 +108,7 @@ def score_snapshots(cell: Cell, n: int, progress: Progress, features: str = "pix
     Raises:
         UserError: No snapshot, or a method without a denoiser.
     """
-    files = snapshot_files(cell.folder.files.training.snapshots)
+    files = _snapshots(cell)
     if not files:
         raise UserError(
             f"'{cell.folder.path}' holds no snapshots; train with training.snapshots=8 "

@@ -137,3 +137,9 @@ def digest(parts: Any) -> str:
     """Return the hash of plain values, 16 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def training_identity(config: Mapping[str, Any]) -> str:
+    """Return what defines a training beside its measurements: a checkpoint belongs to it."""
+    keys = [k for k in _KEYS if k not in (*_EVALUATION, "data")]
+    return digest({k: _strip(config[k]) for k in keys})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..hashed import Damaged
 from ..notices import Notice, tell
 from ..outside import read_json
 
@@ -39,6 +40,28 @@ def content_hash(record: Mapping[str, Any]) -> str:
     """Return the sha256 of a record without its own hash."""
     kept = {k: v for k, v in record.items() if k != HASH}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(values: Mapping[str, Any]) -> str:
+    """Return values as JSON with their hash."""
+    return json.dumps({**values, HASH: content_hash(values)}, indent=1)
+
+
+def read_sealed(path: Path) -> Record:
+    """Read what :func:`sealed` wrote; files of version 0.1.0 have no hash and are read.
+
+    Raises:
+        Damaged: It is not there, holds no keys, or has another hash.
+    """
+    try:
+        found = read_json(path)
+    except UserError as error:
+        raise Damaged(str(error)) from error
+    if not isinstance(found, dict):
+        raise Damaged(f"'{path}' is damaged: it holds no keys")
+    if HASH in found and found.pop(HASH) != content_hash(found):
+        raise Damaged(f"'{path}' is damaged: its content has another hash")
+    return found
 
 
 def encode(record: Mapping[str, Any]) -> str:
@@ -129,4 +152,13 @@ def _short(value: Any) -> str:
     return text if len(text) < 40 else f"{text[:36]} ..."
 
 
-__all__ = ["FORMAT", "Record", "content_hash", "encode", "fault", "load_record"]
+__all__ = [
+    "FORMAT",
+    "Record",
+    "content_hash",
+    "encode",
+    "fault",
+    "load_record",
+    "read_sealed",
+    "sealed",
+]

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..hashed import OF, Damaged
+from ..outside import check_regular
 from ..training.checkpoint import write_tensors
 from .measurements import Measurements
 
 
-class DamagedMeasurements(UserError):
+class DamagedMeasurements(Damaged):
     """A file of measurements that is not what was written."""
 
 
@@ -20,23 +21,32 @@ def write_measurements(path: Path, measured: Measurements) -> None:
     Raises:
         UserError: The disk refuses the write.
     """
-    write_tensors(path, measured.tensors(), {"hash": measured.hash})
+    meta = {"hash": measured.hash, OF: path.stem}
+    write_tensors(path, measured.tensors(), meta, is_hashed=False)
 
 
-def read_measurements(path: Path) -> Measurements:
+def read_measurements(path: Path, owner: str | None = None) -> Measurements:
     """Read what :func:`write_measurements` wrote; the content must have its hash.
+
+    Arguments:
+        path: The file.
+        owner: The name that it was written under, where it must be that one.
 
     Raises:
         DamagedMeasurements: It has not, or it cannot be read.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
-            written = json.loads((file.metadata() or {}).get("json", "{}"))["hash"]
+            meta = json.loads((file.metadata() or {}).get("json", "{}"))
+            written = meta["hash"]
             held = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         params = {k[7:]: v for k, v in held.items() if k.startswith("params.")}
         found = Measurements(held["y"], params, held["sigma_y"])
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise DamagedMeasurements(f"'{path}' is damaged: {error}") from error
+    if owner is not None and meta.get(OF, owner) != owner:
+        raise DamagedMeasurements(f"'{path}' belongs to something else")
     if found.hash != written:
         raise DamagedMeasurements(f"'{path}' is damaged: its content has another hash")
     return found

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..data.datasets import CleanData
+from ..diffusion.limits import check_finite, check_weight_shapes
 from ..errors import UserError
+from ..hashed import OF, Damaged
+from ..notices import Notice, tell
 from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
 from ..training.checkpoint import read_tensors, write_tensors
@@ -114,12 +116,10 @@ class Classifier:
         key = digest.hexdigest()[:16]
         net = cls.build(data.image_shape, int(data.train_labels.max()) + 1)
         path = None if cache is None else cache / f"classifier-{key}.safetensors"
-        if path is not None and path.exists():
-            net.load_state_dict(load_file(path))
-        else:
+        if path is None or not _is_found(path, net):
             cls._train(net, data.train, data.train_labels, progress)
             if path is not None:
-                write_tensors(path, net.state_dict(), {})
+                write_tensors(path, net.state_dict(), {OF: path.stem})
         with torch.no_grad():
             guesses = torch.cat([net(part).argmax(1) for part in data.test.split(1024)])
         return cls(net, (guesses == data.test_labels).float().mean().item(), key)
@@ -224,7 +224,34 @@ def reference_features(
         return compute(features, x, progress)[0]
     digest = hashlib.sha256(x.contiguous().numpy().tobytes() + f"{tuple(x.shape)}".encode())
     path = cache / f"{features.key}-{digest.hexdigest()[:16]}.safetensors"
+    if path.exists():
+        try:
+            found = read_tensors(path, path.stem)[0]["features"]
+            if len(found) == len(x) and found.dim() == 2:
+                return found.double().numpy()
+            raise Damaged(f"'{path}' holds features of something else")
+        except (Damaged, KeyError) as error:
+            _tell_of(path, error)
+    found = torch.from_numpy(compute(features, x, progress)[0]).float()
+    write_tensors(path, {"features": found}, {OF: path.stem})
+    return found.double().numpy()
+
+
+def _is_found(path: Path, net: nn.Module) -> bool:
+    """Whether a cached classifier has been read into a network; a damaged one is told."""
     if not path.exists():
-        found = torch.from_numpy(compute(features, x, progress)[0])
-        write_tensors(path, {"features": found.float()}, {})
-    return read_tensors(path)[0]["features"].double().numpy()
+        return False
+    try:
+        tensors = read_tensors(path, path.stem)[0]
+        check_weight_shapes(net, {k: tuple(v.shape) for k, v in tensors.items()})
+        check_finite(tensors)
+    except UserError as error:
+        _tell_of(path, error)
+        return False
+    net.load_state_dict(tensors)
+    return True
+
+
+def _tell_of(path: Path, error: Exception) -> None:
+    told = str(error) if str(path) in str(error) else f"'{path}' is damaged: {error}"
+    tell([Notice(f"{told}; computed again", is_warning=True)])

@@ -13,7 +13,6 @@ References:
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator
 
+from ..cells.reading import read_sealed, sealed
 from ..files import write_text
+from ..hashed import OF, Damaged
+from ..notices import Notice, tell
 from ..progress import Progress
 from ..seeding import generator_for
 from .generation import MeanStd
@@ -65,13 +67,18 @@ def remembered(
         else:
             digest.update(f"{part.shape}|".encode() + np.ascontiguousarray(part).tobytes())
     path = cache / f"{what}-{digest.hexdigest()[:16]}.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return MeanStd(float(found["mean"]), float(found["std"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        value = compute()
-        write_text(path, json.dumps(asdict(value)))
-        return value
+    if path.exists():
+        try:
+            found = read_sealed(path)
+            if found.get(OF, path.stem) == path.stem:
+                return MeanStd(float(found["mean"]), float(found["std"]))
+            reason = f"'{path}' belongs to something else"
+        except (Damaged, KeyError, TypeError, ValueError) as error:
+            reason = str(error) if isinstance(error, Damaged) else f"'{path}' is damaged: {error}"
+        tell([Notice(f"{reason}; computed again", is_warning=True)])
+    value = compute()
+    write_text(path, sealed({**asdict(value), OF: path.stem}))
+    return value
 
 
 def exact_distance(moments: Moments, n: int, times: int, seed: int, progress: Progress) -> MeanStd:

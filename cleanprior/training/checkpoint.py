@@ -12,37 +12,63 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import refused, write_with
+from ..hashed import OF, Damaged, Part, check_header, check_owner, header_of
+from ..notices import Notice, tell
 from ..outside import check_regular
 from ..passes import Meter
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON header to one file, atomically.
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], is_hashed: bool = True
+) -> None:
+    """Write tensors, a JSON header and the hash of both to one file, atomically.
+
+    Arguments:
+        path: The file.
+        tensors: By name.
+        meta: Plain values; ``of`` says what the file belongs to.
+        is_hashed: Whether the hash is written; not where the header has one of its own.
 
     Raises:
         UserError: The disk refuses the write; the file that stood there is intact.
     """
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    header = {"json": json.dumps(meta)}
+    header = header_of(map(_part, plain.items()), meta) if is_hashed else {"json": json.dumps(meta)}
     try:
         write_with(path, lambda staging: save_file(plain, staging, metadata=header))
     except SafetensorError as error:  # a disk's refusal, in that library's words
         raise UserError(refused(path, error)) from error
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _part(item: tuple[str, Tensor]) -> Part:
+    name, value = item
+    content = value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b""
+    return name, str(value.dtype).removeprefix("torch."), tuple(value.shape), content
+
+
+def read_tensors(path: Path, owner: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`write_tensors` wrote.
 
+    Arguments:
+        path: The file.
+        owner: What it must belong to, where that is known: ``meta["of"]``.
+
     Raises:
-        UserError: The file is damaged.
+        Damaged: It cannot be read, its content has another hash, or it belongs to something else.
     """
     try:
         check_regular(path)
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("json", "{}"))
-            return {k: file.get_tensor(k) for k in file.keys()}, header  # noqa: SIM118
+            metadata = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except UserError as error:
+        raise Damaged(str(error)) from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"'{path}' is damaged; remove it to start again: {error}") from error
+        raise Damaged(f"'{path}' is damaged: {error}") from error
+    meta = check_header(path, metadata, map(_part, tensors.items()))
+    if owner is not None:
+        check_owner(path, meta, owner)
+    return tensors, meta
 
 
 class Store:
@@ -51,32 +77,49 @@ class Store:
     Arguments:
         folder: Where results are kept; None keeps nothing (each is computed when asked for).
         meter: Counts passes of networks; those of a result that is found again are added to it.
+        owner: Identity of the training that they belong to.
     """
 
-    def __init__(self, folder: Path | None, meter: Meter | None = None) -> None:
-        self.folder, self.meter = folder, meter or Meter()
+    def __init__(
+        self, folder: Path | None, meter: Meter | None = None, owner: str | None = None
+    ) -> None:
+        self.folder, self.meter, self.owner = folder, meter or Meter(), owner
 
     def once(
         self, key: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, float]]]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Return the tensors and costs of ``key``, computing them when they are not on disk."""
+        """Return the tensors and costs of ``key``, computing them when they are not on disk.
+
+        What is on disk and damaged, or another training's, is computed again.
+        """
         if self.folder is None:
             return compute()
         path = self._path(key)
         if path.exists():
-            tensors, header = read_tensors(path)
-            self.meter.add(header["passes"])
-            return tensors, header["costs"]
+            try:
+                tensors, header = read_tensors(path, self.owner)
+                passes, costs = header["passes"], header["costs"]
+                self.meter.add(passes)
+                return tensors, costs
+            except (Damaged, LookupError, TypeError, AttributeError) as error:
+                told = error if isinstance(error, Damaged) else f"'{path}' is damaged: {error}"
+                tell([Notice(f"{told}; computed again", is_warning=True)])
         before = self.meter.so_far()
         tensors, costs = compute()
-        write_tensors(path, tensors, {"costs": costs, "passes": self.meter.since(before)})
+        header = {"costs": costs, "passes": self.meter.since(before)}
+        write_tensors(path, tensors, header if self.owner is None else {**header, OF: self.owner})
         return {k: v.detach().cpu() for k, v in tensors.items()}, costs
 
     def read(self, key: str) -> dict[str, Tensor] | None:
-        """Return the tensors of ``key`` where they are on disk, at no cost."""
+        """Return the tensors of ``key`` where they are on disk, at no cost.
+
+        Raises:
+            Damaged: They are damaged, or another training's. Nobody can compute them here: the
+                training begins again.
+        """
         if self.folder is None or not (path := self._path(key)).exists():
             return None
-        return read_tensors(path)[0]
+        return read_tensors(path, self.owner)[0]
 
     def forget(self, key: str) -> None:
         """Remove what was computed of ``key``."""
@@ -85,7 +128,8 @@ class Store:
 
     def lasting(self) -> "Store":
         """Return a store beside, of what the end of a round does not remove."""
-        return Store(None if self.folder is None else self.folder / "kept")
+        folder = None if self.folder is None else self.folder / "kept"
+        return Store(folder, owner=self.owner)
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None

@@ -5,7 +5,6 @@ that the method is entitled to. No truth, no loader of it and no path to it is i
 trains: only :mod:`cleanprior.run` puts the folder together and judges what comes out of it.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -21,7 +20,8 @@ from .. import __version__
 from ..cell_costs import training_costs
 from ..cells.code import method_code
 from ..cells.folder import TrainingFiles
-from ..cells.identity import STAGES
+from ..cells.identity import STAGES, training_identity
+from ..cells.reading import read_sealed, sealed
 from ..cells.record import Record, training_code
 from ..config import Config, build, recompose
 from ..data.measurement_files import read_measurements, write_measurements
@@ -29,8 +29,9 @@ from ..data.measurements import Measurements
 from ..defaults import exact_products, plain_tensors
 from ..diffusion.backbones import parameter_count
 from ..environment import known
-from ..errors import UserError
 from ..files import write_text
+from ..hashed import Damaged
+from ..notices import Notice, tell
 from ..operators.base import ImageShape
 from ..operators.building import build_operator
 from ..progress import Progress
@@ -83,7 +84,7 @@ class Job:
             "has_law": self.has_law,
             "clean_images": 0 if self.clean is None else len(self.clean),
         }
-        write_text(files.job, json.dumps(described, indent=1))
+        write_text(files.job, sealed(described))
 
     @classmethod
     def read(cls, files: TrainingFiles) -> "Job":
@@ -93,12 +94,14 @@ class Job:
             UserError: It is not whole.
         """
         try:
-            described = json.loads(files.job.read_text(encoding="utf-8"))
+            described = read_sealed(files.job)
             channels, height, width = (int(v) for v in described["image_shape"])
             count, has_law = int(described["clean_images"]), bool(described["has_law"])
             remembered = described["config"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(f"'{files.job}' is damaged: {error}") from error
+        except Damaged:
+            raise
+        except (ValueError, LookupError, TypeError) as error:
+            raise Damaged(f"'{files.job}' is damaged: {error}") from error
         clean = read_tensors(files.clean)[0]["x"] if count else None
         config = recompose(remembered, str(files.job))
         measured = read_measurements(files.measurements)
@@ -132,6 +135,7 @@ class Job:
                 files.folder,
                 self.clean,
                 progress,
+                training_identity(config),
             )
         outcome |= {
             "status": report.status,
@@ -141,7 +145,7 @@ class Job:
             "costs": training_costs(report, trainer.accelerator.num_processes),
         }
         if trainer.accelerator.is_main_process:
-            write_text(files.outcome, json.dumps(outcome))
+            write_text(files.outcome, sealed(outcome))
             for given in (files.clean, files.measurements):
                 given.unlink(missing_ok=True)
         return outcome
@@ -149,12 +153,17 @@ class Job:
 
 def read_outcome(files: TrainingFiles) -> Record | None:
     """Return how a training ended, or None where it has not, or nobody can tell."""
-    try:
-        found = json.loads(files.outcome.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not files.outcome.exists():
         return None
-    is_whole = isinstance(found, dict) and {"status", "measurements_sha256"} <= found.keys()
-    return found if is_whole else None
+    try:
+        found = read_sealed(files.outcome)
+        if found["status"] != "diverged" and not isinstance(found["measurements_sha256"], str):
+            raise TypeError("measurements_sha256")
+        return found
+    except (Damaged, LookupError, TypeError) as error:
+        told = error if isinstance(error, Damaged) else f"'{files.outcome}' is damaged: {error}"
+        tell([Notice(f"{told}; the training is taken up again", is_warning=True)])
+        return None
 
 
 def _surroundings(trainer: Trainer) -> dict[str, Any]:

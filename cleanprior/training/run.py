@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from .. import stopping
 from ..cells.folder import TrainingFiles
+from ..cells.identity import digest
 from ..costs import Energy, PeakMemory, clocks
 from ..data.measurements import Batch, Measurements, TrainingSet
+from ..hashed import OF, Damaged
 from ..passes import Meter
 from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
@@ -43,8 +45,12 @@ class Run:
         folder: Path | None,
         clean: Tensor | None,
         progress: Progress,
+        identity: str = "",
     ) -> None:
         self.trainer, self.method, self.seed = trainer, method, seed
+        # Whose checkpoint, results and snapshots are taken up; a release does not change it.
+        named = [type(method).__qualname__, seed, measurements.hash, trainer.steps]
+        self.identity = digest([identity, *named])
         files = None if folder is None else TrainingFiles(folder)
         self.path = None if files is None else files.checkpoint
         method.setup(problem, trainer.device)
@@ -58,7 +64,7 @@ class Run:
             )
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
         kept = files.snapshots if files and trainer.accelerator.is_main_process else None
-        self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps)
+        self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps, self.identity)
         self.memory, self.energy = PeakMemory(), Energy()
         self.meter = Meter()
         self.meter.watch(self.networks)  # averages and other copies are counted with them
@@ -69,7 +75,7 @@ class Run:
             clean=clean,
             averaged=self.averages.modules,
             device=trainer.device,
-            store=Store(None if files is None else files.rounds, self.meter),
+            store=Store(None if files is None else files.rounds, self.meter, self.identity),
             progress=progress,
             seed=seed,
         )
@@ -100,6 +106,7 @@ class Run:
             tensors |= flatten_optimiser(name, self.optimisers[name])
         self._note_passes()
         meta = {
+            OF: self.identity,
             "round": number,
             "step": step,
             "report": self.report.__dict__,
@@ -147,15 +154,39 @@ class Run:
         return self.averages.modules
 
     def _resume(self) -> tuple[int, int, dict[str, Tensor]]:
-        """Take up the state of the last checkpoint; return its round, its step, its tensors."""
+        """Take up the state of the last checkpoint; return its round, its step, its tensors.
+
+        Raises:
+            Damaged: It is damaged, or another training's; the state is no longer that of a
+                beginning.
+        """
         if self.path is None or not self.path.exists():
             return 0, 0, {}
-        saved, meta = read_tensors(self.path)
-        self.report = TrainingReport(**meta["report"])
-        self.session.costs, self.session.log = meta["costs"], meta["log"]
-        self.meter.restore(self.report.passes, self.report.pass_flops, self.report.uncounted)
-        self._load(saved)
-        return meta["round"], meta["step"], saved
+        saved, meta = read_tensors(self.path, self.identity)
+        self._check_weights(saved)
+        try:
+            number, step = int(meta["round"]), int(meta["step"])
+            self.report = TrainingReport(**meta["report"])
+            self.session.costs, self.session.log = meta["costs"], meta["log"]
+            self.meter.restore(self.report.passes, self.report.pass_flops, self.report.uncounted)
+            self._load(saved)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise Damaged(f"'{self.path}' is damaged: {error}") from error
+        return number, step, saved
+
+    def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
+        """Check that a checkpoint holds the weights of these networks, and no others.
+
+        Raises:
+            Damaged: It does not.
+        """
+        wanted = {}
+        for name, network in self.networks.items():
+            for kind, module in (("network", network), ("average", self.averages.models[name])):
+                wanted |= {f"{kind}.{name}.{k}": v.shape for k, v in module.state_dict().items()}
+        found = {k: v.shape for k, v in saved.items() if not k.startswith("optimiser.")}
+        if wanted != found:
+            raise Damaged(f"'{self.path}' holds other networks than {self.method.name} has")
 
     def _round(self, number: int, first: int, saved: Mapping[str, Tensor]) -> None:
         """Train one round, from step ``first`` of it."""

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
+from ..hashed import OF, Damaged
+from ..notices import Notice, tell
 from .checkpoint import read_tensors, write_tensors
 
 
@@ -15,10 +17,11 @@ class Snapshots:
         folder: Where they are kept, or None to keep none.
         count: How many over the whole run; the last one is the result. 0 keeps none.
         total: Steps of the budgeted network in the whole run.
+        owner: Identity of the training that they belong to.
     """
 
-    def __init__(self, folder: Path | None, count: int, total: int) -> None:
-        self.folder, self.count, self.total = folder, count, total
+    def __init__(self, folder: Path | None, count: int, total: int, owner: str = "") -> None:
+        self.folder, self.count, self.total, self.owner = folder, count, total, owner
         self.kept = 0
 
     def keep(self, step: int, networks: Mapping[str, nn.Module]) -> None:
@@ -39,12 +42,24 @@ class Snapshots:
                 for name, network in networks.items()
                 for key, value in network.state_dict().items()
             }
-            write_tensors(path, tensors, {"step": step, "steps": self.total})
+            write_tensors(path, tensors, {OF: self.owner, "step": step, "steps": self.total})
 
 
-def snapshot_files(folder: Path) -> list[Path]:
-    """Return the snapshots in their folder, the earliest first."""
-    return sorted(folder.glob("snapshot-*.safetensors"))
+def snapshot_files(folder: Path, owner: str | None = None) -> list[Path]:
+    """Return the snapshots in their folder, the earliest first; damaged ones are told and left out.
+
+    Arguments:
+        folder: Where they are kept.
+        owner: Identity of the training that they must belong to, where it is known.
+    """
+    found = []
+    for path in sorted(folder.glob("snapshot-*.safetensors")):
+        try:
+            read_tensors(path, owner)
+            found.append(path)
+        except Damaged as error:
+            tell([Notice(f"{error}; it is left out", is_warning=True)])
+    return found
 
 
 def load_snapshot(path: Path, networks: Mapping[str, nn.Module]) -> int:

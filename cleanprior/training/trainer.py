@@ -1,5 +1,6 @@
 """The one way to train: a budget that is the same for every method, optimiser, precision."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,12 +9,15 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 
 from .. import stopping
+from ..cells.folder import TrainingFiles
 from ..checks import check_choice, check_positive
 from ..config import Config
 from ..data.measurements import Measurements
 from ..defaults import plain_tensors
 from ..diffusion.backbones import autocast_dtype
 from ..environment import hidden_from_accelerate
+from ..hashed import Damaged
+from ..notices import Notice, tell
 from ..operators.base import Operator
 from ..progress import Progress
 from ..seeding import scoped_rng, seed_for
@@ -131,8 +135,12 @@ class Trainer:
         folder: Path | None = None,
         clean: Tensor | None = None,
         progress: Progress | None = None,
+        identity: str = "",
     ) -> tuple[dict[str, nn.Module], TrainingReport]:
         """Train a method; resume where an interrupted run of the same folder stopped.
+
+        A checkpoint that is damaged, or another training's, is told and not used: the training
+        begins again.
 
         Arguments:
             method: The method; :meth:`Method.setup` is called here.
@@ -142,13 +150,33 @@ class Trainer:
             folder: Where checkpoints go; None for none.
             clean: The clean images that the method is entitled to, exactly that many.
             progress: Where to show progress.
+            identity: What else defines the training: a checkpoint of another one is not used.
 
         Returns:
             The averaged networks and the report.
         """
-        run = Run(self, method, problem, measurements, seed, folder, clean, progress or Progress())
-        with scoped_rng(seed_for(seed, "global")), stopping.orderly():
+        shown = progress or Progress()
+        given = (self, method, problem, measurements, seed, folder, clean, shown, identity)
+        try:
+            return self._fit(Run(*given))
+        except Damaged as error:
+            if folder is None:
+                raise
+            tell([Notice(f"{error}; the training begins again", is_warning=True)])
+            self._forget(TrainingFiles(folder))
+        return self._fit(Run(*given))
+
+    def _fit(self, run: Run) -> tuple[dict[str, nn.Module], TrainingReport]:
+        with scoped_rng(seed_for(run.seed, "global")), stopping.orderly():
             return run.fit()
+
+    def _forget(self, files: TrainingFiles) -> None:
+        """Remove what a training has computed so far."""
+        if self.accelerator.is_main_process:
+            files.checkpoint.unlink(missing_ok=True)
+            for left in (files.rounds, files.snapshots):
+                shutil.rmtree(left, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
 
     @plain_tensors()
     def trained(
@@ -158,6 +186,7 @@ class Trainer:
         measurements: Measurements,
         seed: int,
         folder: Path,
+        identity: str = "",
     ) -> dict[str, nn.Module] | None:
         """Return the averaged networks of a training that is finished; None where it is not.
 
@@ -167,7 +196,13 @@ class Trainer:
             measurements: What the method has seen.
             seed: Training seed.
             folder: Where its checkpoint lies.
+            identity: That which :meth:`fit` was given.
         """
-        run = Run(self, method, problem, measurements, seed, folder, None, Progress())
+        shown = Progress()
+        run = Run(self, method, problem, measurements, seed, folder, None, shown, identity)
         with scoped_rng(seed_for(seed, "global")):
-            return run.finished()
+            try:
+                return run.finished()
+            except Damaged as error:
+                tell([Notice(str(error), is_warning=True)])
+                return None

@@ -54,10 +54,10 @@ def test_pictures_are_drawn_again_only_where_something_changed(
     problem = Problem("a title", "label", "key", {})
     drawn = []
 
-    def write(*arguments: Any) -> list[Path]:
+    def write(*arguments: Any) -> tuple[list[Path], list[str]]:
         drawn.append(arguments[-1])
         (arguments[-1] / "a.png").write_bytes(b"picture")
-        return [arguments[-1] / "a.png"]
+        return [arguments[-1] / "a.png"], ["a line"]
 
     monkeypatch.setattr("cleanprior.benchmarks.pictures.write", write)
     monkeypatch.setattr("cleanprior.benchmarks.plots.write", lambda *_: [])
@@ -65,14 +65,17 @@ def test_pictures_are_drawn_again_only_where_something_changed(
 
     def draw(title: str = "a title") -> int:
         drawn.clear()
-        files = drawing.draw(
+        files, lines = drawing.draw(
             replace(problem, title=title), records, pd.DataFrame(), tmp_path, tmp_path
         )
         assert files == [tmp_path / "a.png"] and files[0].read_bytes() == b"picture"
+        assert lines == ["a line"]
         return len(drawn)
 
     assert [draw(), draw()] == [1, 0]
     records["em"][0]["rows"][0]["metrics"]["spread_ratio"] = 0.9
+    assert [draw(), draw()] == [1, 0]
+    (tmp_path / "a.png").write_bytes(b"pic")
     assert [draw(), draw()] == [1, 0]
     (tmp_path / "a.png").unlink()
     assert [draw(), draw()] == [1, 0]

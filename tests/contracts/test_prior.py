@@ -123,6 +123,18 @@ def test_a_card_cut_anywhere_is_refused(prior, tmp_path):
             Prior.load(tmp_path / "p")
 
 
+def test_a_number_that_changed_in_the_card_is_told(prior, tmp_path):
+    prior.save(tmp_path / "p")
+    card = tmp_path / "p" / "prior.yaml"
+    text = card.read_text()
+    assert text.count("sigma_data: 0.5") == 1
+    card.write_text(text.replace("sigma_data: 0.5", "sigma_data: 0.7"))
+    with pytest.raises(UserError, match=r"the content of prior\.yaml has another hash"):
+        Prior.load(tmp_path / "p")
+    card.write_text(text.replace("seed: 0", "seed: 1"))  # of its origin anybody may say more
+    assert Prior.load(tmp_path / "p").about["seed"] == 1
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "\x00", "just words"])
 def test_a_card_that_is_no_card_is_refused(prior, tmp_path, content):
     prior.save(tmp_path / "p")

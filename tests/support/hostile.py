@@ -68,7 +68,7 @@ def copied(prior, folder):
 def change(folder, **keys):
     """Replace keys of a prior's card; ``None`` leaves one out."""
     path = folder / "prior.yaml"
-    card = yaml.safe_load(path.read_text()) | keys
+    card = yaml.safe_load(path.read_text()) | {"sha256": None} | keys
     path.write_text(yaml.safe_dump({k: v for k, v in card.items() if v is not None}))
     return folder
 
