@@ -45,9 +45,10 @@ def draw(
     made_of = _digest(problem, records, out)
     try:
         drawn = read_sealed(stamp) if stamp.exists() else {}
-        if drawn["made_of"] == made_of and drawn["files"] == _hashes(folder, drawn["files"]):
+        is_whole = drawn["made_of"] == made_of and None not in drawn["files"].values()
+        if is_whole and drawn["files"] == _hashes(folder, drawn["files"]):
             return [folder / name for name in drawn["files"]], drawn["lines"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass  # no stamp, or none that can be read: draw
     from . import pictures, plots
 
@@ -66,7 +67,8 @@ def _hashes(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name in names:
         path = folder / name
-        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        is_here = path.parent == folder and path.is_file()
+        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if is_here else None
     return found
 
 
