@@ -180,7 +180,7 @@ class Run:
         Raises:
             Damaged: It does not.
         """
-        wanted = {}
+        wanted: dict[str, torch.Size] = {}
         for name, network in self.networks.items():
             for kind, module in (("network", network), ("average", self.averages.models[name])):
                 wanted |= {f"{kind}.{name}.{k}": v.shape for k, v in module.state_dict().items()}
