@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from cleanprior.cells.status import Status
-from cleanprior.files import write_bytes
+from cleanprior.files import RefusedWrite, write_bytes
 from cleanprior.terminal import Screen
 
 from . import drawing, notes, page, places, published, runner, statistics, tables, writing
@@ -49,9 +49,15 @@ def report(plan: Plan, out: Path, screen: Screen) -> Report:
         plan: The benchmark.
         out: Folder of all runs.
         screen: Where to print.
+
+    Raises:
+        RefusedWrite: The disk takes no file; what is on it has been printed.
     """
     best: Best = {}
-    sheets = [_problem(plan, problem, out, screen, best) for problem in plan.problems]
+    refusals: list[RefusedWrite] = []
+    sheets = [_problem(plan, p, out, screen, best, refusals) for p in plan.problems]
+    if refusals:
+        raise refusals[0]
     folder = places.tables(out, plan.key)
     front = _published(plan, sheets, folder, screen)
     if len(sheets) > 1:
@@ -61,7 +67,14 @@ def report(plan: Plan, out: Path, screen: Screen) -> Report:
     return Report(sheets, path)
 
 
-def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best) -> Sheet:
+def _problem(
+    plan: Plan,
+    problem: Problem,
+    out: Path,
+    screen: Screen,
+    best: Best,
+    refusals: list[RefusedWrite],
+) -> Sheet:
     """Print and write the tables of one problem."""
     records = runner.records(problem, out)
     frame = tables.tidy(records)
@@ -73,12 +86,16 @@ def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best
     said = notes.write_notes(problem, records, plan.references)
     folder = places.tables(out, f"{plan.name}-{problem.key}")
     sentences = verdict(records, plan.references, comparisons)
-    drawn, absent = drawing.draw(problem, records, summary, out, folder)
-    said = replace(said, careful=[*said.careful, *absent])
-    files = writing.write(
-        folder, problem.title, shown, summary, frame, sentences, said.lines, bold, comparisons
-    )
-    files += drawn
+    files: list[Path] = []
+    try:
+        drawn, absent = drawing.draw(problem, records, summary, out, folder)
+        said = replace(said, careful=[*said.careful, *absent])
+        files = writing.write(
+            folder, problem.title, shown, summary, frame, sentences, said.lines, bold, comparisons
+        )
+        files += drawn
+    except RefusedWrite as error:
+        refusals.append(error)
     print_table(screen, problem.title, shown, bold, folder / "table.md")
     for heading, lines in (
         ("", sentences),
@@ -88,7 +105,8 @@ def _problem(plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best
         print_notes(screen, heading, lines)
     screen.say()
     named = [f.name for f in files if not f.name.startswith(".")]
-    screen.note(f"files in {folder}/: {', '.join(named)}")
+    if named:
+        screen.note(f"files in {folder}/: {', '.join(named)}")
     return Sheet(
         problem.label,
         problem.title,

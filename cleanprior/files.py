@@ -20,6 +20,10 @@ _LEFT = re.compile(rf"\.\w+-\d+-[0-9a-f]{{12}}{re.escape(_PART)}(.+)", re.DOTALL
 OLD = 86_400
 
 
+class RefusedWrite(UserError):
+    """A disk that takes no file: full, read-only, or somebody else's."""
+
+
 def given_path(text: str | Path) -> Path:
     """Return a path as it was given, whatever characters it holds; ``~`` is the home folder.
 
@@ -52,7 +56,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically.
 
     Raises:
-        UserError: The disk refuses the write; the file that stood there is intact.
+        RefusedWrite: The disk refuses the write; the file that stood there is intact.
     """
     write_with(path, lambda staging: staging.write_bytes(content))
 
@@ -70,7 +74,7 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     a killed process left half written in the folder is removed once it is old.
 
     Raises:
-        UserError: The disk refuses the write; the file that stood there is intact.
+        RefusedWrite: The disk refuses the write; the file that stood there is intact.
     """
     staging = staging_path(path)
     try:
@@ -81,7 +85,7 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(staging, path)
         flush(path.parent)
     except OSError as error:
-        raise UserError(refused(path, error)) from error
+        raise RefusedWrite(refused(path, error)) from error
     finally:
         with suppress(OSError):
             staging.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import refused, write_with
+from ..files import RefusedWrite, refused, write_with
 from ..hashed import OF, Damaged, Part, check_header, check_owner, header_of
 from ..notices import Notice, tell
 from ..outside import check_regular
@@ -37,7 +37,7 @@ def write_tensors(
     try:
         write_with(path, lambda staging: save_file(plain, staging, metadata=header))
     except SafetensorError as error:  # a disk's refusal, in that library's words
-        raise UserError(refused(path, error)) from error
+        raise RefusedWrite(refused(path, error)) from error
 
 
 def _part(item: tuple[str, Tensor]) -> Part:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 
 import pytest
@@ -115,10 +116,35 @@ def test_a_record_names_values_and_never_what_is_called(finished, tmp_path, monk
         (lambda r: r.update(image_shape=[1, 8]), "image_shape is"),
         (lambda r: r.update(image_shape="1x8x8"), "image_shape is"),
         (lambda r: r["config"].update(seed="x"), "seed=x"),
+        (lambda r: r.update(image_shape=[1, 10**6, 10**6]), "image_shape is"),
+        (lambda r: r["config"]["method"].update(generator_width=10**6), "networks are larger than"),
+        (lambda r: r["config"]["method"].update(generator_width=10**30), "generator_width"),
     ],
 )
 def test_a_record_that_was_tampered_with_is_one_sentence(finished, tmp_path, change, message):
     to = altered(finished[1], tmp_path / "c", change)
     with pytest.raises(UserError, match=message) as told:
         load_own_sampler(to)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.write_bytes(pickle.dumps(print)), "is damaged"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-9] + b"123456789"), "another hash"),
+        (
+            lambda p: write_tensors(
+                p, {k: v * float("nan") for k, v in read_tensors(p)[0].items()}, {}
+            ),
+            "hold NaN or infinity",
+        ),
+    ],
+)
+def test_a_checkpoint_of_a_stranger_is_one_sentence(finished, tmp_path, damage, message):
+    shutil.copytree(finished[1], tmp_path / "c")
+    damage(CellFiles(tmp_path / "c").training.checkpoint)
+    with pytest.raises(UserError, match=message) as told:
+        load_own_sampler(tmp_path / "c")
     assert "\n" not in str(told.value)
