@@ -19,12 +19,11 @@ Costs = dict[str, Any]
 RESTORED = 8
 
 
-def training_costs(report: TrainingReport, processes: int = 1) -> Costs:
+def training_costs(report: TrainingReport) -> Costs:
     """Return the passes and FLOPs of all networks in training, E-steps included.
 
     Arguments:
-        report: What training counted.
-        processes: How many trained alike.
+        report: What training counted, in all processes.
 
     Returns:
         ``train_flops`` (None where a network cannot be counted), ``train_forwards``,
@@ -35,9 +34,9 @@ def training_costs(report: TrainingReport, processes: int = 1) -> Costs:
     meter.restore(report.passes, report.pass_flops, report.uncounted)
     flops = meter.total_flops()
     return {
-        "train_flops": None if flops is None else processes * flops,
-        "train_forwards": processes * meter.total("forward"),
-        "train_backwards": processes * meter.total("backward", "vjp"),
+        "train_flops": flops,
+        "train_forwards": meter.total("forward"),
+        "train_backwards": meter.total("backward", "vjp"),
         "train_cpu_seconds": sum(report.cpu_seconds.values()),
         "passes": report.passes,
         "pass_flops": report.pass_flops,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__, capabilities, registry, stopping
-from .environment import take_precision_away
+from .environment import is_first, processes, take_precision_away
 from .errors import UserError, one_line
 from .files import check_folder
 from .notices import show_on_stderr
@@ -64,10 +64,16 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
         from .jobs.drive import Todo
         from .jobs.local import Local
 
-        Local(jobs="auto").run([Todo(_title(config), out, config, force)], live_progress())
-        record = read_record(folder)
+        if processes() > 1:
+            from .run import run_together
+
+            record = run_together(folder, live_progress(), force)
+        else:
+            Local(jobs="auto").run([Todo(_title(config), out, config, force)], live_progress())
+            record = read_record(folder)
     assert record is not None
-    _tell(record, folder.path)
+    if is_first():
+        _tell(record, folder.path)
     if is_finished(record) and has_other_code(folder, record):
         typer.echo("trained by other code of the method than is installed; --force trains it again")
     if record["status"] != "done":

@@ -20,6 +20,7 @@ PRECISION = (
 #: What accelerate may read: where it runs, not what is computed.
 PLACES = ("ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE")
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+_NUMBERS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 _KNOWN = (
     "ATEN_CPU_",
     "CUBLAS_",
@@ -59,6 +60,13 @@ def processes() -> int:
     """Return how many processes a launcher has started to train together."""
     given = (os.environ.get(name, "") for name in _SIZES)
     return max((int(text) for text in given if text.isascii() and text.isdecimal()), default=1) or 1
+
+
+def is_first() -> bool:
+    """Whether this is the one of them that speaks for all; so is a process that is alone."""
+    given = [os.environ.get(name, "") for name in _NUMBERS]
+    numbers = [int(text) for text in given if text.isascii() and text.isdecimal()]
+    return processes() == 1 or max(numbers, default=0) == 0
 
 
 def known() -> dict[str, str]:

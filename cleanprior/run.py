@@ -48,6 +48,7 @@ from .seeding import generator_for
 from .training.checkpoint import write_tensors
 from .training.job import Job, read_outcome
 from .training.method import Method
+from .training.ranks import Ranks
 from .training.route import Route
 from .training.trainer import Trainer
 from .training.warning import codes
@@ -173,6 +174,35 @@ def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Rec
             assert record is not None
             return record
         force = False
+
+
+def run_together(folder: CellFolder, progress: Progress, force: bool = False) -> Record:
+    """Train one cell in all processes that a launcher has started, e.g. ``torchrun``.
+
+    The first process prepares and evaluates while the others wait; E-steps and batches are shared.
+
+    Arguments:
+        folder: Where the cell lies; the same file system for all processes.
+        progress: Where the first process shows progress.
+        force: Train again even if the cell is finished.
+
+    Returns:
+        The record, the same in all processes.
+    """
+    trainer: Trainer = build(folder.config["training"])
+    ranks = Ranks.of(trainer.accelerator)
+    shown = progress if ranks.is_first else Progress()
+    for _ in range(3):
+        state = ranks.told(prepare(folder, force)[0] if ranks.is_first else "")
+        force = False
+        if state == "ready":
+            train(folder.files.training, shown)
+        is_done = state == "refused" or (ranks.is_first and evaluate(folder, shown))
+        if ranks.told(str(is_done)) == str(True):
+            record = read_record(folder)
+            assert record is not None
+            return record
+    raise UserError(f"'{folder.path}': its training is damaged each time that it is evaluated")
 
 
 @plain_tensors()
@@ -362,6 +392,7 @@ __all__ = [
     "load_prior",
     "prepare",
     "run_cell",
+    "run_together",
     "train",
     "write_measurements",
 ]

@@ -304,17 +304,18 @@ class EM(DenoiserMethod):
     ) -> Tensor:
         """Draw from p(x|y) for these measurements; a chunk on disk is not drawn again."""
         parts = []
+        chunks = index.split(self.chunk)
+        keys = [f"draws-{number:03d}-{k:05d}" for k in range(len(chunks))]
+
+        def compute(k: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+            return self._draw_chunk(denoise, sampler, chunks[k], number, session)
+
         with session.progress.task(f"E-step of round {number}", len(index)) as task:
-            for k, part in enumerate(index.split(self.chunk)):
-
-                def compute(part: Tensor = part) -> tuple[dict[str, Tensor], dict[str, float]]:
-                    return self._draw_chunk(denoise, sampler, part, number, session)
-
-                tensors, costs = session.store.once(f"draws-{number:03d}-{k:05d}", compute)
+            for tensors, costs in session.store.all(keys, compute):
                 for name, amount in costs.items():
                     session.count(name, amount)
                 parts.append(tensors["x"])
-                task.advance(len(part))
+                task.advance(len(tensors["x"]))
         return torch.cat(parts)
 
     def _draw_chunk(

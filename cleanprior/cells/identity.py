@@ -115,8 +115,10 @@ class Identity:
         found = {k: _strip(named[k]) for k in keys}
         if self.operator_code is not None:
             found["operator_code"] = self.operator_code
-        if (together := processes()) > 1:
-            found["processes"] = together  # each takes a batch: another one in all
+        # Each process takes a batch: another one in all, as if one process took several.
+        together = processes() * found["training"].pop("accumulate", 1)
+        if together > 1:
+            found["processes"] = together
         return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .. import stopping
 from ..cells.record import is_finished, read_record, write_failure
+from ..environment import processes
 from ..errors import StageFailed, UserError
 from ..progress import Progress
 from .drive import Shown, Todo, run_cell
@@ -61,6 +62,11 @@ class Local:
             UserError: A value that a part refuses: told before the first cell is trained.
             Stopped: The process was asked to end; checkpoints are written.
         """
+        if processes() > 1:
+            raise UserError(
+                "a benchmark starts processes of its own, and a launcher has started "
+                f"{processes()} of it; start one, or give each a share: --part 1/{processes()}"
+            )
         count = self.count(todo)
         if count == 0:
             _run_here(todo, progress, self.is_stopping)

@@ -1,7 +1,8 @@
 """Atomic files: a checkpoint is whole or absent, a result is computed once."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..hashed import OF, Damaged, Part, check_header, check_owner, header_of
 from ..notices import Notice, tell
 from ..outside import check_regular
 from ..passes import Meter
+from .ranks import Ranks
 
 
 def write_tensors(
@@ -78,20 +80,25 @@ class Store:
         folder: Where results are kept; None keeps nothing (each is computed when asked for).
         meter: Counts passes of networks; those of a result that is found again are added to it.
         owner: Identity of the training that they belong to.
+        ranks: Processes that train together and share the folder.
     """
 
     def __init__(
-        self, folder: Path | None, meter: Meter | None = None, owner: str | None = None
+        self,
+        folder: Path | None,
+        meter: Meter | None = None,
+        owner: str | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.folder, self.meter, self.owner = folder, meter or Meter(), owner
+        self.ranks = ranks or Ranks()
 
-    def once(
-        self, key: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, float]]]
+    def _once(
+        self,
+        key: str,
+        compute: Callable[[], tuple[dict[str, Tensor], dict[str, float]]],
+        is_counted: bool = True,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Return the tensors and costs of ``key``, computing them when they are not on disk.
-
-        What is on disk and damaged, or another training's, is computed again.
-        """
         if self.folder is None:
             return compute()
         path = self._path(key)
@@ -99,7 +106,8 @@ class Store:
             try:
                 tensors, header = read_tensors(path, self.owner)
                 passes, costs = header["passes"], header["costs"]
-                self.meter.add(passes)
+                if is_counted:
+                    self.meter.add(passes)
                 return tensors, costs
             except (Damaged, LookupError, TypeError, AttributeError) as error:
                 told = error if isinstance(error, Damaged) else f"'{path}' is damaged: {error}"
@@ -109,6 +117,42 @@ class Store:
         header = {"costs": costs, "passes": self.meter.since(before)}
         write_tensors(path, tensors, header if self.owner is None else {**header, OF: self.owner})
         return {k: v.detach().cpu() for k, v in tensors.items()}, costs
+
+    def all(
+        self,
+        keys: Sequence[str],
+        compute: Callable[[int], tuple[dict[str, Tensor], dict[str, float]]],
+    ) -> Iterator[tuple[dict[str, Tensor], dict[str, float]]]:
+        """Yield the results of several keys in their order; processes share the work.
+
+        Arguments:
+            keys: One a result.
+            compute: Returns tensors and costs by the number of the key. They must not depend on
+                which process computes them.
+        """
+        if self.ranks.count > 1 and self.folder is not None:
+            for number in range(self.ranks.index, len(keys), self.ranks.count):
+                self._once(keys[number], partial(compute, number))
+            self.ranks.wait()
+            for number, key in enumerate(keys):
+                yield self._once(key, partial(compute, number), is_counted=False)
+            return
+        for number, key in enumerate(keys):
+            yield self._once(key, partial(compute, number))
+
+    def once(
+        self, key: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, float]]]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Return the tensors and costs of ``key``, computing them when they are not on disk.
+
+        Of several processes the first one computes, and the others find the result.
+        """
+        if self.folder is not None and self.ranks.count > 1:
+            if self.ranks.is_first:
+                self._once(key, compute)
+            self.ranks.wait()
+            return self._once(key, compute, is_counted=False)
+        return self._once(key, compute)
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """Return the tensors of ``key`` where they are on disk, at no cost.
@@ -129,7 +173,7 @@ class Store:
     def lasting(self) -> "Store":
         """Return a store beside, of what the end of a round does not remove."""
         folder = None if self.folder is None else self.folder / "kept"
-        return Store(folder, owner=self.owner)
+        return Store(folder, owner=self.owner, ranks=self.ranks)
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None

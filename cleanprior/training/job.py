@@ -142,7 +142,7 @@ class Job:
             "measurements_sha256": self.measurements.hash,
             "training": report.__dict__,
             "parameters": {k: parameter_count(n) for k, n in averaged.items()},
-            "costs": training_costs(report, trainer.accelerator.num_processes),
+            "costs": training_costs(report),
         }
         if trainer.accelerator.is_main_process:
             write_text(files.outcome, sealed(outcome))

@@ -12,7 +12,7 @@ from .. import stopping
 from ..cells.folder import TrainingFiles
 from ..cells.identity import digest
 from ..costs import Energy, PeakMemory, clocks
-from ..data.measurements import Batch, Measurements, TrainingSet
+from ..data.measurements import Measurements, TrainingSet
 from ..hashed import OF, Damaged
 from ..passes import Meter
 from ..progress import Progress
@@ -21,6 +21,7 @@ from .averages import Averages
 from .batches import batch_index
 from .checkpoint import Store, flatten_optimiser, read_tensors, restore_optimiser, write_tensors
 from .method import Method, Problem, Round, Session
+from .ranks import Ranks
 from .report import TrainingReport
 from .snapshots import Snapshots
 
@@ -48,6 +49,7 @@ class Run:
         identity: str = "",
     ) -> None:
         self.trainer, self.method, self.seed = trainer, method, seed
+        self.ranks = Ranks.of(trainer.accelerator)
         # Whose checkpoint, results and snapshots are taken up; a release does not change it.
         named = [type(method).__qualname__, seed, measurements.hash, trainer.steps]
         self.identity = digest([identity, *named])
@@ -63,7 +65,7 @@ class Run:
                 f"for all methods, is {trainer.steps}"
             )
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
-        kept = files.snapshots if files and trainer.accelerator.is_main_process else None
+        kept = files.snapshots if files and self.ranks.is_first else None
         self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps, self.identity)
         self.memory, self.energy = PeakMemory(), Energy()
         self.meter = Meter()
@@ -75,7 +77,9 @@ class Run:
             clean=clean,
             averaged=self.averages.modules,
             device=trainer.device,
-            store=Store(None if files is None else files.rounds, self.meter, self.identity),
+            store=Store(
+                None if files is None else files.rounds, self.meter, self.identity, self.ranks
+            ),
             progress=progress,
             seed=seed,
         )
@@ -96,7 +100,7 @@ class Run:
         }
 
     def _save(self, number: int, step: int) -> None:
-        if self.path is None or not self.trainer.accelerator.is_main_process:
+        if self.path is None or not self.ranks.is_first:
             return
         tensors: dict[str, Tensor] = {}
         for name, network in self.networks.items():
@@ -139,6 +143,8 @@ class Run:
             self.report.status = "diverged"
         self.report.costs, self.report.log = self.session.costs, self.session.log
         self._note_passes()
+        self.report.passes = self.ranks.total(self.report.passes)
+        self.report.cpu_seconds = self.ranks.total({"": self.report.cpu_seconds})[""]
         self.meter.is_on = False  # hooks stay on copies that nobody here knows
         return self.averages.modules, self.report
 
@@ -197,7 +203,7 @@ class Run:
         passes = self.meter.so_far()
         start = clocks()
         training_set = self.method.begin_round(number, plan, self.session)
-        self.trainer.accelerator.wait_for_everyone()
+        self.ranks.wait()
         if first == 0:
             self.report.add_time("E-step", start)
         self._note_energy(is_counted=first == 0)
@@ -209,7 +215,9 @@ class Run:
             self.session.costs, self.session.log = costs, log
             self.meter.passes = passes
         self._steps(number, plan, first, training_set)
-        self.session.store.clear()
+        self.ranks.wait()
+        if self.ranks.is_first:
+            self.session.store.clear()
 
     def _begin(self, number: int, plan: Round) -> None:
         """Set up weights, averages and optimisers as the round asks for."""
@@ -238,12 +246,7 @@ class Run:
             for step in range(first, plan.steps):
                 for turn_number, turn in enumerate(plan.turns):
                     keys = {"round": number, "step": step, "turn": turn_number}
-                    k = step * len(plan.turns) + turn_number
-                    index = batch_index(
-                        len(training_set), t.batch, k, self.seed, number, *self._rank()
-                    )
-                    batch = training_set.batch(index).to(t.device)
-                    self._turn(turn, batch, self._rate(number, step), keys)
+                    self._turn(turn, training_set, len(plan.turns), self._rate(number, step), keys)
                 self.snapshots.keep(self.report.steps[self.method.budgeted], self.averages.modules)
                 told = self.report.add_time("training", told)
                 note = self._note(plan, step)
@@ -276,26 +279,24 @@ class Run:
         self.report.passes, self.report.pass_flops = self.meter.so_far(), self.meter.flops
         self.report.uncounted = self.meter.uncounted
 
-    def _rank(self) -> tuple[int, int]:
-        return self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
-
-    def _turn(self, turn: str, batch: Batch, rate: float, keys: dict[str, int]) -> None:
+    def _turn(
+        self, turn: str, training_set: TrainingSet, turns: int, rate: float, keys: dict[str, int]
+    ) -> None:
+        """Take an optimiser step on the batches of all processes."""
         t, network, optimiser = self.trainer, self.networks[turn], self.optimisers[turn]
-        rank = t.accelerator.process_index
         if not network.training:
             network.train()
-        torch.manual_seed(seed_for(self.seed, "dropout", rank=rank, **keys))
-        generator = generator_for(self.seed, "loss", rank=rank, **keys)
-        loss = self.method.loss(batch, generator, turn)
-        self._last = {"loss": loss.total.item(), **{k: float(v) for k, v in loss.parts.items()}}
+        optimiser.zero_grad(set_to_none=True)
+        parts = [
+            self._backward(turn, training_set, turns, part, keys) for part in range(t.accumulate)
+        ]
+        self._last = {key: sum(p[key] for p in parts) / len(parts) for key in parts[0]}
         if not math.isfinite(self._last["loss"]):
             raise Diverged
-        optimiser.zero_grad(set_to_none=True)
-        t.accelerator.backward(loss.total)
+        if self.report.steps[turn] == 0:
+            self.ranks.agree(network)  # layers that are set up by their first batch
         parameters = [p for p in network.parameters() if p.grad is not None]
-        if t.accelerator.num_processes > 1:
-            for p in parameters:
-                p.grad = t.accelerator.reduce(p.grad, reduction="mean")
+        self.ranks.average(p.grad for p in parameters if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(parameters, t.clip)
         if not math.isfinite(norm.item()):
             raise Diverged
@@ -304,8 +305,26 @@ class Run:
         optimiser.step()
         self.averages.update(turn, network)
         self.report.steps[turn] += 1
+
+    def _backward(
+        self, turn: str, training_set: TrainingSet, turns: int, part: int, keys: dict[str, int]
+    ) -> dict[str, float]:
+        """Add the gradients of one batch; return its losses.
+
+        Two batches of one process are those of two processes: each has its number among all.
+        """
+        t = self.trainer
+        rank, ranks = self.ranks.index * t.accumulate + part, self.ranks.count * t.accumulate
+        k = keys["step"] * turns + keys["turn"]
+        index = batch_index(len(training_set), t.batch, k, self.seed, keys["round"], rank, ranks)
+        batch = training_set.batch(index).to(t.device)
+        torch.manual_seed(seed_for(self.seed, "dropout", rank=rank, **keys))
+        generator = generator_for(self.seed, "loss", rank=rank, **keys)
+        loss = self.method.loss(batch, generator, turn)
+        t.accelerator.backward(loss.total if t.accumulate == 1 else loss.total / t.accumulate)
         if turn == self.method.budgeted:
-            self.report.images += len(batch) * t.accelerator.num_processes
+            self.report.images += len(batch) * self.ranks.count
+        return {"loss": loss.total.item(), **{k: float(v) for k, v in loss.parts.items()}}
 
     def _rate(self, number: int, step: int) -> float:
         """Linear warm-up, then cosine decay, over the rounds that share an optimiser."""

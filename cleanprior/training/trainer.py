@@ -1,11 +1,12 @@
 """The one way to train: a budget that is the same for every method, optimiser, precision."""
 
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from .. import stopping
@@ -43,6 +44,8 @@ class Trainer:
         sigma_data: Standard deviation of the data for EDM preconditioning.
         checkpoint_seconds: Least time between two checkpoints of a round.
         log_every: Steps between entries of the history.
+        accumulate: Batches of a process in one step. Two of one process are the same training as
+            one of two processes.
         snapshots: Averaged weights kept while training goes on, evenly spaced; 0 keeps none.
 
     Raises:
@@ -65,6 +68,7 @@ class Trainer:
         checkpoint_seconds: float,
         log_every: int,
         snapshots: int = 0,
+        accumulate: int = 1,
     ) -> None:
         if batch < 1 or budget < batch:
             raise ValueError(f"budget={budget}, batch={batch}; needed: 1 <= batch <= budget")
@@ -82,13 +86,14 @@ class Trainer:
             ("weight_decay", weight_decay, 0),
             ("checkpoint_seconds", checkpoint_seconds, 0),
             ("log_every", log_every, 1),
+            ("accumulate", accumulate, 1),
         ):
             if value < least:
                 raise ValueError(f"{name}={value}; allowed: at least {least}")
         check_positive("clip", clip)
         check_positive("sigma_data", sigma_data)
         self.snapshots = snapshots
-        self.batch = batch
+        self.batch, self.accumulate = batch, accumulate
         self.lr, self.weight_decay, self.warmup, self.final_lr = lr, weight_decay, warmup, final_lr
         self.ema, self.clip = ema, clip
         self.sigma_data = sigma_data
@@ -101,10 +106,12 @@ class Trainer:
                 cpu=is_cpu,
                 mixed_precision="no",  # precision is the backbone's own
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                # The others wait while the first one evaluates.
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
             )
         self.device = self.accelerator.device
-        # Every process takes a batch in each step; together they see the budget.
-        self.steps = max(1, budget // (batch * self.accelerator.num_processes))
+        # Every process takes its batches in each step; together they see the budget.
+        self.steps = max(1, budget // (batch * accumulate * self.accelerator.num_processes))
         self.autocast = autocast_dtype(precision, self.device)
 
     def problem(self, operator: Operator, config: Config) -> Problem:
