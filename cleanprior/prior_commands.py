@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,12 @@ from .errors import UserError
 from .files import check_folder
 from .notices import tell
 from .options import GIVEN, Overrides, live_progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .diffusion.posterior import Draw
+    from .operators.likelihood import Likelihood
 
 #: What :func:`write_images` writes, beside the names that have another meaning.
 _ENDINGS = (".npz", ".png")
@@ -125,23 +131,26 @@ def restore(
     posterior = build(config["posterior"])
     with live_progress().live() as progress, progress.task("restore", count) as task:
         draw = loaded.restore(some, physics, posterior, seed, 64, task.advance)
-    from .evaluation.metrics import consistency, expected_consistency
     from .operators.likelihood import Likelihood
 
-    likelihood = Likelihood.of(physics, some)
+    _tell_fit(draw, Likelihood.of(physics, some), config["posterior"]["name"], truth)
+    write_images(draw.x.numpy(), written)
+
+
+def _tell_fit(draw: "Draw", likelihood: "Likelihood", name: str, truth: "Tensor | None") -> None:
+    """Print how restorations fit their measurements, and the held-out images where there are."""
+    from .evaluation.metrics import consistency, expected_consistency, psnr
+
     residual = consistency(draw.x, likelihood).mean().item()
     expected = expected_consistency(likelihood).mean().item()
     typer.echo(
-        f"{count} restorations by {config['posterior']['name']}, one sample each, "
+        f"{len(draw.x)} restorations by {name}, one sample each, "
         f"{draw.evaluations} evaluations (+{draw.backwards} backward) an image; "
         f"||y - A x|| per observed pixel {residual:.4f} (the noise alone: {expected:.4f})"
     )
     if truth is not None:
-        from .evaluation.metrics import psnr
-
-        mean = psnr(draw.x, truth[:count]).mean().item()
+        mean = psnr(draw.x, truth[: len(draw.x)]).mean().item()
         typer.echo(f"PSNR against the held-out images: {mean:.2f} dB")
-    write_images(draw.x.numpy(), written)
 
 
 def remembered(

@@ -55,10 +55,10 @@ from .training.warning import codes
 
 
 @lru_cache(maxsize=2)
-def load_data(config: str, identity: str) -> CleanData | MeasuredData:
+def load_data(config: str, _identity: str) -> CleanData | MeasuredData:
     """Load a data set from its configuration as JSON; kept for the next cell of a benchmark.
 
-    Files that changed have another ``identity`` and are read again.
+    Files that changed have another identity and are read again.
     """
     data: CleanData | MeasuredData = build(json.loads(config))
     return data

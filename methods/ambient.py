@@ -48,6 +48,7 @@ from functools import cached_property
 
 import torch
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from cleanprior.checks import check_choice
 from cleanprior.data import Batch
@@ -188,7 +189,8 @@ class Ambient(DenoiserMethod):
             "set method.identifiability=warn to train all the same"
         )
 
-    def supports(self, problem: Problem) -> str | None:  # noqa: D102
+    @override
+    def supports(self, problem: Problem) -> str | None:
         reason = super().supports(problem)
         has_pixels = "mask" in problem.operator.capabilities
         if reason is None and self.augment == "joint_flip" and not has_pixels:
@@ -200,7 +202,8 @@ class Ambient(DenoiserMethod):
             return self.unsupervised(problem)
         return reason
 
-    def warnings(self, problem: Problem) -> list[Warning]:  # noqa: D102
+    @override
+    def warnings(self, problem: Problem) -> list[Warning]:
         found = super().warnings(problem)
         if self.identifiability == "warn" and self.unsupervised(problem) is not None:
             text = "some pixels are never supervised under this operator"
@@ -211,7 +214,8 @@ class Ambient(DenoiserMethod):
     def _has_pixels(self) -> bool:
         return "mask" in self.problem.operator.capabilities
 
-    def build(self) -> None:  # noqa: D102
+    @override
+    def build(self) -> None:
         if self.gate != "none":
             # In the problem's configuration, so that the saved prior is built with gates too.
             backbone = {**self.problem.backbone, "gate": GATES[self.gate]}
@@ -234,7 +238,8 @@ class Ambient(DenoiserMethod):
         ]
         return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         operator, sd = self.problem.operator, self.denoiser.sigma_data
         further = self._further(batch, generator)
         if self.augment == "joint_flip":
@@ -299,7 +304,7 @@ class Ambient(DenoiserMethod):
         assert isinstance(denoiser, Denoiser)
         operator = self.problem.operator
 
-        def restore(batch: Batch, generators: list[Generator]) -> Draw:
+        def restore(batch: Batch, _generators: list[Generator]) -> Draw:
             level = torch.full((len(batch),), self.one_step_sigma, device=batch.y.device)
             condition = operator.describe(batch.params, len(batch))
             u = batch.y if self._has_pixels else operator.A_adjoint(batch.y, batch.params)

@@ -53,6 +53,7 @@ from torch import Generator as Random
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from typing_extensions import override
 
 from cleanprior.checks import check_positive
 from cleanprior.data import Batch, Measurements, TrainingSet
@@ -154,7 +155,8 @@ class AmbientGAN(Method):
         if self.generator_width < 8 or self.generator_width % 8:
             raise ValueError(f"generator_width={self.generator_width}; allowed: multiples of 8")
 
-    def build(self) -> None:  # noqa: D102
+    @override
+    def build(self) -> None:
         self.learning_rates = {"generator": self.generator_lr, "critic": self.critic_lr}
         self.betas = dict.fromkeys(("generator", "critic"), (self.beta1, self.beta2))
         shape = self.problem.image_shape
@@ -162,14 +164,16 @@ class AmbientGAN(Method):
         self.generator: nn.Module = Generator(shape, self.latent, self.generator_width)
         self.critic: nn.Module = Critic(shape, shown, self.critic_width)
 
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
+    @override
+    def networks(self) -> Mapping[str, nn.Module]:
         return {"generator": self.generator, "critic": self.critic}
 
     def rounds(self, budget: int) -> Sequence[Round]:
         """Plan one round: critic steps, then one generator step."""
         return [Round("train", budget, ("critic",) * self.critic_steps + ("generator",))]
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         self._session = session
         self._measurements: Measurements = session.measurements
         data = session.measurements

@@ -46,6 +46,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
@@ -157,7 +158,8 @@ class AmbientTweedie(DenoiserMethod):
                 "sigma_draw=truncate or weight=edm"
             )
 
-    def warnings(self, problem: Problem) -> list[Warning]:  # noqa: D102
+    @override
+    def warnings(self, problem: Problem) -> list[Warning]:
         found = super().warnings(problem)
         if self.operator_mode == "ambient_o":
             text = "the operator is not modelled; added noise hides its corruption"
@@ -190,7 +192,8 @@ class AmbientTweedie(DenoiserMethod):
         plan = [Round("train", budget - late), Round("consistency", late)]
         return [r for r in plan if r.steps > 0]
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         self._session, self._is_consistent = session, round.name == "consistency"
         return session.measurements
 
@@ -201,7 +204,8 @@ class AmbientTweedie(DenoiserMethod):
             return torch.maximum(draw_sigma(len(sigma_y), generator, sigma_y.device), sigma_y)
         return draw_sigma_above(sigma_y, generator)
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         batch = self.noisy_images(batch)
         images = augment(batch.y, self.augment, self.augment_probability, generator)
         batch = replace(batch, y=images)

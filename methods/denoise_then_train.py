@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from cleanprior.checks import check_choice
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
@@ -66,7 +67,8 @@ class DenoiseThenTrain(DenoiserMethod):
         if self.chunk < 1:
             raise ValueError(f"chunk={self.chunk}; allowed: 1 or more")
 
-    def setup(self, problem: Problem, device: torch.device) -> None:  # noqa: D102
+    @override
+    def setup(self, problem: Problem, device: torch.device) -> None:
         self._restorer_state: dict[str, Tensor] = {}
         super().setup(problem, device)
 
@@ -77,7 +79,8 @@ class DenoiseThenTrain(DenoiserMethod):
         if self._restorer_state:
             self.restorer.load_state_dict(self._restorer_state)
 
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
+    @override
+    def networks(self) -> Mapping[str, nn.Module]:
         return {"denoiser": self.denoiser, "restorer": self.restorer}
 
     def rounds(self, budget: int) -> Sequence[Round]:
@@ -85,7 +88,8 @@ class DenoiseThenTrain(DenoiserMethod):
         first = max(1, round(budget * self.restorer_share))
         return [Round("restorer", first), Round("prior", budget - first, begin="scratch")]
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         self._session, self._is_restorer = session, round.name == "restorer"
         if self._is_restorer:
             return session.measurements
@@ -108,7 +112,8 @@ class DenoiseThenTrain(DenoiserMethod):
         weights = {f"restorer.{k}": v.cpu() for k, v in restorer.state_dict().items()}
         return {"images": torch.cat(parts), **weights}, {"evaluations": float(len(data))}
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         if batch.images is not None:
             return Loss(denoising_loss(self.denoiser, batch.images, generator))
         probe = draw_probe(self.probe, batch.y, generator)
@@ -143,7 +148,8 @@ class PinvThenTrain(DenoiserMethod):
         if self.chunk < 1:
             raise ValueError(f"chunk={self.chunk}; allowed: 1 or more")
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         data = session.measurements
         stored, _ = session.store.once("restorations", lambda: (self._invert(data), {}))
         return Images(stored["images"], data, torch.arange(len(data)))
@@ -155,6 +161,7 @@ class PinvThenTrain(DenoiserMethod):
         parts = [operator.A_dagger(b.y, b.params).clamp(-1, 1) for b in batches]
         return {"images": torch.cat(parts)}
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         assert batch.images is not None
         return Loss(denoising_loss(self.denoiser, batch.images, generator))

@@ -46,6 +46,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, denoising_loss
@@ -181,10 +182,12 @@ class EM(DenoiserMethod):
             raise ValueError(f"patience={self.patience}; allowed: at least 1")
 
     @property
-    def noise_floor(self) -> float:  # noqa: D102
+    @override
+    def noise_floor(self) -> float:
         return self.sigma_floor
 
-    def supports(self, problem: Problem) -> str | None:  # noqa: D102
+    @override
+    def supports(self, problem: Problem) -> str | None:
         reason = super().supports(problem)
         size = math.prod(problem.image_shape)
         is_dense = self.start == "gaussian" and self.gaussian == "dense"
@@ -195,7 +198,8 @@ class EM(DenoiserMethod):
             )
         return reason
 
-    def rounds(self, budget: int) -> Sequence[Round]:  # noqa: D102
+    @override
+    def rounds(self, budget: int) -> Sequence[Round]:
         reset = round(budget * self.reset_share)
         first = budget - self.reset_rounds * reset
         if self.resume_rounds:
@@ -212,7 +216,8 @@ class EM(DenoiserMethod):
 
     # -- E-step --------------------------------------------------------------------------------
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         data = session.measurements
         if number == 0 and self.start == "clean":
             assert session.clean is not None, "the runner hands clean images to an entitled method"
@@ -386,6 +391,7 @@ class EM(DenoiserMethod):
 
     # -- M-step --------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         assert batch.images is not None
         return Loss(denoising_loss(self.denoiser, batch.images, generator))

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from cleanprior.data import Batch, Measurements
 from cleanprior.diffusion.denoiser import per_image
@@ -124,7 +125,8 @@ class DenseStart(Start):
 
     _cache: Base | None = None
 
-    def fit(self, session: Session, iterations: int) -> dict[str, Tensor]:  # noqa: D102
+    @override
+    def fit(self, session: Session, iterations: int) -> dict[str, Tensor]:
         with session.progress.task("Gaussian fit", iterations) as task:
             prior = fit_gaussian(
                 session.measurements,
@@ -140,7 +142,8 @@ class DenseStart(Start):
         covariance = (vectors * values.clamp_min(self.sigma_min**2)) @ vectors.T
         return {"mean": prior.mean, "covariance": covariance}
 
-    def prepare(self, flow: nn.Module, measurements: Measurements) -> None:  # noqa: D102
+    @override
+    def prepare(self, flow: nn.Module, measurements: Measurements) -> None:
         assert isinstance(flow, PosteriorFlow)
         if self.is_ready:
             return
@@ -159,13 +162,15 @@ class DenseStart(Start):
         base = gaussian_base(flow.gaussian, likelihood.with_floor(self.sigma_floor))
         return base.to(self.operator.device)
 
-    def base(self, flow: nn.Module, batch: Batch, is_training: bool) -> Base:  # noqa: D102
+    @override
+    def base(self, flow: nn.Module, batch: Batch, is_training: bool) -> Base:
         assert isinstance(flow, PosteriorFlow)
         if is_training and self._cache is not None:
             return self._cache.take(batch.index)
         return self._base(flow, batch)
 
-    def draw(  # noqa: D102
+    @override
+    def draw(
         self, flow: nn.Module, base: Base | ConvBase, batch: Batch, generator: Source
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
         x, log_det = flow(randn_like(base.mean, generator), base)
@@ -189,7 +194,8 @@ class ConvStart(Start):
     rank: int
     _cache: ConvBase | None = field(default=None, init=False)
 
-    def fit(self, session: Session, iterations: int) -> dict[str, Tensor]:  # noqa: D102
+    @override
+    def fit(self, session: Session, iterations: int) -> dict[str, Tensor]:
         with session.progress.task("Gaussian fit", iterations) as task:
             prior = fit_low_rank(
                 session.measurements,
@@ -205,7 +211,8 @@ class ConvStart(Start):
         isotropic = max(prior.isotropic, self.sigma_min**2)  # as in the dense fit
         return {"mean": prior.mean, "factor": factor, "isotropic": torch.tensor(isotropic).double()}
 
-    def prepare(self, flow: nn.Module, measurements: Measurements) -> None:  # noqa: D102
+    @override
+    def prepare(self, flow: nn.Module, measurements: Measurements) -> None:
         assert isinstance(flow, ConvFlow)
         if self.is_ready:
             return
@@ -246,13 +253,15 @@ class ConvStart(Start):
         features.append(per_image(sigma.log()).expand_as(mean[:, :1]))
         return ConvBase(mean, spread, torch.cat(features, 1))
 
-    def base(self, flow: nn.Module, batch: Batch, is_training: bool) -> ConvBase:  # noqa: D102
+    @override
+    def base(self, flow: nn.Module, batch: Batch, is_training: bool) -> ConvBase:
         assert isinstance(flow, ConvFlow)
         if is_training and self._cache is not None:
             return self._cache.take(batch.index)
         return self._base(flow.gaussian, batch)
 
-    def draw(  # noqa: D102
+    @override
+    def draw(
         self, flow: nn.Module, base: Base | ConvBase, batch: Batch, generator: Source
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
         assert isinstance(flow, ConvFlow)

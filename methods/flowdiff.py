@@ -49,6 +49,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss, per_image
@@ -168,7 +169,8 @@ class FlowDiff(DenoiserMethod):
         return self.flow == "dense"
 
     @property
-    def noise_floor(self) -> float:  # noqa: D102
+    @override
+    def noise_floor(self) -> float:
         return self.sigma_floor
 
     def supports(self, problem: Problem) -> str | None:
@@ -186,7 +188,8 @@ class FlowDiff(DenoiserMethod):
             )
         return super().supports(problem)
 
-    def build(self) -> None:  # noqa: D102
+    @override
+    def build(self) -> None:
         self.denoiser = self.problem.denoiser()
         operator, shape = self.problem.operator, self.problem.image_shape
         places = (operator, self.sigma_floor, self.sigma_min, self.sigma_max)
@@ -207,7 +210,8 @@ class FlowDiff(DenoiserMethod):
         self._levels = NoiseLevels(self.levels, self.sigma_min, self.sigma_max)
         self.network.add_module("noise_levels", self._levels)
 
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
+    @override
+    def networks(self) -> Mapping[str, nn.Module]:
         return {"denoiser": self.denoiser, "flow": self.network}
 
     # -- stages --------------------------------------------------------------------------------
@@ -227,7 +231,8 @@ class FlowDiff(DenoiserMethod):
         ]
         return [r for r in plan if r.steps > 0]
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         self._session = session
         if number == 0:
             self._fit_gaussian(session)

@@ -38,6 +38,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from cleanprior.capabilities import WARNINGS
 from cleanprior.data import Batch, TrainingSet
@@ -224,7 +225,8 @@ class GSUREDiffusion(DenoiserMethod):
             raise ValueError(f"min_singular={self.min_singular}; allowed: above 0, at most 1")
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "gsure"
 
     def supports(self, problem: Problem) -> str | None:
@@ -263,7 +265,8 @@ class GSUREDiffusion(DenoiserMethod):
             found.append(Warning("shift", WARNINGS["shift"]))
         return found
 
-    def build(self) -> None:  # noqa: D102
+    @override
+    def build(self) -> None:
         self.denoiser = self.problem.denoiser()
         values = singular_values(self.problem.operator)
         assert values is not None
@@ -292,7 +295,8 @@ class GSUREDiffusion(DenoiserMethod):
             return torch.ones_like(self.coverage)
         return 1 / self.coverage.clamp_min(1e-6)
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         spectrum = self._spectrum(batch)
         gsure = GSURE(spectrum, batch.y, batch.sigma_y, self.weight(), self.probe, self.div_weight)
         tau = gsure.variance.flatten(1).amax(1).sqrt()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator
+from typing_extensions import override
 
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import draw_sigma, edm_weight, per_image
@@ -37,7 +38,8 @@ class MaskedLoss(DenoiserMethod):
         """The mask."""
         return self.problem.operator.description_channels
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         operator, y = self.problem.operator, batch.y
         seen = operator.observed(y, batch.params)
         mask = operator.describe(batch.params, len(batch))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator
+from typing_extensions import override
 
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import draw_sigma, edm_weight, per_image
@@ -29,7 +30,8 @@ class Naive(DenoiserMethod):
 
     gaps = "mask"
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         operator = self.problem.operator
         u = operator.lift(batch.y, batch.params)
         seen = torch.ones_like(u)

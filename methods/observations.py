@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from cleanprior.data import Batch, Measurements, TrainingSet
 from cleanprior.diffusion.posterior import Draw
@@ -19,20 +20,25 @@ from cleanprior.training import Loss, Method, Round, Route, Session
 class Observations(Method):
     """Train nothing: lift the measurements to images."""
 
-    def build(self) -> None:  # noqa: D102
+    @override
+    def build(self) -> None:
         self._measurements: Measurements | None = None
 
-    def networks(self) -> Mapping[str, nn.Module]:  # noqa: D102
+    @override
+    def networks(self) -> Mapping[str, nn.Module]:
         return {}
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         self._measurements = session.measurements
         return session.measurements
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         raise AssertionError("observations have no network to train")
 
-    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:  # noqa: D102
+    @override
+    def prior(self, averaged: Mapping[str, nn.Module]) -> Prior | None:
         return None
 
     def _restore(self, batch: Batch, generators: list[Generator]) -> Draw:
@@ -45,7 +51,8 @@ class Observations(Method):
         batch = self._measurements.batch(index).to(self.device)
         return self.problem.operator.lift(batch.y, batch.params)
 
-    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:  # noqa: D102
+    @override
+    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         assert self._measurements is not None
         is_image = self.problem.operator.is_image(self._measurements.y[:1])
         name = "y itself" if is_image else "A^+ y"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator
+from typing_extensions import override
 
 from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import denoising_loss
@@ -28,10 +29,12 @@ class Oracle(DenoiserMethod):
 
     clean_images: int | str = "all"
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         assert session.clean is not None, "the runner hands clean images to an entitled method"
         return Images(session.clean, session.measurements, torch.arange(len(session.clean)))
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         assert batch.images is not None
         return Loss(denoising_loss(self.denoiser, batch.images, generator))

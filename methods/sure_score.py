@@ -47,6 +47,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from cleanprior.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
@@ -155,7 +156,8 @@ class SureScore(DenoiserMethod):
         """Whether this problem's operator is left out of the loss."""
         return self.operator_mode == "ignore" and not is_identity(self.problem)
 
-    def warnings(self, problem: Problem) -> list[Warning]:  # noqa: D102
+    @override
+    def warnings(self, problem: Problem) -> list[Warning]:
         found = super().warnings(problem)
         if self.operator_mode == "ignore" and not is_identity(problem):
             text = "y was treated as a noisy image; the operator was not used"
@@ -170,7 +172,8 @@ class SureScore(DenoiserMethod):
         level = torch.full_like(batch.sigma_y, self.assumed_sigma)
         return replace(batch, y=images, sigma_y=level)
 
-    def build(self) -> None:  # noqa: D102
+    @override
+    def build(self) -> None:
         self.denoiser = self.problem.denoiser()
         if self.divergence == "finite":
             # A difference of 1e-3 drowns in the rounding of bf16.
@@ -197,7 +200,8 @@ class SureScore(DenoiserMethod):
             for w, n in zip(weights, (n for n in steps if n > 0), strict=True)
         ]
 
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:  # noqa: D102
+    @override
+    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         self._session, self._weight = session, self._weights[number]
         if self.levels == "official" and self._levels is None:
             self._levels = self._find_levels(session)
@@ -211,7 +215,8 @@ class SureScore(DenoiserMethod):
 
     # -- loss ----------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:  # noqa: D102
+    @override
+    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         batch = self.noisy_images(batch)
         probe = draw_probe(self.probe, batch.y, generator)
         epsilon = 0.0 if self.divergence == "jvp" else self.epsilon

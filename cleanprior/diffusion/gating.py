@@ -15,6 +15,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ..checks import check_choice
 
@@ -37,7 +38,8 @@ class GatedConv(nn.Module):
         self.gate.reset_parameters()
         self.is_double = gate == "double"
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def forward(self, x: Tensor) -> Tensor:
         opening = torch.sigmoid(self.gate(x))
         return self.conv(x) * (torch.sigmoid(opening) if self.is_double else opening)
 

@@ -29,7 +29,7 @@ def at_most(numbers: int) -> Iterator[None]:
     """
     counted = 0
 
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
         nonlocal counted
         counted += 0 if parameter is None else parameter.numel()
         if counted > SLACK * numbers + 1000:

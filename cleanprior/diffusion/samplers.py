@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from ..checks import check_positive
 from ..seeding import randn_like
@@ -76,7 +77,8 @@ class LevelledSampler(Sampler):
         self.levels = noise_levels(steps, sigma_min, sigma_max, rho).tolist()
 
     @torch.no_grad()
-    def __call__(  # noqa: D102
+    @override
+    def __call__(
         self,
         denoise: Denoise,
         noise: Float[Tensor, "b c h w"],
@@ -109,7 +111,8 @@ class Heun(LevelledSampler):
     have 1.12 times its variance; from 10 to 0.01, 1.03 times.
     """
 
-    def walk(  # noqa: D102
+    @override
+    def walk(
         self, mean: Callable[[Tensor, float], Tensor], x: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b c h w"]:
         for sigma, lower in zip(self.levels[:-1], self.levels[1:], strict=True):
@@ -154,7 +157,8 @@ class Multistep(LevelledSampler):
         check_positive("sigma_data", sigma_data)
         self.sigma_data = sigma_data
 
-    def walk(  # noqa: D102
+    @override
+    def walk(
         self, mean: Callable[[Tensor, float], Tensor], x: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b c h w"]:
         d = self.sigma_data

@@ -53,7 +53,8 @@ class Pixels:
     def __init__(self) -> None:
         self.name = "pixels, pooled to at most 8x8"
 
-    def __call__(self, x: Tensor) -> NDArray[np.float64]:  # noqa: D102
+    def __call__(self, x: Tensor) -> NDArray[np.float64]:
+        """Return the features of images, (n, d)."""
         side = (min(8, x.shape[2]), min(8, x.shape[3]))
         return F.adaptive_avg_pool2d(x.clamp(-1, 1), side).flatten(1).double().numpy()
 
@@ -79,7 +80,8 @@ class Classifier:
         self.name = f"64 of a small classifier (test accuracy {100 * accuracy:.1f} %)"
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> NDArray[np.float64]:  # noqa: D102
+    def __call__(self, x: Tensor) -> NDArray[np.float64]:
+        """Return the features of images, (n, d)."""
         return self.with_scores(x)[0]
 
     @torch.no_grad()

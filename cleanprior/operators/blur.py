@@ -5,6 +5,7 @@ import math
 import torch
 from deepinv.physics import BlurFFT
 from torch import Tensor
+from typing_extensions import override
 
 from .base import ImageShape, Operator
 
@@ -45,7 +46,8 @@ class GaussianBlur(Operator):
         self.blur_std = float(blur_std)
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "blur"
 
 
@@ -98,5 +100,6 @@ class MotionBlur(Operator):
         self.angle = float(angle)
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "motion blur"

@@ -4,6 +4,7 @@ import torch
 from deepinv.physics import Inpainting
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from .base import ImageShape, Operator, Params
 
@@ -46,7 +47,8 @@ class BoxInpainting(Operator):
         self._corners = torch.cartesian_prod(rows, columns)
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "box"
 
     def _allowed(self, place: Int[Tensor, " n"]) -> Bool[Tensor, "n k"]:
@@ -75,7 +77,8 @@ class BoxInpainting(Operator):
         corner = torch.stack([first, last], 1)
         return (corner // width) * (width - self.side + 1) + corner % width
 
-    def draw(self, n: int, generator: Generator) -> Params:  # noqa: D102
+    @override
+    def draw(self, n: int, generator: Generator) -> Params:
         place = torch.randint(len(self._corners), (n,), generator=generator)
         return {"mask": self._mask(place)}
 
@@ -98,9 +101,8 @@ class BoxInpainting(Operator):
             return f"what the mask of image {int(odd[0])} hides is no square of {self.side} pixels"
         return None
 
-    def observed(  # noqa: D102
-        self, y: Float[Tensor, "b ..."], params: Params
-    ) -> Float[Tensor, "b ..."]:
+    @override
+    def observed(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b ..."]:
         return params["mask"].expand_as(y)
 
     def further(self, params: Params, delta: float, generator: Generator) -> Params:
@@ -124,12 +126,15 @@ class BoxInpainting(Operator):
         assert isinstance(shown, Tensor)
         return shown.expand(len(mask), *self.image_shape).flatten(1).to(mask.device)
 
-    def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"]:  # noqa: D102
+    @override
+    def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"]:
         return params["mask"]
 
     @property
-    def description_channels(self) -> int:  # noqa: D102
+    @override
+    def description_channels(self) -> int:
         return 1
 
-    def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:  # noqa: D102
+    @override
+    def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:
         return torch.diag_embed(params["mask"].expand(n, *self.image_shape).flatten(1).double())

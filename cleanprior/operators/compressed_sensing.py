@@ -6,6 +6,7 @@ import torch
 from deepinv.physics import LinearPhysics
 from jaxtyping import Float
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from .base import ImageShape, Operator, Params, distinct
 
@@ -73,10 +74,12 @@ class GaussianMeasurements(Operator):
         self.m = m
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "compressed sensing"
 
-    def draw(self, n: int, generator: Generator) -> Params:  # noqa: D102
+    @override
+    def draw(self, n: int, generator: Generator) -> Params:
         d = self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
         matrix = torch.randn((n, self.m, d), generator=generator) / self.m**0.5
         return {"matrix": matrix, "rows": torch.ones(n, self.m)}
@@ -99,9 +102,8 @@ class GaussianMeasurements(Operator):
             )
         return None
 
-    def observed(  # noqa: D102
-        self, y: Float[Tensor, "b ..."], params: Params
-    ) -> Float[Tensor, "b ..."]:
+    @override
+    def observed(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b ..."]:
         return params["rows"]
 
     def further(self, params: Params, delta: float, generator: Generator) -> Params:
@@ -119,5 +121,6 @@ class GaussianMeasurements(Operator):
         gram = self.matrix(further, len(further["rows"]))
         return torch.linalg.eigvalsh(gram.mT @ gram) + 1 / self.m
 
-    def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:  # noqa: D102
+    @override
+    def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:
         return (params["matrix"] * params["rows"][:, :, None]).double()

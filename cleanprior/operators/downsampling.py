@@ -4,6 +4,7 @@ import torch
 from deepinv.physics import Downsampling as DownsamplingPhysics
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from ..checks import check_choice
 from .base import ImageShape, Operator, Params
@@ -57,7 +58,8 @@ class Downsampling(Operator):
         self._gram = torch.fft.rfft2(answer.double()).real
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "downsampling"
 
     def A_dagger(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:

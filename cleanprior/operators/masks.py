@@ -4,6 +4,7 @@ import torch
 from deepinv.physics import Inpainting
 from jaxtyping import Float
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from ..seeding import bernoulli
 from .base import ImageShape, Operator, Params, beyond_chance, distinct
@@ -56,15 +57,18 @@ class RandomInpainting(Operator):
         self.per_channel = per_channel
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "inpainting"
 
-    def draw(self, n: int, generator: Generator) -> Params:  # noqa: D102
+    @override
+    def draw(self, n: int, generator: Generator) -> Params:
         channels, height, width = self.image_shape
         shape = (n, channels if self.per_channel else 1, height, width)
         return {"mask": bernoulli(shape, 1 - self.p, generator)}
 
-    def mismatch(self, params: Params) -> str | None:  # noqa: D102
+    @override
+    def mismatch(self, params: Params) -> str | None:
         mask = params["mask"]
         missing = 1 - mask.mean().item()
         # Masks that repeat say no more than one of them.
@@ -81,12 +85,12 @@ class RandomInpainting(Operator):
             )
         return None
 
-    def observed(  # noqa: D102
-        self, y: Float[Tensor, "b ..."], params: Params
-    ) -> Float[Tensor, "b ..."]:
+    @override
+    def observed(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b ..."]:
         return params["mask"].expand_as(y)
 
-    def further(self, params: Params, delta: float, generator: Generator) -> Params:  # noqa: D102
+    @override
+    def further(self, params: Params, delta: float, generator: Generator) -> Params:
         return {"mask": further_mask(params["mask"], delta, generator)}
 
     def supervision(self, further: Params, delta: float) -> Float[Tensor, "n d"]:
@@ -100,13 +104,16 @@ class RandomInpainting(Operator):
         shown = mask + (1 - mask) * scored
         return shown.expand(len(mask), *self.image_shape).flatten(1)
 
-    def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"]:  # noqa: D102
+    @override
+    def describe(self, params: Params, n: int) -> Float[Tensor, "n c h w"]:
         return params["mask"]
 
     @property
-    def description_channels(self) -> int:  # noqa: D102
+    @override
+    def description_channels(self) -> int:
         return self.image_shape[0] if self.per_channel else 1
 
-    def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:  # noqa: D102
+    @override
+    def matrix(self, params: Params, n: int) -> Float[Tensor, "n m d"]:
         mask = params["mask"].expand(n, *self.image_shape).flatten(1).double()
         return torch.diag_embed(mask)

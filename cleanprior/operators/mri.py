@@ -4,6 +4,7 @@ import torch
 from deepinv.physics import MRI
 from jaxtyping import Float
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from .base import ImageShape, Operator, Params, distinct
 
@@ -62,7 +63,8 @@ class CartesianMRI(Operator):
         self._centre[start : start + centre_lines] = 1
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "mri"
 
     def draw(self, n: int, generator: Generator) -> Params:
@@ -118,9 +120,8 @@ class CartesianMRI(Operator):
         right = int(ends[ends > start].min()) if (ends > start).any() else len(always)
         return right - left - 1
 
-    def observed(  # noqa: D102
-        self, y: Float[Tensor, "b ..."], params: Params
-    ) -> Float[Tensor, "b ..."]:
+    @override
+    def observed(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b ..."]:
         return params["mask"].expand_as(y)
 
     def further(self, params: Params, delta: float, generator: Generator) -> Params:
@@ -145,5 +146,6 @@ class CartesianMRI(Operator):
         return params["mask"].expand(n, 1, *self.image_shape[1:])
 
     @property
-    def description_channels(self) -> int:  # noqa: D102
+    @override
+    def description_channels(self) -> int:
         return 1

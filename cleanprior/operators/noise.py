@@ -1,6 +1,7 @@
 r"""Denoising: :math:`y = x + \sigma_y z`."""
 
 from deepinv.physics import Denoising as DenoisingPhysics
+from typing_extensions import override
 
 from .base import ImageShape, Operator
 
@@ -17,5 +18,6 @@ class Denoising(Operator):
         super().__init__(DenoisingPhysics(), image_shape, sigma)
 
     @property
-    def name(self) -> str:  # noqa: D102
+    @override
+    def name(self) -> str:
         return "denoising"

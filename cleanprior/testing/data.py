@@ -46,13 +46,13 @@ class DataContract:
         data: CleanData = build(compose(["method=naive", f"data={self.name}", *keys])["data"])
         return data
 
-    def test_the_yaml_has_a_key_for_every_argument(self) -> None:  # noqa: D102
+    def test_the_yaml_has_a_key_for_every_argument(self) -> None:
         check_card("data", self.name)
 
-    def test_images_have_their_range_and_splits_share_none(self) -> None:  # noqa: D102
+    def test_images_have_their_range_and_splits_share_none(self) -> None:
         check_images(self.load())
 
-    def test_it_is_the_same_at_every_call(self) -> None:  # noqa: D102
+    def test_it_is_the_same_at_every_call(self) -> None:
         with no_global_randomness():
             first = self.load()
         torch.manual_seed(1)

@@ -197,10 +197,10 @@ class MethodContract:
         names = registry.readable("operator") if self.operators is None else self.operators
         return [Cell.of(self.name, operator, self.overrides) for operator in names]
 
-    def test_the_yaml_has_a_key_for_every_argument(self) -> None:  # noqa: D102
+    def test_the_yaml_has_a_key_for_every_argument(self) -> None:
         check_method_card(self.name)
 
-    def test_it_learns_samples_and_saves_or_says_why_not(self, tmp_path: Path) -> None:  # noqa: D102
+    def test_it_learns_samples_and_saves_or_says_why_not(self, tmp_path: Path) -> None:
         learned = 0
         for cell in self.cells():
             try:
@@ -210,11 +210,11 @@ class MethodContract:
             learned += cell.method.supports(cell.problem) is None
         assert learned, "it supports no operator"
 
-    def test_the_rounds_take_the_whole_budget(self) -> None:  # noqa: D102
+    def test_the_rounds_take_the_whole_budget(self) -> None:
         for cell in self.cells():
             check_budget(cell)
 
-    def test_the_same_seed_gives_the_same_weights(self) -> None:  # noqa: D102
+    def test_the_same_seed_gives_the_same_weights(self) -> None:
         runs = []
         for _ in range(2):
             networks, report = fit(make_setting(self.name, self.overrides), trainer=make_trainer(6))
@@ -222,10 +222,10 @@ class MethodContract:
             runs.append(weights(networks))
         assert_same(*runs)
 
-    def test_clean_images_are_never_read(self) -> None:  # noqa: D102
+    def test_clean_images_are_never_read(self) -> None:
         check_never_reads_x(self.name, self.overrides)
 
-    def test_clean_images_cannot_be_reached(self) -> None:  # noqa: D102
+    def test_clean_images_cannot_be_reached(self) -> None:
         setting = make_setting(self.name, self.overrides)
         check_clean_images_are_out_of_reach(setting, images_for("inpainting", len(setting[2])))
 

@@ -202,35 +202,35 @@ class OperatorContract:
         """Build the operator."""
         return make_operator(self.name, self.shape, *self.overrides, *overrides)
 
-    def test_the_yaml_has_a_key_for_every_argument(self) -> None:  # noqa: D102
+    def test_the_yaml_has_a_key_for_every_argument(self) -> None:
         check_card("operator", self.name, handed=("image_shape",))
 
-    def test_capabilities_say_what_the_operator_does(self) -> None:  # noqa: D102
+    def test_capabilities_say_what_the_operator_does(self) -> None:
         check_capabilities(self.make(), self.name)
 
-    def test_adjoint_is_the_transpose(self) -> None:  # noqa: D102
+    def test_adjoint_is_the_transpose(self) -> None:
         check_adjoint(self.make())
 
-    def test_pseudo_inverse_reproduces_the_measurement(self) -> None:  # noqa: D102
+    def test_pseudo_inverse_reproduces_the_measurement(self) -> None:
         check_pseudo_inverse(self.make())
 
-    def test_same_seed_gives_the_same_bytes(self) -> None:  # noqa: D102
+    def test_same_seed_gives_the_same_bytes(self) -> None:
         check_seeds(lambda: self.make("sigma=0.3"))
 
-    def test_an_image_does_not_depend_on_its_batch(self) -> None:  # noqa: D102
+    def test_an_image_does_not_depend_on_its_batch(self) -> None:
         check_batches(self.make())
 
-    def test_a_call_leaves_nothing_behind(self) -> None:  # noqa: D102
+    def test_a_call_leaves_nothing_behind(self) -> None:
         check_nothing_stays(self.make())
 
-    def test_matrix_is_the_operator(self) -> None:  # noqa: D102
+    def test_matrix_is_the_operator(self) -> None:
         check_matrix(self.make())
 
-    def test_noise_has_the_stated_level(self) -> None:  # noqa: D102
+    def test_noise_has_the_stated_level(self) -> None:
         check_noise(self.make("sigma=0.25"))
 
-    def test_no_noise_means_exactly_a_x(self) -> None:  # noqa: D102
+    def test_no_noise_means_exactly_a_x(self) -> None:
         check_no_noise(self.make("sigma=0"))
 
-    def test_a_noise_level_that_is_none_is_refused(self) -> None:  # noqa: D102
+    def test_a_noise_level_that_is_none_is_refused(self) -> None:
         check_refuses_noise_level(self.make)

@@ -85,7 +85,7 @@ def check_counts(
         denoised = denoise(x, sigma)
         if denoised.requires_grad:
 
-            def add(gradient: Tensor) -> None:
+            def add(_gradient: Tensor) -> None:
                 counts["backward"] += 1
 
             denoised.register_hook(add)
@@ -120,21 +120,21 @@ class PosteriorContract:
         made = make_operator(operator, (1, 4, 4), "sigma=0.1")
         return made, Measurements.draw(uniform((4, 1, 4, 4)), made, 0, "test")
 
-    def test_the_yaml_has_a_key_for_every_argument(self) -> None:  # noqa: D102
+    def test_the_yaml_has_a_key_for_every_argument(self) -> None:
         check_card("posterior", self.name)
 
-    def test_an_image_does_not_depend_on_its_batch(self) -> None:  # noqa: D102
+    def test_an_image_does_not_depend_on_its_batch(self) -> None:
         for name in self.operators:
             operator, data = self.problem(name)
             check_batches(self.make, gaussian_denoiser(operator), data, operator)
 
-    def test_evaluations_and_backward_passes_are_those_counted(self) -> None:  # noqa: D102
+    def test_evaluations_and_backward_passes_are_those_counted(self) -> None:
         for name in self.operators:
             operator, data = self.problem(name)
             denoise, generators = gaussian_denoiser(operator), image_generators(0, range(len(data)))
             check_counts(self.make(), denoise, Likelihood.of(operator, data), generators)
 
-    def test_no_gradient_is_needed_from_outside(self) -> None:  # noqa: D102
+    def test_no_gradient_is_needed_from_outside(self) -> None:
         operator, data = self.problem(self.operators[0])
         generators = image_generators(0, range(len(data)))
         likelihood = Likelihood.of(operator, data)

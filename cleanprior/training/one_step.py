@@ -17,7 +17,6 @@ class OneStep:
     denoiser: Denoiser
 
     @torch.no_grad()
-    def __call__(  # noqa: D102
-        self, batch: Batch, generators: list[Generator]
-    ) -> Draw:
+    def __call__(self, batch: Batch, generators: list[Generator]) -> Draw:
+        """Return the estimate of each image."""
         return Draw(self.denoiser(batch.y, batch.sigma_y.clamp_min(SIGMA_MIN)), 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from ...checks import check_choice, check_positive, check_share
 from ...operators.base import Operator
@@ -93,7 +94,8 @@ class LevelSampler(PosteriorSampler):
     def backwards_per_step(self, operator: Operator) -> int:
         """Return the vector-Jacobian products of the denoiser in one step."""
 
-    def __call__(  # noqa: D102
+    @override
+    def __call__(
         self,
         denoise: Denoise,
         likelihood: Likelihood,
@@ -145,7 +147,8 @@ class GuidedSampler(LevelSampler):
         The correction is None for samplers that change only the mean.
         """
 
-    def step(  # noqa: D102
+    @override
+    def step(
         self,
         denoise: Denoise,
         x: Float[Tensor, "b c h w"],

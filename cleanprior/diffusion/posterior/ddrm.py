@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from ...checks import check_share
 from ...operators.base import Operator
@@ -58,7 +59,8 @@ class DDRM(LevelSampler):
         check_share("eta", self.eta, "0 to 1 (all noise fresh)")
         check_share("eta_b", self.eta_b, "0 to 1 (y alone)")
 
-    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
+    @override
+    def backwards_per_step(self, operator: Operator) -> int:
         return 0
 
     @staticmethod
@@ -73,7 +75,8 @@ class DDRM(LevelSampler):
         noise = spectrum.column(likelihood.sigma_y) / spectrum.singular.clamp_min(1e-30)
         return spectrum, torch.where(spectrum.kept, noise, torch.inf)
 
-    def start(  # noqa: D102
+    @override
+    def start(
         self, likelihood: Likelihood, generator: Generator | Sequence[Generator]
     ) -> Float[Tensor, "b c h w"]:
         spectrum, tau = self.decompose(likelihood)
@@ -85,7 +88,8 @@ class DDRM(LevelSampler):
         return spectrum.to_image(mean + spread * noise)
 
     @torch.no_grad()
-    def step(  # noqa: D102
+    @override
+    def step(
         self,
         denoise: Denoise,
         x: Float[Tensor, "b c h w"],

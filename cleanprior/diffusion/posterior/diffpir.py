@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from ...checks import check_iterations, check_positive, check_share
 from ...operators.base import Operator, likelihood_sigma
@@ -60,7 +61,8 @@ class DiffPIR(LevelSampler):
         check_share("zeta", self.zeta, "0 (deterministic) to 1 (all noise fresh)")
         check_iterations(self.iterations)
 
-    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
+    @override
+    def backwards_per_step(self, operator: Operator) -> int:
         return 0
 
     def pull(self, denoised: Tensor, sigma: float, likelihood: Likelihood) -> Tensor:
@@ -77,7 +79,8 @@ class DiffPIR(LevelSampler):
         return denoised + shift.to(denoised.dtype)
 
     @torch.no_grad()
-    def step(  # noqa: D102
+    @override
+    def step(
         self,
         denoise: Denoise,
         x: Float[Tensor, "b c h w"],

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ...checks import check_choice
 from ...operators.base import Operator
@@ -41,7 +42,8 @@ class DPS(GuidedSampler):
         super().__post_init__()
         check_choice("guidance", self.guidance, ("norm", "squared", "batch"))
 
-    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
+    @override
+    def backwards_per_step(self, operator: Operator) -> int:
         return 1
 
     def gradient(
@@ -61,7 +63,8 @@ class DPS(GuidedSampler):
             (gradient,) = torch.autograd.grad(misfit, x)
         return denoised.detach(), gradient
 
-    def guide(  # noqa: D102
+    @override
+    def guide(
         self, denoise: Denoise, x: Tensor, sigma: float, likelihood: Likelihood
     ) -> tuple[Tensor, Tensor | None]:
         if self.guidance == "squared" and (likelihood.sigma_y <= 0).any():

@@ -11,6 +11,7 @@ import torch
 from deepinv.optim import L2
 from deepinv.physics import DecomposablePhysics, GaussianNoise, LinearPhysics
 from torch import Generator, Tensor, nn
+from typing_extensions import override
 
 from ...checks import check_positive
 from ...errors import unknown
@@ -129,7 +130,8 @@ class DeepinvSampler(PosteriorSampler):
             made[0], denoiser, made[1], solver, device=device, minus_one_one=False
         )
 
-    def __call__(  # noqa: D102
+    @override
+    def __call__(
         self,
         denoise: Denoise,
         likelihood: Likelihood,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from azula.linalg.solve import gmres
 from torch import Tensor
+from typing_extensions import override
 
 from ...checks import check_choice, check_iterations
 from ...operators.base import Operator, likelihood_sigma
@@ -68,10 +69,12 @@ class MMPS(GuidedSampler):
             return self.iterations
         return 2 if PROJECTIONS & operator.capabilities else 4
 
-    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
+    @override
+    def backwards_per_step(self, operator: Operator) -> int:
         return self.solve_iterations(operator) + (self.solver == "gmres")
 
-    def guide(  # noqa: D102
+    @override
+    def guide(
         self, denoise: Denoise, x: Tensor, sigma: float, likelihood: Likelihood
     ) -> tuple[Tensor, Tensor | None]:
         sigma_y = likelihood_sigma(likelihood.sigma_y, self.sigma_floor)

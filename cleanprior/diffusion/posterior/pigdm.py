@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ...checks import check_iterations
 from ...operators.base import Operator
@@ -49,10 +50,12 @@ class PiGDM(GuidedSampler):
         super().__post_init__()
         check_iterations(self.iterations)
 
-    def backwards_per_step(self, operator: Operator) -> int:  # noqa: D102
+    @override
+    def backwards_per_step(self, operator: Operator) -> int:
         return 1
 
-    def guide(  # noqa: D102
+    @override
+    def guide(
         self, denoise: Denoise, x: Tensor, sigma: float, likelihood: Likelihood
     ) -> tuple[Tensor, Tensor | None]:
         variance = sigma**2 * self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
