@@ -144,11 +144,35 @@ def options(group: str) -> dict[str, Path]:
 
 
 def methods() -> dict[str, Path]:
-    """Return the methods: built-in ones that have an entry point, and every plug-in's YAML."""
+    """Return the methods: built-in ones that have an entry point, and every plug-in's YAML.
+
+    A preset of a built-in one begins from its YAML and needs no entry point.
+    """
     entries = installed(METHODS)
     found = {n: files[0] for n, files in _found("method").items()}
-    known = {n: path for n, (package, path) in found.items() if package != OWN or n in entries}
+    known = {
+        n: path
+        for n, (package, path) in found.items()
+        if package != OWN or n in entries or _begins_from(path) in entries
+    }
     return dict(sorted(known.items()))
+
+
+def presets() -> dict[str, str]:
+    """Return the methods that are another one with other values: name -> that method's name."""
+    begun = {name: _begins_from(path) for name, path in methods().items()}
+    return {name: base for name, base in begun.items() if base is not None}
+
+
+@cache
+def _begins_from(path: Path) -> str | None:
+    """Return the configuration of its group that a file changes values of, or None."""
+    try:
+        listed = read_card(path).get("defaults")
+    except UserError:
+        return None
+    named = [n for n in listed if n != "_self_"] if isinstance(listed, list) else []
+    return str(named[0]) if named else None
 
 
 def package_of(group: str, name: str) -> str:
@@ -251,8 +275,18 @@ def _with_defaults(group: str, name: str, card: dict[str, Any]) -> dict[str, Any
     bases = [b for b in listed if isinstance(b, str) and b not in ("_self_", name)]
     merged: dict[str, Any] = {}
     for base in bases:
-        merged |= read(group, base)
-    return merged | {k: v for k, v in card.items() if k != "defaults"}
+        merged = _merged(merged, read(group, base))
+    return _merged(merged, {k: v for k, v in card.items() if k != "defaults"})
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return values with others in their places, key by key at any depth, as Hydra does."""
+    found = dict(below)
+    for key, value in above.items():
+        own = found.get(key)
+        is_inside = isinstance(own, dict) and isinstance(value, dict)
+        found[key] = _merged(dict(own or {}), value) if is_inside else value
+    return found
 
 
 def _unusable(group: str, name: str, reason: str) -> UserError:

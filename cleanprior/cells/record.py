@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import StageFailed, UserError
 from ..files import write_text
+from .code import latest
 from .folder import CellFolder, TrainingFiles
 from .reading import Record, encode, load_record
 from .status import Status
@@ -103,7 +104,7 @@ def training_code(files: TrainingFiles, installed: str) -> str:
 def has_other_code(cell: CellFolder, record: Record) -> bool:
     """Whether a method was trained by other code than is installed."""
     code = record.get("code") or {}
-    return bool(code) and code.get("method") != cell.code
+    return bool(code) and latest(str(code.get("method"))) != cell.code
 
 
 def is_finished(record: Record | None) -> bool:

@@ -290,3 +290,11 @@ def test_names_below_a_folder_of_runs_are_spelled_in_one_place():
                 found[name] = names
     assert found.keys() == SPELLERS, found
     assert {"cells", "pictures", "record-"} <= found["cleanprior/cells/folder.py"]
+
+
+def test_code_that_trains_the_same_weights_puts_no_record_in_doubt(mine, monkeypatch):
+    now = mine.code
+    monkeypatch.setattr("cleanprior.cells.code.EQUAL", {"first": "second", "second": now})
+    for given, is_other in (("first", False), ("second", False), (now, False), ("third", True)):
+        assert has_other_code(mine, {"code": {"method": given}}) == is_other, given
+    assert not has_other_code(mine, {})  # a record of nobody's training

@@ -32,7 +32,8 @@ CPU = torch.device("cpu")
 NO_CUDA = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="torch finds no CUDA device on this machine"
 )
-METHODS, OPERATORS = registry.methods(), registry.options("operator")
+METHODS = [m for m in registry.methods() if m not in registry.presets()]
+OPERATORS = registry.options("operator")
 
 
 def is_met(name: str, operator_name: str) -> bool:
