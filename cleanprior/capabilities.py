@@ -107,9 +107,7 @@ NEEDS: dict[str, Need] = {
         "{method} cannot use noisy measurements (sigma_y={sigma_y}); set operator.sigma=0",
         lambda facts: facts.sigma_y == 0,
     ),
-    "LEVEL": Need(
-        "{method} divides by sigma_y^2 and sigma_y is 0; set method.sigma_floor above 0", _is_noisy
-    ),
+    "LEVEL": Need("{method} divides by sigma_y^2 and sigma_y is 0{waiver}", _is_noisy),
     "NOISY": Need(
         "{method} learns from the noise of y and sigma_y is 0; set operator.sigma above 0",
         _is_noisy,
@@ -161,7 +159,8 @@ def earlier(needs: Iterable[str]) -> list[str]:
 
 def rule(need: str) -> str:
     """Return the sentence of a need for any method and operator."""
-    return NEEDS[need].text.format(method="the method", operator="operator", sigma_y="above 0")
+    words = {"method": "the method", "operator": "operator", "sigma_y": "above 0", "waiver": ""}
+    return NEEDS[need].text.format(**words)
 
 
 def required(method: Mapping[str, Any]) -> tuple[str, ...]:
@@ -209,8 +208,17 @@ def refusal(method: Mapping[str, Any], facts: Facts) -> Refusal | None:
         if not NEEDS[key].holds(facts):
             level = f"{facts.sigma_y:g}"
             words = {"method": name, "operator": facts.operator, "sigma_y": level}
-            return Refusal(key, NEEDS[key].text.format(**words))
+            return Refusal(key, NEEDS[key].text.format(**words, waiver=_waiver(method, key)))
     return None
+
+
+def _waiver(method: Mapping[str, Any], need: str) -> str:
+    """Return what to set so that a need is waived, as the end of a sentence."""
+    text = (method.get("unless") or {}).get(need)
+    if text is None:
+        return ""
+    key, _, allowed = str(text).partition("=")
+    return f"; set method.{key.strip()} {ranges.parse(allowed.strip())}"
 
 
 def refused(config: Mapping[str, Any]) -> Refusal | None:

@@ -31,7 +31,7 @@ def refused(needs, problem, **values):
             facts(sigma=0.2),
             r"noisy measurements \(sigma_y=0\.2\); set operator\.sig",
         ),
-        ("LEVEL", facts(sigma=0.2), facts(), r"sigma_y is 0; set method\.sigma_floor"),
+        ("LEVEL", facts(sigma=0.2), facts(), "divides by sigma_y.2 and sigma_y is 0$"),
         ("RANDOM", facts(), facts(BLUR, operator="blur"), "with one fixed blur"),
         ("FURTHER", facts(), facts(BLUR, operator="blur"), "no further corruption for blur"),
         ("NOISY", facts(sigma=0.2), facts(), r"sigma_y is 0; set operator\.sigma above 0"),
@@ -73,6 +73,9 @@ def test_a_value_waives_a_need():
     for value, code in ((0.1, None), (0, "LEVEL"), (None, "LEVEL"), ("none", "LEVEL")):
         found = refused(["LEVEL"], facts(), unless=waived, floor=value)
         assert (found.code if found else None) == code, value
+    assert refused(["LEVEL"], facts(), unless=waived, floor=0).reason.endswith(
+        "sigma_y is 0; set method.floor above 0"
+    )
     assert refused(["IDENTITY"], facts(), unless=waived, mode="ignore") is None
     assert refused(["IDENTITY"], facts(), unless=waived, mode="refuse").code == "IDENTITY"
     assert refused(["IDENTITY", "SVD"], facts(()), unless=waived, mode="ignore").code == "SVD"
