@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import dataset, load, measure, method, operator, posterior, sampler, train
+    from .api import dataset, evaluate, load, measure, method, operator, posterior, sampler, train
     from .benchmarks.api import bench  # type: ignore[import-not-found,unused-ignore]
     from .data import Measurements
     from .errors import UserError
@@ -44,6 +44,7 @@ __all__ = [
     "__version__",
     "bench",
     "dataset",
+    "evaluate",
     "load",
     "measure",
     "method",

@@ -29,6 +29,9 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.posterior import PosteriorSampler
 from .diffusion.samplers import Sampler
 from .errors import UserError
+from .evaluation.evaluate import Protocol
+from .evaluation.given import LARGEST
+from .evaluation.saved import Evaluation, Judge
 from .files import check_folder, write_text
 from .notices import tell
 from .operators.base import ImageShape, Operator
@@ -92,8 +95,8 @@ def _image_shape(given: Any) -> ImageShape:
     return int(found[0]), int(found[1]), int(found[2])
 
 
-def _images(name: str, given: Any, shape: ImageShape) -> Tensor:
-    """Return images in [-1, 1] as float32 on the CPU, checked."""
+def _images(name: str, given: Any, shape: ImageShape, largest: float = RANGE) -> Tensor:
+    """Return images in [-1, 1] as float32 on the CPU, checked up to a largest absolute value."""
     x = torch.as_tensor(given).detach().cpu()
     if x.dim() != 4 or tuple(x.shape[1:]) != shape or len(x) == 0:
         needed = ", ".join(map(str, shape))
@@ -101,7 +104,7 @@ def _images(name: str, given: Any, shape: ImageShape) -> Tensor:
     if not x.is_floating_point():
         raise UserError(f"{name} hold {x.dtype}; needed: floats in [-1, 1], e.g. x / 127.5 - 1")
     x = x.float()
-    if not torch.isfinite(x).all() or x.abs().max() > RANGE:
+    if not torch.isfinite(x).all() or x.abs().max() > largest:
         raise UserError(f"{name} lie in [{x.min():.4g}, {x.max():.4g}]; needed: [-1, 1] and no NaN")
     return x
 
@@ -159,6 +162,64 @@ def load(folder: str | Path) -> Prior:
         UserError: There is none, or it is damaged.
     """
     return load_prior(Path(folder))
+
+
+def evaluate(
+    restorer: Prior | Float[Tensor, "..."] | np.ndarray,
+    data: CleanData | MeasuredData | str,
+    operator: Operator,
+    *,
+    posterior: PosteriorSampler | str | None = None,
+    sampler: Sampler | str | None = None,
+    data_seed: int = 0,
+    is_point: bool = False,
+    cache: str | Path | None = None,
+    progress: bool = True,
+    **evaluation: Any,
+) -> Evaluation:
+    """Judge a prior, or anybody's restorations, by the protocol of the benchmarks.
+
+    Arguments:
+        restorer: A prior; or restorations of the first held-out measurements in their order, in
+            [-1, 1]: (n, c, h, w), or (k, n, c, h, w) for k draws of each.
+        data: A data set or its name: clean images, whose measurements are drawn as a benchmark
+            draws them, or measurements alone.
+        operator: Their operator.
+        posterior: The sampler of p(x|y), or its name; None takes the default.
+        sampler: The sampler of p(x), or its name; None takes the default.
+        data_seed: Data seed of drawn measurements.
+        is_point: Whether restorations are point estimates and not draws of p(x|y).
+        cache: Folder of feature networks and values of the reference; None keeps nothing.
+        progress: Whether progress is shown on stderr.
+        evaluation: Keys of ``configs/evaluation``, e.g. ``test_images=100, samples=512``.
+
+    Returns:
+        The row that a table would have: ``metrics``, ``missing`` with the reasons, ``lines()``.
+
+    Raises:
+        UserError: Images of another shape, or of another number than there are measurements.
+    """
+    check_kind("operator", operator, Operator)
+    protocol: Protocol = part("evaluation", **evaluation)
+    images = dataset(data) if isinstance(data, str) else data
+    shown = live_progress() if progress else Progress()
+    folder = None if cache is None else check_folder("cache", Path(cache))
+    judge = Judge(images, operator, check_seed(data_seed), protocol, folder, shown)
+    if not isinstance(restorer, Prior):
+        x = torch.as_tensor(restorer).detach().cpu()
+        shape = operator.image_shape
+        flat = _images("restorations", x.flatten(0, 1) if x.dim() == 5 else x, shape, LARGEST)
+        return judge.restorations(flat.reshape(-1, *x.shape[-4:]), is_point)
+    name, drawn = _named("posterior", posterior)
+    return judge.prior(restorer, name, drawn, _named("sampler", sampler)[1])
+
+
+def _named(group: str, given: Any) -> tuple[str, Any]:
+    """Return a part with its name: the part that was given, or the one of that configuration."""
+    if given is not None and not isinstance(given, str):
+        return type(given).__name__.lower(), given
+    config = compose([] if given is None else [f"{group}={given}"])[group]
+    return config["name"], build(config)
 
 
 def train(

@@ -12,6 +12,7 @@ import typer
 from . import __version__, capabilities, registry, stopping
 from .environment import is_first, processes, take_precision_away
 from .errors import UserError, one_line
+from .evaluate_command import evaluate
 from .files import check_folder
 from .notices import show_on_stderr
 from .options import GIVEN, Out, Overrides, live_progress
@@ -104,6 +105,7 @@ def measure(
 
 app.command()(sample)
 app.command()(restore)
+app.command()(evaluate)
 
 
 @app.command("list")

@@ -14,6 +14,7 @@ NAMES = {
     "UserError": "cleanprior.errors",
     "bench": "cleanprior.benchmarks.api",
     "dataset": "cleanprior.api",
+    "evaluate": "cleanprior.api",
     "load": "cleanprior.api",
     "measure": "cleanprior.api",
     "method": "cleanprior.api",
