@@ -7,8 +7,8 @@ import pandas as pd
 
 from cleanprior.metric_names import describe
 
+from .row_names import row_name
 from .statistics import LEVEL, RANKED
-from .tables import row_name
 
 
 def matrix(comparisons: pd.DataFrame | None, summary: pd.DataFrame) -> dict[str, Any] | None:

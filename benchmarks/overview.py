@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from .tables import COLUMNS, DASH, names, number
+from .row_names import names
+from .tables import COLUMNS, DASH, number
 
 #: Metrics that an overview shows, with their headings.
 OVERVIEWS = {

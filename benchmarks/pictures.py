@@ -21,7 +21,7 @@ from cleanprior.hashed import Damaged, check_owner, read_arrays
 
 from . import tiles
 from .plan import Problem
-from .tables import row_name
+from .row_names import row_name
 from .tiles import Images, View
 
 #: What the page compares, kept beside the pictures for its next writing.

@@ -19,7 +19,7 @@ from . import figures
 from .figures import png, styled
 from .palette import Look, looks
 from .plan import Problem
-from .tables import row_name
+from .row_names import row_name
 
 __all__ = ["calibration", "curves", "png", "quality_cost", "sweep", "write"]
 

@@ -17,7 +17,8 @@ from cleanprior.cells.record import Record, is_finished
 from cleanprior.errors import UserError, unknown
 
 from .plan import Problem
-from .tables import DASH, SIGNIFICANT, number, row_name
+from .row_names import row_name
+from .tables import DASH, SIGNIFICANT, number
 
 #: Published metric, ours, format, headings. FD is never called FID: it has other features and fewer
 #: samples.

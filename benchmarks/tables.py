@@ -13,6 +13,7 @@ from cleanprior.cells.status import Status
 from cleanprior.metric_names import in_order
 
 from .numbers import lettered, significant, with_spread
+from .row_names import names, procedure
 
 DASH = "-"
 #: Significant digits instead of a number of decimals.
@@ -132,8 +133,6 @@ QUALITIES = (
 )
 COSTS = ("train_seconds", "restore_seconds", "sample_seconds", "memory_mb", "energy_kj")
 NUMBERS = (*QUALITIES, *COSTS)
-#: A label of version 0.1.0; its first words are in the group.
-_LABEL = re.compile(r"(?:none; )?(?:samples: )?(.*?)(?:: |; |$)")
 #: Below this a residual is the rounding of float32 images.
 ROUNDING = 1e-6
 
@@ -242,8 +241,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     absent = [c for c in (*NUMBERS, *FIRST) if c not in frame]
     frame = frame.reindex(columns=[*keys, *absent])
     lines = []
-    for names, group in frame.groupby(["method", "way"], sort=False):
-        line: dict[str, Any] = dict(zip(("method", "way"), names, strict=True))
+    for pair, group in frame.groupby(["method", "way"], sort=False):
+        line: dict[str, Any] = dict(zip(("method", "way"), pair, strict=True))
         done = group[group["status"] == "done"]
         line["n"] = len(done)
         statuses = list(dict.fromkeys(group["status"]))
@@ -290,49 +289,6 @@ def number(line: Mapping[str, Any], key: str, form: str, plus_minus: str) -> str
             return significant(value)
         return with_spread(value, spread, plus_minus)
     return f"{value:{form}}" + (f"{plus_minus}{spread:{form}}" if not pd.isna(spread) else "")
-
-
-def row_name(method: str, row: Mapping[Any, Any], is_own: bool) -> str:
-    """Return the name of a row where the other rows are not shown.
-
-    A row that restores or samples by the method's own procedure is called "method: procedure".
-    """
-    return f"{method}: {procedure(row)}" if is_own else method
-
-
-def procedure(row: Mapping[Any, Any]) -> str:
-    """Return by what a row of a record, or a line of a table, restores; else by what it samples.
-
-    Records of version 0.1.0 have both in one label, ``mmps: one draw; samples: fixed mask``.
-    """
-    for key in ("procedure", "restores_by", "samples_by"):
-        if isinstance(row.get(key), str) and row[key]:
-            return str(row[key])
-    found = _LABEL.match(str(row["way"]))
-    return found[1] if found else ""
-
-
-def _way(line: Mapping[str, Any]) -> str:
-    return str(line["way"])
-
-
-def names(summary: pd.DataFrame, references: Sequence[str]) -> list[str]:
-    """Return the name of each row of a table, each once; † marks training on all clean images."""
-    lines = [{str(k): v for k, v in line.items()} for line in summary.to_dict("records")]
-    found = [
-        row_name(str(n["method"]), n, n["is_own"] and n["method"] not in references) for n in lines
-    ]
-    for naming in (procedure, _way):  # from fewer words to more, where two rows have one name
-        shared = {name for name in found if found.count(name) > 1}
-        first = {name: found.index(name) for name in shared}
-        found = [
-            f"{line['method']}: {naming(line)}"
-            if name in shared and (i != first[name] or ":" in name)
-            else name
-            for i, (name, line) in enumerate(zip(found, lines, strict=True))
-        ]
-    whole = [bool(n["clean_images"]) and n["clean_images"] == n["train_images"] for n in lines]
-    return [f"{name} †" if is_upper else name for name, is_upper in zip(found, whole, strict=True)]
 
 
 def columns(summary: pd.DataFrame) -> list[Column]:

@@ -14,8 +14,8 @@ import pandas as pd
 from cleanprior.cells.record import Record, is_finished
 
 from .numbers import significant
+from .row_names import row_name
 from .statistics import LEVEL, NETWORKS, RANKED, SEEDS_FOR_T, Entry, best, compare, entries
-from .tables import row_name
 from .warned import warning
 
 Name = tuple[str, str]

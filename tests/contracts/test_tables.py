@@ -14,6 +14,7 @@ from cleanprior.benchmarks.latex import to_latex
 from cleanprior.benchmarks.numbers import lettered, significant, with_spread
 from cleanprior.benchmarks.overview import overview
 from cleanprior.benchmarks.plan import make_plan
+from cleanprior.benchmarks.row_names import procedure
 from cleanprior.benchmarks.writing import to_csv, to_markdown
 from made_up import WARNING, records
 
@@ -274,7 +275,7 @@ def test_an_overview_keeps_draws_and_points_apart(config: dict) -> None:
     ],
 )
 def test_a_procedure_is_told_by_the_record_or_its_earlier_label(row, name):
-    assert tables.procedure(row) == name
+    assert procedure(row) == name
 
 
 @pytest.mark.parametrize(
