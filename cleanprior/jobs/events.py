@@ -46,7 +46,7 @@ class SentTask(Task):
     """A phase whose steps are told to the process that shows them."""
 
     def __init__(self, progress: "SentProgress", phase: str, total: int) -> None:
-        super().__init__(progress, phase, total)
+        super().__init__(progress, phase, total, is_line=False)
         self._sender, self._pulse = progress.sender, progress.pulse
         self._sent = 0.0
         self._sender.send("begin", phase=phase, total=total)
