@@ -83,7 +83,7 @@ def test_lines_are_one_a_phase_where_no_terminal_is(capsys, monkeypatch):
         ({}, {"code": -11}, StageFailed, "ended by SIGSEGV"),
         ({}, {"code": -9}, StageFailed, "SIGKILL .out of memory"),
         ({}, {"code": 3}, StageFailed, "exit code 3"),
-        ({"event": "busy"}, {}, lease.Busy, ""),
+        ({"event": "busy"}, {}, lease.Busy, "^$"),
     ],
 )
 def test_how_a_task_ended_is_what_is_raised(last, end, error, text):
