@@ -147,7 +147,7 @@ def given_route(x: Float[Tensor, "k n c h w"], is_point: bool) -> Route:
         raise UserError(f"{len(x)} restorations of each measurement are draws, no point estimate")
     asked: Counter[int] = Counter()
 
-    def restore(batch: Batch, generators: list[Generator]) -> Draw:
+    def restore(batch: Batch, _: list[Generator]) -> Draw:
         chosen = []
         for i in batch.index.tolist():
             chosen.append(x[asked[i] % len(x), i])
