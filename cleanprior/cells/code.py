@@ -25,6 +25,7 @@ EQUAL = {
     "30df8c486cf0860c": "72319830c76c4f44",  # ambient_tweedie
     "3e9041dac20711ef": "06fe68bece15c166",  # denoise_then_train
     "07a3faaf18729f34": "6ea051649039f02e",  # em
+    "6ea051649039f02e": "70911ad701be298d",  # em
     "235e32c1f4666132": "28a17a8c1420bf22",  # flowdiff
     "29cffe23ef729f02": "764da71172479171",  # gsure
     "72f7dd682a285a25": "ca9b2a57e5480b2f",  # masked_loss
