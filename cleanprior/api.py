@@ -37,6 +37,7 @@ from .notices import tell
 from .operators.base import ImageShape, Operator
 from .operators.building import build_operator, state_hash
 from .options import live_progress
+from .outside import read_json
 from .parts import part
 from .prior import Prior
 from .progress import Progress
@@ -376,8 +377,8 @@ def _claim(
         write_text(path, json.dumps({"key": key, "config": config}, indent=1, default=str))
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        found = read_json(path)["key"]
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"'{path}' is damaged; name another folder") from error
     if found != key:
         raise UserError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import StageFailed, UserError
 from ..files import write_text
+from ..outside import CARD, read_text
 from .code import latest
 from .folder import CellFolder, TrainingFiles
 from .reading import Record, encode, load_record
@@ -94,8 +95,8 @@ def training_code(files: TrainingFiles, installed: str) -> str:
     """
     if files.checkpoint.is_file():
         try:
-            return files.code.read_text(encoding="utf-8")
-        except (OSError, ValueError):
+            return read_text(files.code, CARD)
+        except UserError:
             pass  # nobody knows
     write_text(files.code, installed)
     return installed

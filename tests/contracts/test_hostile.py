@@ -1,6 +1,7 @@
 """What comes from outside is data: each file of a stranger gets one line, and runs no code."""
 
 import gzip
+import io
 import json
 import shutil
 import zipfile
@@ -29,7 +30,12 @@ from hostile import (
     zarr2,
     zarr3,
 )
+from rich.console import Console
 from safetensors.torch import load_file, save
+
+from cleanprior.data import hub
+from cleanprior.errors import UserError
+from cleanprior.progress import Progress
 
 SAMPLE, RESTORE = ["sample", "-n", "1", "sampler.steps=3"], ["restore", "-n", "1", *SMALL]
 CALL = "os.mkdir"
@@ -711,3 +717,36 @@ def test_a_strangers_request(run, canary, tmp_path, name):
     (folder / "request.json").write_text(text)
     assert_refused(run("report", folder), message, canary)
     assert [p.name for p in folder.iterdir()] == ["request.json"]
+
+
+# -- texts that something else would read as its own language --------------------------------------
+
+
+def test_brackets_are_no_markup_of_a_console():
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=120)
+    with Progress(console).live() as progress, progress.task("train · [/x]", 3) as task:
+        task.advance(1, note="[/bold] [red]")
+        progress.say("naive failed: [/x] [link=file:///etc/passwd]")
+        assert progress.bars is not None
+        progress.bars.refresh()
+    assert "train · [/x]" in shown.getvalue() and "[/bold] [red]" in shown.getvalue()
+    assert "[link=file:///etc/passwd]" in shown.getvalue()
+
+
+@pytest.mark.parametrize(("version", "given"), [("2.14.0", 1), ("3.6.0", 1), ("4.0.0", 0)])
+def test_a_repository_runs_no_script(monkeypatch, version, given):
+    asked = []
+
+    class Library:
+        __version__ = version
+
+        @staticmethod
+        def load_dataset(*arguments, **options):
+            asked.append(options)
+            raise ValueError("it holds a script")
+
+    monkeypatch.setattr(hub, "optional", lambda *_: Library)
+    with pytest.raises(UserError, match="it holds a script"):
+        hub.huggingface("a/b", None, "train", None, None, None, 8, 1, 0.1, None)
+    assert asked == [{"trust_remote_code": False}] * given or (not given and asked == [{}])
