@@ -91,7 +91,9 @@ def named_arrays(
         EOFError,
         ValueError,
         KeyError,
+        ArithmeticError,
         RuntimeError,  # an encrypted archive
+        SystemError,  # of a codec in C
         zipfile.BadZipFile,
         zlib.error,
         lzma.LZMAError,
