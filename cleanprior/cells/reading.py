@@ -6,7 +6,8 @@ line and treated as if it were not there: the cell is evaluated, or trained, aga
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,91 @@ Record = dict[str, Any]
 FORMAT = 1
 #: The key of a record's own hash.
 HASH = "sha256"
-_NUMBER: tuple[type, ...] = (int, float, type(None))
-_COUNTED = ("steps", "seconds", "memory_mb", "costs")
 _MAPPINGS = ("config", "training", "parameters", "evaluation", "code", "costs")
 _TEXTS = ("status", "method", "operator", "data", "cell", "measurements_sha256", "device", "time")
-#: What a row of every finished cell has.
-_ROW: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("metrics", "missing", "seconds"), (dict,)),
-    **dict.fromkeys(("evaluations", "backwards"), _NUMBER),
-    "way": (str,),
-    "is_own": (bool,),
+Check = Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    is_count = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_count and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _each(check: Check, *needed: str) -> Check:
+    """Return whether a value holds, by name, what passes a check."""
+
+    def checked(value: Any) -> bool:
+        is_whole = isinstance(value, dict) and set(needed) <= value.keys()
+        return is_whole and all(map(check, value.values()))
+
+    return checked
+
+
+def _all(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+_number_or_none = _or_none(_is_number)
+_keys = _each(lambda value: True)
+
+
+def _costs(value: Any) -> bool:
+    if value is None or not isinstance(value, dict):
+        return value is None
+    kept = [v for k, v in value.items() if k not in ("uncounted", "passes", "pass_flops")]
+    return all(map(_number_or_none, kept))
+
+
+def _curves(value: Any) -> bool:
+    """Whether a row has lists by name, those of a number a sampling seed among them."""
+    is_right = _each(lambda found: isinstance(found, list | dict))
+    seeds = {k: v for k, v in value.items() if k.endswith("_by_seed")} if is_right(value) else {}
+    return is_right(value) and all(map(_all(_number_or_none), seeds.values()))
+
+
+#: Keys that a record may lack, and may not leave empty.
+_WHERE_GIVEN = ("energy_j", "curves")
+#: What the tables show of a finished cell, and what it is made of.
+_RECORD: dict[str, Check] = {
+    **dict.fromkeys(("clean_images", "train_images"), _number_or_none),
+    "parameters": _each(_is_number),
+    "costs": _costs,
+    "warned": _or_none(_each(_is_text)),
+    "warning": _or_none(_is_text),
+    "data_notices": _or_none(_all(_is_text)),
 }
-_FURTHER: dict[str, tuple[type, ...]] = dict.fromkeys(
-    ("curves", "costs", "per_image", "marked"), (dict, type(None))
-)
+_TRAINING: dict[str, Check] = {
+    **dict.fromkeys(("seconds", "costs"), _each(_is_number)),
+    "memory_mb": _each(_number_or_none, "cpu", "gpu"),
+    "images": _is_number,
+    "steps": _or_none(_each(_is_number)),
+    "energy_j": _each(_number_or_none),
+    "history": _or_none(_all(_keys)),
+    "log": _or_none(_keys),
+}
+_ROW: dict[str, Check] = {
+    "way": _is_text,
+    "is_own": lambda value: isinstance(value, bool),
+    "metrics": _each(_is_number),
+    "seconds": _each(_is_number),
+    "missing": _each(_is_text),
+    "evaluations": _is_number,
+    "backwards": _is_number,
+    "per_image": _each(_all(_number_or_none)),
+    "curves": _curves,
+    "costs": _costs,
+    "marks": _or_none(_all(_is_text)),
+    "marked": _or_none(_each(_is_text)),
+    **dict.fromkeys(("draws", "samples"), _number_or_none),
+}
 
 
 def content_hash(record: Mapping[str, Any]) -> str:
@@ -110,41 +182,32 @@ def fault(record: Any, cell: str | None = None) -> str | None:
 
 
 def _rows_fault(record: Record) -> str | None:
-    """Return what is wrong with the rows of a finished cell, and what they are shown with."""
-    rows = record.get("rows") or []
+    """Return what is wrong with what the tables show of a finished cell."""
+    if record["status"] != "done":
+        return None
+    rows = record.get("rows")
     if not isinstance(rows, list):
         return f"is damaged: its rows are {_short(rows)}"
-    if not rows or record["status"] != "done":
+    if not rows:
         return None
     for key in ("training", "parameters", "operator", "data"):
         if record.get(key) is None:
             return f"is damaged: it lacks {key}"
-    training = record["training"]
-    for key in _COUNTED:
-        if not _counts(training.get(key, {})):
-            return f"is damaged: its training.{key} is {_short(training[key])}"
-    if not _counts(record["parameters"]):
-        return f"is damaged: its parameters are {_short(record['parameters'])}"
-    if not isinstance(training.get("history", []), list):
-        return f"is damaged: its training.history is {_short(training['history'])}"
+    places: list[tuple[str, Mapping[str, Any], Mapping[str, Check]]] = [
+        ("", record, _RECORD),
+        ("training.", record["training"], _TRAINING),
+    ]
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             return f"is damaged: its row {number} is {_short(row)}"
-        for key, kinds in (_ROW | {k: v for k, v in _FURTHER.items() if k in row}).items():
-            if not isinstance(row.get(key), kinds):
-                return f"is damaged: {key} of its row {number} is {_short(row.get(key))}"
-        if not _counts(row["metrics"]) or not _counts(row["seconds"]):
-            return f"is damaged: its row {number} holds what is no number"
-        if not all(isinstance(reason, str) for reason in row["missing"].values()):
-            return f"is damaged: its row {number} has a reason that is no text"
+        places.append((f"row {number}.", row, _ROW))
+    for path, values, checks in places:
+        for key, is_right in checks.items():
+            if key in _WHERE_GIVEN and key not in values:
+                continue
+            if not is_right(values.get(key)):
+                return f"is damaged: its {path}{key} is {_short(values.get(key))}"
     return None
-
-
-def _counts(node: Any) -> bool:
-    """Whether a value holds numbers by name."""
-    if not isinstance(node, dict):
-        return False
-    return all(isinstance(v, _NUMBER) and not isinstance(v, bool) for v in node.values())
 
 
 def _short(value: Any) -> str:

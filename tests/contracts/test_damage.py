@@ -185,19 +185,38 @@ RECORDS = {
     "a configuration that is a list": (without_hash(lambda r: r.update(config=[1])), "its config"),
     "rows that are a number": (without_hash(lambda r: r.update(rows=3)), "its rows are 3"),
     "a row that is a text": (without_hash(lambda r: r.update(rows=["x"])), "its row 0 is 'x'"),
-    "a row without its way": (without_hash(lambda r: r["rows"][0].pop("way")), "way of its row 0"),
+    "a row without its way": (
+        without_hash(lambda r: r["rows"][0].pop("way")),
+        "its row 0.way is None",
+    ),
     "a metric that is a text": (
         without_hash(lambda r: r["rows"][0]["metrics"].update(psnr="20")),
-        "its row 0 holds what is no number",
+        "its row 0.metrics is",
     ),
     "a reason that is a list": (
         without_hash(lambda r: r["rows"][0]["missing"].update(x=[1])),
-        "a reason that is no text",
+        "its row 0.missing is",
     ),
     "without a training": (without_hash(lambda r: r.pop("training")), "it lacks training"),
     "seconds that are a text": (
         without_hash(lambda r: r["training"].update(seconds="1")),
         "its training.seconds is '1'",
+    ),
+    "costs of a row that are keys": (
+        without_hash(lambda r: r["rows"][0]["costs"].update(restore_flops={"a": 1})),
+        "its row 0.costs is",
+    ),
+    "no number for a metric": (
+        without_hash(lambda r: r["rows"][0]["metrics"].update(psnr=float("nan"))),
+        "its row 0.metrics is",
+    ),
+    "images that are a number": (
+        without_hash(lambda r: r["rows"][0].update(per_image={"psnr": 3})),
+        "its row 0.per_image is",
+    ),
+    "memory of nothing": (
+        without_hash(lambda r: r["training"].update(memory_mb={})),
+        "its training.memory_mb is {}",
     ),
     "parameters that are a list": (
         without_hash(lambda r: r.update(parameters=[1])),
