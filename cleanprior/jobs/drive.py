@@ -94,10 +94,12 @@ class Shown:
     Arguments:
         progress: Of all cells.
         label: The cell's name.
+        short: Its name beside a bar, which has little room; None takes the same.
     """
 
-    def __init__(self, progress: Progress, label: str) -> None:
-        self._progress, self._label = progress, label
+    def __init__(self, progress: Progress, label: str, short: str | None = None) -> None:
+        is_bar = progress.bars is not None and short is not None
+        self._progress, self._label = progress, short if is_bar else label
         self._tasks: dict[str, Task] = {}
         self._began: dict[str, tuple[float, float]] = {}
 

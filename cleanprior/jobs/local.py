@@ -205,7 +205,7 @@ class _Pool:
             return  # by another process, since this one began
         if tried >= 0:
             progress.say(f"[{number}/{self._total}] {cell.label}")
-        shown = Shown(progress, cell.label)
+        shown = Shown(progress, cell.label, f"[{number}] {folder.names['method']}")
         try:
             timeout = self._options.timeout
             is_forced = cell.is_forced and tried == 0
