@@ -113,7 +113,7 @@ def report_again(
     """Write the tables and the page of a benchmark again; nothing is trained."""
     from .request import Request
 
-    plan = Request.read(folder).plan()
+    plan = Request.read(folder).plan().kept_in(folder.resolve().name)
     from .places import runs_of
     from .report import report
 

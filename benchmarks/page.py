@@ -23,7 +23,7 @@ from . import commands
 from .matrix import matrix
 from .palette import looks
 from .pictures import STRIPS
-from .tables import COLUMNS, DASH, TEXTS, number
+from .tables import DASH, TEXTS, all_columns, number
 
 #: Pictures in their order.
 CAPTIONS = {
@@ -113,7 +113,7 @@ def _value(line: dict[str, Any], key: str | None) -> float | None:
 
 def _further(summary: pd.DataFrame) -> list[str]:
     """Return the metrics of a table that have no column of their own in it."""
-    left_out = {key for key, *_ in COLUMNS} | {f"{key}_std" for key in summary.columns}
+    left_out = {key for key, *_ in all_columns()} | {f"{key}_std" for key in summary.columns}
     return [k for k in in_order(summary.columns) if k not in left_out and summary[k].notna().any()]
 
 
@@ -124,8 +124,8 @@ def _main(summary: pd.DataFrame) -> set[str]:
 
 
 def _headings(sheet: Sheet, further: list[str]) -> list[dict[str, Any]]:
-    meanings = {heading: meaning for _, heading, _, meaning in COLUMNS}
-    keys = {heading: key for key, heading, _, _ in COLUMNS}
+    meanings = {heading: meaning for _, heading, _, meaning in all_columns()}
+    keys = {heading: key for key, heading, _, _ in all_columns()}
     main = _main(sheet.summary)
     headings = [
         {

@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cleanprior import capabilities, registry
-from cleanprior.cells.identity import placeless
+from cleanprior.cells.identity import placeless, with_metrics
 from cleanprior.config import GROUPS, Config, compose, registry_defaults
 from cleanprior.errors import UserError, unknown
 
@@ -25,7 +25,7 @@ class Problem:
     Attributes:
         title: Shown above the table.
         label: The operator with what differs from its defaults, for tabs and overviews.
-        key: Name of the folder of its files; the same problem has the same key.
+        key: Its part of the name of its tables' folder; the same problem has the same key.
         cells: Composed configurations by row, in order; one a seed.
         beside: What was published about it, or None.
     """
@@ -47,6 +47,9 @@ class Plan:
         references: Methods that anchor every table and are not compared.
         about: One sentence; empty where its data or operators were replaced.
         sweep: The key that differs between problems, for a plot; empty for none.
+        part: A hash of rows and seeds where these are not the benchmark's own: the tables of such a
+            request have folders of their own, and overwrite no others. Empty for all of it, and for
+            folders of before there were parts.
     """
 
     name: str
@@ -54,14 +57,29 @@ class Plan:
     references: tuple[str, ...]
     about: str = ""
     sweep: str = ""
+    part: str = ""
 
     @property
     def key(self) -> str:
         """Name of the folder of what belongs to all problems; that of a single problem's table."""
         if len(self.problems) == 1:
-            return f"{self.name}-{self.problems[0].key}"
-        digest = hashlib.sha256(" ".join(p.key for p in self.problems).encode()).hexdigest()[:8]
-        return f"{self.name}-{digest}"
+            return self.key_of(self.problems[0])
+        return self._named(_short(" ".join(p.key for p in self.problems)))
+
+    def key_of(self, problem: Problem) -> str:
+        """Name of the folder of a problem's tables."""
+        return self._named(problem.key)
+
+    def _named(self, key: str) -> str:
+        return "-".join([self.name, key, *([self.part] if self.part else [])])
+
+    def kept_in(self, folder: str) -> "Plan":
+        """Return the plan whose tables lie in a folder of this name, as earlier versions named it.
+
+        Rows and seeds were no part of a name; such a folder's tables are made again where they are.
+        """
+        earlier = replace(self, part="")
+        return earlier if earlier.key == folder else self
 
 
 def chosen_seeds(given: int | str | Sequence[int]) -> list[int]:
@@ -134,7 +152,15 @@ def make_plan(
         made.append(_problem(cells, case.beside))
     references = (*described.before, *described.after)
     about = "" if data or operators else described.about  # it speaks of what was replaced
-    return Plan(described.name, made, references, about, described.sweep)
+    own = [*described.before, *described.methods, *described.after]
+    is_whole = set(rows) == set(own) and trained == chosen_seeds(described.seeds)
+    part = "" if is_whole else _short(json.dumps([sorted(rows), sorted(trained)]))
+    return Plan(described.name, made, references, about, described.sweep, part)
+
+
+def _short(text: str) -> str:
+    """Return the hash of a text, 8 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _check_shared(overrides: Sequence[str]) -> None:
@@ -166,6 +192,7 @@ def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:
     shared["data"] = placeless(shared["data"])
     for group in ("sampler", "posterior", "evaluation"):
         shared[group] = {k: v for k, v in shared[group].items() if k != "about"}
+    shared["evaluation"] = with_metrics(shared["evaluation"])
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
     data, operator = config["data"], config["operator"]
     values = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v)]

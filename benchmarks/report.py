@@ -84,7 +84,7 @@ def _problem(
     best[problem.label] = statistics.best(comparisons)
     bold = tables.marks(summary, best[problem.label])
     said = notes.write_notes(problem, records, plan.references)
-    folder = places.tables(out, f"{plan.name}-{problem.key}")
+    folder = places.tables(out, plan.key_of(problem))
     sentences = verdict(records, plan.references, comparisons)
     files: list[Path] = []
     try:

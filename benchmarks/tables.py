@@ -10,6 +10,7 @@ import pandas as pd
 
 from cleanprior.cells.record import Record, is_finished
 from cleanprior.cells.status import Status
+from cleanprior.metric_names import further as further_metrics
 from cleanprior.metric_names import in_order
 
 from .numbers import lettered, significant, with_spread
@@ -291,10 +292,22 @@ def number(line: Mapping[str, Any], key: str, form: str, plus_minus: str) -> str
     return f"{value:{form}}" + (f"{plus_minus}{spread:{form}}" if not pd.isna(spread) else "")
 
 
+def all_columns() -> tuple[Column, ...]:
+    """Return every column, those of plug-ins' metrics before the costs."""
+    first = next(i for i, column in enumerate(COLUMNS) if column.key == "train_flops")
+    added = (
+        Column(key, key.replace("_point", " point"), SIGNIFICANT, meaning)
+        for key, meaning in further_metrics().items()
+    )
+    return (*COLUMNS[:first], *added, *COLUMNS[first:])
+
+
 def columns(summary: pd.DataFrame) -> list[Column]:
-    """Return the columns of :data:`COLUMNS` that this table shows."""
+    """Return the columns of :func:`all_columns` that this table shows."""
     return [
-        c for c in COLUMNS if c.key in ALWAYS or (c.key in summary and summary[c.key].notna().any())
+        c
+        for c in all_columns()
+        if c.key in ALWAYS or (c.key in summary and summary[c.key].notna().any())
     ]
 
 
@@ -323,7 +336,7 @@ def display(summary: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
 
 def _cell(line: dict[str, Any], column: Column) -> str:
     key, form = column.key, column.form
-    if key in QUALITIES:
+    if key in QUALITIES or key in further_metrics():
         return number(line, key, form, " ± ")
     value = line["evaluations" if key == "nfe" else key]
     if value is None or pd.isna(value):

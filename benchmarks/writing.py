@@ -9,7 +9,7 @@ import pandas as pd
 from cleanprior.files import write_bytes, write_text
 
 from .latex import to_latex
-from .tables import COLUMNS, TEXTS
+from .tables import TEXTS, all_columns
 
 #: What a spreadsheet takes for a formula; a number or a dash of ours is none.
 _FORMULA = re.compile(r"^[=+\-@\t\r](?!$)")
@@ -73,7 +73,7 @@ def write(
     Returns:
         The files.
     """
-    legend = [f"{c.heading}: {c.meaning}" for c in COLUMNS if c.heading in shown.columns]
+    legend = [f"{c.heading}: {c.meaning}" for c in all_columns() if c.heading in shown.columns]
     said = f"{' '.join(verdict)}\n\n" if verdict else ""
     text = f"## {title}\n\n{to_markdown(shown, bold)}\n\n{said}{bullets([*lines, *legend])}"
     comments = [title, *verdict, *lines, *legend]

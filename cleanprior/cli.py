@@ -140,7 +140,7 @@ def status(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="method, operator or data.")],
+    kind: Annotated[str, typer.Argument(help="method, operator, data or metric.")],
     name: Annotated[str, typer.Argument(help="Name of its configuration, e.g. my_own.")],
     to: Annotated[
         Path | None, typer.Option(help="The package's folder; default: cleanprior_NAME.", **GIVEN)

@@ -76,6 +76,8 @@ def compose(
         put(key, text, read)
     config: Config = _filled(_resolved(tree), literals)
     ranges.check(config)
+    for name in config["evaluation"].get("metrics") or ():
+        registry.read("metric", str(name))
     for group in GROUPS:
         config[group]["name"] = groups[group]
     return config

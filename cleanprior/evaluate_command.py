@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__, registry
-from .cells.folder import CellFiles
+from .cells.folder import CellFiles, CellFolder
 from .errors import UserError
 from .files import check_folder, write_text
 from .options import GIVEN, Out, Overrides, live_progress
@@ -65,7 +65,7 @@ def evaluate(
         physics,
         config["data_seed"],
         build(config["evaluation"]),
-        out / "features" if out.is_dir() else None,
+        CellFolder(out, config).features if out.is_dir() else None,
         live_progress(),
     )
     found = _judge_prior(judge, what, config) if is_prior else _judge_files(judge, what, point)

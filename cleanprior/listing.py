@@ -35,10 +35,14 @@ def show(what: str) -> None:
     """
     screen = Screen()
     if what == METRICS:
-        about = list(metric_names.METRICS.values())
-        names = list(metric_names.METRICS)
+        held = metric_names.METRICS | {
+            name: f"cannot be used: {card}" if isinstance(card, str) else _words(card.get("about"))
+            for name, card in usable("metric").items()
+        }
+        about, names = list(held.values()), list(held)
         columns = [Column("metric", names, is_text=True), Column("about", about, is_text=True)]
         screen.table(columns)
+        _print_remarks(screen)
         return
     if what not in KINDS:
         raise unknown("list", what, (*KINDS, METRICS))
@@ -67,6 +71,10 @@ def show(what: str) -> None:
         else:
             operators = usable("operator")
         _print_matrix(screen, _sound(methods), _sound(operators))
+    _print_remarks(screen)
+
+
+def _print_remarks(screen: Screen) -> None:
     if remarks := registry.remarks():
         screen.say()
         for remark in remarks:

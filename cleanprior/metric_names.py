@@ -1,6 +1,9 @@
 """What each metric of a record is, by its key. No torch."""
 
 from collections.abc import Iterable
+from functools import cache
+
+from . import registry
 
 #: Metrics of one draw that a mean of several draws, or a point estimate, has too.
 _RESTORATION = {
@@ -57,14 +60,33 @@ PER_FEATURES = (
 )
 
 
-def is_metric(key: str) -> bool:
-    """Whether a key names a metric."""
+@cache
+def further() -> dict[str, str]:
+    """Return what the metrics of plug-ins are, by key: of one draw, and of a mean or a point."""
+    found = {}
+    for name, card in registry.readable("metric").items():
+        about = " ".join(str(card.get("about") or name).split())
+        found[name] = f"{about}; of one draw from p(x|y)"
+        found[f"{name}_point"] = f"{about}; of the mean of several draws, or of a point estimate"
+    return found
+
+
+def is_built_in(key: str) -> bool:
+    """Whether a key names a metric of this package."""
     return key in METRICS or key.startswith(tuple(f"{name}_" for name in PER_FEATURES))
 
 
+def is_metric(key: str) -> bool:
+    """Whether a key names a metric, a plug-in's too."""
+    return is_built_in(key) or key in further()
+
+
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Return those keys that name a metric, as :data:`METRICS` orders them, then by features."""
-    names = list(METRICS)
+    """Return those keys that name a metric, as :data:`METRICS` orders them, then by features.
+
+    A plug-in's come last.
+    """
+    names = [*METRICS, *further()]
     places = {}
     for key in filter(is_metric, keys):
         own = [name for name in names if key == name or key.startswith(f"{name}_")]
@@ -82,8 +104,8 @@ def describe(key: str) -> str:
     Raises:
         KeyError: No such metric.
     """
-    if key in METRICS:
-        return METRICS[key]
+    if key in METRICS or key in further():
+        return (METRICS | further())[key]
     for name in sorted(PER_FEATURES, key=len, reverse=True):
         if key.startswith(f"{name}_"):
             return f"{METRICS[name]} ({key[len(name) + 1 :]})"

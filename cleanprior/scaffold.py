@@ -15,20 +15,23 @@ from pathlib import Path
 from . import __version__, registry
 from .errors import UserError, unknown
 from .files import check_folder
+from .metric_names import is_built_in
 
 #: What can be written, its group of configurations and the contract that tests it.
 KINDS = {
     "method": ("method", "MethodContract"),
     "operator": ("operator", "OperatorContract"),
     "data": ("data", "DataContract"),
+    "metric": ("metric", "MetricContract"),
 }
 WORDS = {"data": "data set"}
-LISTS = {"method": "methods", "operator": "operators", "data": "datasets"}
+LISTS = {"method": "methods", "operator": "operators", "data": "datasets", "metric": "metrics"}
 #: A first benchmark of the part.
 FIRST = {
     "method": "cleanprior bench --methods __name__",
     "operator": "cleanprior bench --methods em_mmps --operator __name__",
     "data": "cleanprior bench --methods em_mmps --data __name__",
+    "metric": "cleanprior bench --methods em_mmps 'evaluation.metrics=[__name__]'",
 }
 TEMPLATES = Path(__file__).with_name("templates")
 #: Ending of a template, so that no tool takes it for a module.
@@ -54,6 +57,8 @@ def write_package(kind: str, name: str, to: Path | None = None) -> Path:
     group, contract = KINDS[kind]
     word = WORDS.get(kind, kind)
     _check_name(kind, name)
+    if kind == "metric" and (is_built_in(name) or name.endswith("_point")):
+        raise UserError(f"metric '{name}' is there already, in cleanprior; choose another name")
     if name in registry.options(group):
         raise UserError(
             f"{word} '{name}' is there already, in the package "

@@ -113,6 +113,8 @@ class Identity:
             method["needs"] = earlier(method["needs"])
         named = {**self.config, "method": method, "data": self.data}
         found = {k: _strip(named[k]) for k in keys}
+        if not is_training:
+            found["evaluation"] = with_metrics(found["evaluation"])
         if self.operator_code is not None:
             found["operator_code"] = self.operator_code
         # Each process takes a batch: another one in all, as if one process took several.
@@ -120,6 +122,20 @@ class Identity:
         if together > 1:
             found["processes"] = together
         return found
+
+
+def with_metrics(evaluation: Mapping[str, Any]) -> Config:
+    """Return an evaluation in which each further metric stands with its keys and its code's hash.
+
+    None is no part of it: a record of before there were such metrics is the same.
+    """
+    kept = {k: v for k, v in evaluation.items() if k != "metrics"}
+    found = {}
+    for name in evaluation.get("metrics") or ():
+        card = registry.read("metric", name)
+        module = str(card["_target_"]).rpartition(".")[0]
+        found[name] = [_strip(card), registry.module_hash(module)]
+    return {**kept, "metrics": found} if found else kept
 
 
 def _strip(node: Any) -> Any:

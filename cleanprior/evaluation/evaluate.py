@@ -17,6 +17,7 @@ from ..operators.likelihood import Likelihood
 from ..progress import Progress
 from ..training.route import Route
 from .features import SILENT
+from .further import check_names, further_metrics
 from .marks import Leak
 from .networks import NETWORKS
 from .references import LEAST
@@ -51,6 +52,7 @@ class Protocol:
         proximal_features: Of measurements that are lifted to images: ``pixels`` or a network of
             other photographs. The classifier was trained on clean images and is refused.
         lpips: Whether LPIPS is computed.
+        metrics: Names of further metrics of restorations, in ``configs/metric``.
         kid_size: Images of each side of the kernel distance, at most.
         is_splits: Splits of the Inception score; some authors use 1.
         neighbours: Nearest neighbours that make the manifolds of precision and recall.
@@ -69,6 +71,7 @@ class Protocol:
     features: str | Sequence[str]
     proximal_features: str
     lpips: bool
+    metrics: Sequence[str]
     kid_size: int
     is_splits: int
     neighbours: int
@@ -95,6 +98,7 @@ class Protocol:
             raise ValueError(
                 f"sampling_seconds={self.sampling_seconds}; allowed: seconds, or 0 for no limit"
             )
+        check_names(self.metrics)
         if self.manifold <= self.neighbours:
             raise ValueError(f"manifold={self.manifold}; allowed: above neighbours")
         if self.proximal_features not in PROXIMAL:
@@ -135,7 +139,10 @@ class Protocol:
         leak = None
         if clean is not None and truth is not None:
             leak = Leak.of(clean.train, truth, likelihood, progress)
-        judge = RestorationJudge(likelihood, truth, self.lpips, self.download, self.seed, leak)
+        further = {} if truth is None else further_metrics(self.metrics)
+        judge = RestorationJudge(
+            likelihood, truth, self.lpips, self.download, self.seed, leak, further
+        )
         judge_samples = SampleJudge(self._options(), clean, trained, operator, cache, progress)
         rows: list[Row] = []
         pictures: dict[str, Tensor] = {}

@@ -1,11 +1,14 @@
 """The judge of restorations: draws against draws, means and point estimates against each other."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from ..operators.likelihood import Likelihood
 from ..seeding import generator_for
 from .calibration import calibrate, open_pixels
+from .further import Metric, values_of
 from .marks import Leak, out_of_range
 from .metrics import consistency, expected_consistency, psnr, psnr_minmax, ssim, ssim_refusal
 from .networks import Unavailable
@@ -28,6 +31,7 @@ class RestorationJudge:
         is_downloading: Whether absent weights may be fetched.
         seed: Evaluation seed.
         leak: The least error that a measurement allows, or None where it is not known.
+        further: Metrics of plug-ins by name.
     """
 
     def __init__(
@@ -38,7 +42,9 @@ class RestorationJudge:
         is_downloading: bool,
         seed: int,
         leak: Leak | None = None,
+        further: Mapping[str, Metric] | None = None,
     ) -> None:
+        self.further = further or {}
         self.likelihood, self.truth, self.leak = likelihood, truth, leak
         self.expected_consistency = expected_consistency(likelihood).mean().item()
         self.lpips: Lpips | None = None
@@ -96,6 +102,7 @@ class RestorationJudge:
 
     def _family(self, x: Tensor, suffix: str) -> Findings:
         values: dict[str, Tensor] = {}
+        missing = dict(self.missing)
         if self.truth is not None:
             values["psnr"] = psnr(x, self.truth)
             values["psnr_minmax"] = psnr_minmax(x, self.truth)
@@ -103,13 +110,18 @@ class RestorationJudge:
                 values["ssim"] = ssim(x, self.truth)
             if self.lpips is not None:
                 values["lpips"] = self.lpips(x, self.truth)
+            for name, metric in self.further.items():
+                try:
+                    values[name] = values_of(name, metric, x, self.truth)
+                except ValueError as error:
+                    missing[name] = str(error)
         values["consistency"] = consistency(x, self.likelihood)
         return Findings(
             metrics={f"{k}{suffix}": v.mean().item() for k, v in values.items()},
             per_image={
                 f"{k}{suffix}": [round(a, 5) for a in v.tolist()] for k, v in values.items()
             },
-            missing={f"{k}{suffix}": reason for k, reason in self.missing.items()},
+            missing={f"{k}{suffix}": reason for k, reason in missing.items()},
         )
 
     def _calibration(self, x: Tensor) -> Findings:

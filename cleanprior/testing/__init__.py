@@ -14,12 +14,14 @@ project's own tests call too. Everything here needs torch and pytest, no network
 from .cards import check_card
 from .data import DataContract
 from .methods import MethodContract
+from .metrics import MetricContract
 from .operators import OperatorContract
 from .posteriors import PosteriorContract
 
 __all__ = [
     "DataContract",
     "MethodContract",
+    "MetricContract",
     "OperatorContract",
     "PosteriorContract",
     "check_card",

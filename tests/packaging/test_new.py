@@ -89,10 +89,13 @@ def test_their_contract_tests_pass(python, written, tmp_path):
 
 def test_they_stand_in_a_bench(python, tmp_path):
     parts = ["--methods", "my_method", "--operator", "my_operator", "--data", "my_data"]
-    done = run(python, "-m", "cleanprior", "bench", *parts, "--no-references", *TINY, cwd=tmp_path)
+    parts += ["--no-references", "evaluation.metrics=[my_metric]", *TINY]
+    done = run(python, "-m", "cleanprior", "bench", *parts, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("my_method")]
     assert "failed" not in row
+    (table,) = tmp_path.glob("runs/tables/*/table.md")
+    assert "| my_metric | my_metric point |" in " ".join(table.read_text().split())
 
 
 def test_the_command_writes_from_an_installation_and_refuses_what_is_there(python, tmp_path):
@@ -118,6 +121,8 @@ def test_the_command_writes_from_an_installation_and_refuses_what_is_there(pytho
         ("data", "match", "a word of Python's own"),
         ("method", "em", "method 'em' is there already, in the package cleanprior"),
         ("data", "digits", "data set 'digits' is there already"),
+        ("metric", "psnr", "metric 'psnr' is there already"),
+        ("metric", "fd_mine", "there already"),
         ("metod", "mine", "unknown kind 'metod'.*Did you mean 'method'"),
     ],
 )

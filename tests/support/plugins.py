@@ -2,7 +2,7 @@
 
 import pytest
 
-from cleanprior import config, registry
+from cleanprior import config, metric_names, registry
 
 METHOD = '''
 from dataclasses import dataclass
@@ -58,6 +58,7 @@ def forget():
     for known in (registry._all_installed, registry.installed, registry._roots):
         known.cache_clear()
     config._composed.cache_clear()
+    metric_names.further.cache_clear()
 
 
 @pytest.fixture
