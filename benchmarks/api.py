@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from cleanprior.errors import UserError
 from cleanprior.files import check_folder
 from cleanprior.jobs.drive import Todo
 from cleanprior.jobs.local import Local
@@ -15,6 +16,7 @@ from cleanprior.progress import Progress
 from cleanprior.terminal import Screen
 
 from .forecast import rows, summary
+from .launchers import chosen, given, split
 from .places import tables
 from .report import Report, report
 from .request import Request, names
@@ -59,6 +61,7 @@ def bench(
     force: Sequence[str] | str = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
     jobs: int | str = "auto",
+    launcher: str | Launcher = "local",
     out: str | Path = "runs",
     progress: bool = True,
 ) -> Result:
@@ -76,9 +79,11 @@ def bench(
         scale: Of a paper's table: ``cpu``, ``gpu`` or ``paper``.
         references: Whether the rows that anchor the table (observations, oracle, ...) are added.
         force: Rows to train again.
-        overrides: For every row, ``{"operator.p": 0.8}`` or ``["operator.p=0.8"]``.
+        overrides: For every row, ``{"operator.p": 0.8}`` or ``["operator.p=0.8"]``; and keys of the
+            launcher, ``{"launcher.partition": "gpu"}``.
         jobs: Cells at a time, each in a process of its own; see
             :class:`cleanprior.jobs.local.Local`.
+        launcher: Where they run: a name in ``configs/launcher``, or what has its ``run``.
         out: Folder of all runs.
         progress: Whether progress is shown on stderr.
 
@@ -87,6 +92,11 @@ def bench(
     """
     if isinstance(overrides, Mapping):
         overrides = list(_settings(overrides))
+    settings, overrides = split(overrides)
+    if isinstance(launcher, str):
+        launcher = chosen(launcher, given(str(jobs)) + settings)
+    elif settings:
+        raise UserError(f"{', '.join(settings)}: the launcher was given, with its keys")
     request = Request(
         bench=bench,
         table=table,
@@ -95,7 +105,7 @@ def bench(
         operators=names("operator", operator),
         data=data,
         seeds=seeds,
-        overrides=list(overrides),
+        overrides=overrides,
         with_references=references,
     )
     shown = live_progress() if progress else Progress()
@@ -106,7 +116,7 @@ def bench(
         screen,
         shown,
         names("force", force or None) or (),
-        launcher=Local(jobs),
+        launcher=launcher,
     )
     return Result(
         tables={s.tab: s.summary for s in made.sheets},

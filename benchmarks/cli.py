@@ -44,9 +44,19 @@ def bench(
     part: Annotated[
         str, typer.Option(help="Train this share of the cells only, e.g. 3/8: one job of an array.")
     ] = "1/1",
+    launcher: Annotated[
+        str,
+        typer.Option(
+            help="Where cells run: local, slurm, ray, or a plug-in's. Its keys are set like those "
+            "of cells, e.g. launcher.partition=gpu."
+        ),
+    ] = "local",
     jobs: Annotated[
         str,
         typer.Option(help="Cells at a time, each in a process of its own; 0: in this process."),
+    ] = "auto",
+    devices: Annotated[
+        str, typer.Option(help="CUDA devices of this machine, comma-separated, one a job.")
     ] = "auto",
     timeout: Annotated[
         float | None, typer.Option(help="Seconds for a cell, after which its row has failed.")
@@ -72,11 +82,12 @@ def bench(
     ] = None,
 ) -> None:
     """Train methods on identical measurements and say which is better, at what cost."""
-    from cleanprior.jobs.local import Local
-
+    from .launchers import chosen, given, split
     from .request import Request, names
     from .runner import Part
 
+    settings, overrides = split(overrides or [])
+    settings = given(jobs, devices, timeout, retry, fail_fast) + settings
     request = Request(
         bench=bench,
         table=table,
@@ -85,22 +96,20 @@ def bench(
         operators=names("--operator", operator),
         data=data,
         seeds=seeds,
-        overrides=overrides or [],
+        overrides=overrides,
         with_references=references,
     )
     share, forced = Part.read(part), names("--force", force) or []
-    launcher = Local(int(jobs) if jobs.isdecimal() else jobs, "auto", timeout, retry, fail_fast)
+    place = chosen(launcher, settings)
     plan = request.plan(forced)  # a mistake is told before any library is loaded
     if dry_run:
         from .forecast import forecast
 
-        forecast(plan, out, launcher, Screen(wide), live_progress())
+        forecast(plan, out, place, Screen(wide), live_progress())
         return
     from .api import run_request
 
-    if not run_request(
-        request, out, Screen(wide), live_progress(), forced, share, launcher
-    ).is_sound:
+    if not run_request(request, out, Screen(wide), live_progress(), forced, share, place).is_sound:
         raise typer.Exit(1)
 
 

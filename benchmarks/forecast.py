@@ -14,7 +14,8 @@ from cleanprior.cells.record import Record, is_finished, read_record
 from cleanprior.config import Config
 from cleanprior.errors import StageFailed, UserError
 from cleanprior.jobs.drive import Shown, Todo
-from cleanprior.jobs.workers import Place, Workers
+from cleanprior.jobs.fresh import new_workers
+from cleanprior.jobs.workers import Place
 from cleanprior.progress import Progress
 from cleanprior.status import duration
 from cleanprior.terminal import Column, Screen
@@ -94,7 +95,7 @@ def try_out(found: Sequence[Row], out: Path, progress: Progress) -> None:
     unknown = [row for row in found if row.todo and row.seconds is None]
     if not unknown:
         return
-    workers = Workers()
+    workers = new_workers()
     try:
         with progress.live(), progress.task("a few steps of each method", len(unknown)) as task:
             for row in unknown:

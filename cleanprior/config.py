@@ -63,10 +63,7 @@ def compose(
     def put(key: str, given: Any, convert: Callable[[str, Any, Kind, Any], Any]) -> None:
         parent, last, annotation = _place(tree, key)
         default = defaults.setdefault(key, parent.get(last))
-        value = convert(key, given, kind_of(annotation, default), default)
-        if _names_a_call(value):
-            raise UserError(f"{key}: a value holds no _target_; only a YAML names what is called")
-        literals.append(value)
+        literals.append(_converted(key, given, convert, annotation, default))
         parent[last] = f"{_LITERAL}{len(literals) - 1}"
 
     for group, values in (kept or {}).items():
@@ -81,6 +78,44 @@ def compose(
     for group in GROUPS:
         config[group]["name"] = groups[group]
     return config
+
+
+def compose_one(group: str, name: str, settings: Sequence[str] = ()) -> Config:
+    """Compose a group that is no part of a cell, e.g. where cells run.
+
+    Arguments:
+        group: ``launcher``.
+        name: Its choice.
+        settings: ``group.key=value``; of two values of a key the later one counts.
+
+    Raises:
+        UserError: An unknown name, key or value.
+    """
+    tree = {group: registry.read(group, name)}
+    if (shared := registry.clash(group, name)) is not None:
+        tell([Notice(shared, is_warning=True)])
+    defaults: dict[str, Any] = {}
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        parent, last, annotation = _place(tree, key)
+        default = defaults.setdefault(key, parent.get(last))
+        parent[last] = _converted(key, text, read, annotation, default)
+    ranges.check(tree)
+    return {**tree[group], "name": name}
+
+
+def _converted(
+    key: str,
+    given: Any,
+    convert: Callable[[str, Any, Kind, Any], Any],
+    annotation: str | None,
+    default: Any,
+) -> Any:
+    """Return what was given as a value of a key, which calls nothing."""
+    value = convert(key, given, kind_of(annotation, default), default)
+    if _names_a_call(value):
+        raise UserError(f"{key}: a value holds no _target_; only a YAML names what is called")
+    return value
 
 
 def _names_a_call(value: Any) -> bool:
@@ -284,10 +319,15 @@ def build(config: Mapping[str, Any], **arguments: Any) -> Any:
     """
     from .defaults import plain_tensors
 
+    with plain_tensors():
+        return construct(config, **arguments)
+
+
+def construct(config: Mapping[str, Any], **arguments: Any) -> Any:
+    """Construct a part as :func:`build` does, where it has nothing to do with tensors. No torch."""
     plain = {k: v for k, v in config.items() if k not in (*DESCRIPTIONS, "name")}
     try:
-        with plain_tensors():
-            return _told(_made(plain, arguments), config)
+        return _told(_made(plain, arguments), config)
     except (ValueError, TypeError, OSError, ArithmeticError, LookupError, RuntimeError) as error:
         raise UserError(f"{_called(config)}: {error}") from error
     except Exception as error:

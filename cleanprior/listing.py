@@ -16,6 +16,7 @@ KINDS = {
     "samplers": "sampler",
     "evaluations": "evaluation",
     "backbones": "backbone",
+    "launchers": "launcher",
     "benches": "bench",
     "tables": "table",
 }

@@ -9,6 +9,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _asked: int | None = None
 _heard: int = signal.SIGINT
+_is_patient = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -55,7 +56,7 @@ def check() -> None:
 def _hear(number: int, _frame: FrameType | None) -> None:
     global _asked, _heard
     _heard = number
-    if _asked is not None:
+    if _asked is not None and not _is_patient:
         raise Stopped(number)  # the second one cannot wait
     _asked = number
 
@@ -68,13 +69,17 @@ def raise_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def orderly() -> Iterator[None]:
+def orderly(is_patient: bool = False) -> Iterator[None]:
     """Note a signal inside the block and go on to where the state can be kept.
 
     The code inside calls :func:`check` where it may end. A second signal ends it at once. In a
     thread other than the main one, which gets no signals, nothing changes.
+
+    Arguments:
+        is_patient: Whether a second signal says no more than the first: a process that no person
+            sees may be told by its parent and by a cluster.
     """
-    global _asked
+    global _asked, _is_patient
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,13 +87,13 @@ def orderly() -> Iterator[None]:
     if _hear in before.values():  # inside another such block
         yield
         return
-    _asked = None
+    _asked, _is_patient = None, is_patient
     for number in SIGNALS:
         signal.signal(number, _hear)
     try:
         yield
         check()
     finally:
-        _asked = None
+        _asked, _is_patient = None, False
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

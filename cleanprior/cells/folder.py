@@ -197,6 +197,10 @@ class CellFolder:
         """The folder of classifiers and statistics that all cells of a data set share."""
         return self.out / "features"
 
+    def engine(self, name: str) -> Path:
+        """Return the folder of what an engine that runs cells elsewhere writes of its jobs."""
+        return self.out / "launchers" / name
+
     def lock(self, name: str | None = None) -> Path:
         """Return the lock of whoever works on the cell, or on what has the given name.
 

@@ -1,7 +1,7 @@
 """One cell from its configuration to its record, each stage in a process of its own. No torch."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from ..cells.folder import CellFolder
 from ..config import Config
 from ..errors import StageFailed
 from ..progress import Progress, Task
-from .workers import Event, Place, Workers
+from .workers import Event, Place, Runner
 
 #: Side of images up to which one thread is as good as several: convolutions of 8x8 and 16x16
 #: images gain 1.26 and 1.41 from a second thread, two trainings side by side 2.
@@ -42,7 +42,7 @@ class Todo:
 
 
 def run_cell(
-    workers: Workers,
+    workers: Runner,
     folder: CellFolder,
     threads: int,
     gpu: int | None,
@@ -86,6 +86,23 @@ def run_cell(
         if workers.run("evaluate", request, place, tell, until):
             return
     raise StageFailed("its training is damaged each time that it is evaluated")
+
+
+def check(workers: Runner, todo: Sequence[Todo], progress: Progress) -> None:
+    """Have a value that a part refuses told before the first cell is trained.
+
+    Raises:
+        UserError: There is one.
+    """
+    asked: dict[str, list[object]] = {}
+    for cell in todo:
+        asked.setdefault(str(cell.out.absolute()), []).append(cell.config)
+    for out, configs in asked.items():
+        shown = Shown(progress, "")
+        try:
+            workers.run("check", {"out": out, "configs": configs}, Place(threads=1), shown)
+        except StageFailed:
+            continue  # a constructor that ends its process: its row says so
 
 
 class Shown:

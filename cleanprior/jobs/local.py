@@ -13,10 +13,11 @@ from ..cells.record import is_finished, read_record, write_failure
 from ..environment import processes
 from ..errors import StageFailed, UserError
 from ..progress import Progress
-from .drive import Shown, Todo, run_cell
+from .drive import Shown, Todo, check, run_cell
+from .fresh import new_workers
 from .lease import Beat, Busy
 from .machine import cores, gpus, room
-from .workers import Place, TimedOut, Workers
+from .workers import TimedOut
 
 #: Takes the place of ``jobs=auto`` where it is set.
 VARIABLE = "CLEANPRIOR_JOBS"
@@ -50,10 +51,12 @@ class Local:
     def __post_init__(self) -> None:
         if self.jobs != "auto" and not (isinstance(self.jobs, int) and self.jobs >= 0):
             raise UserError(f"jobs={self.jobs}; allowed: auto, or a count from 0")
+        if self.devices != "auto" and not _are_devices(self.devices):
+            raise UserError(f"devices={self.devices}; allowed: auto, or numbers from 0")
         if self.timeout is not None and not self.timeout > 0:
             raise UserError(f"timeout={self.timeout}; allowed: seconds above 0")
         if self.retries < 0:
-            raise UserError(f"retry={self.retries}; allowed: a count from 0")
+            raise UserError(f"retries={self.retries}; allowed: a count from 0")
 
     def run(self, todo: Sequence[Todo], progress: Progress) -> None:
         """Train and evaluate cells; what one of them raises is the status of its row.
@@ -98,6 +101,13 @@ class Local:
         return chosen
 
 
+def _are_devices(given: object) -> bool:
+    """Whether a value lists CUDA devices."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        return False
+    return bool(given) and all(isinstance(d, int) and d >= 0 for d in given)
+
+
 def _run_here(todo: Sequence[Todo], progress: Progress, is_stopping: bool) -> None:
     """Run cells one after the other in this process."""
     from ..run import Cell
@@ -132,7 +142,7 @@ class _Pool:
         self._options, self._slots = options, slots
         given = os.environ.get("OMP_NUM_THREADS", "")
         self._threads = min(threads, int(given)) if given.isdecimal() and int(given) else threads
-        self._workers = Workers()
+        self._workers = new_workers()
         self._guard = threading.Lock()
         self._waiting: deque[tuple[int, Todo, int]] = deque()
         self._is_over = False
@@ -150,7 +160,7 @@ class _Pool:
             for gpu in self._slots
         ]
         try:
-            self._check(todo, progress)
+            check(self._workers, todo, progress)
             with progress.live():
                 for thread in threads:
                     thread.start()
@@ -167,19 +177,6 @@ class _Pool:
                 signal.signal(signal.SIGTERM, before)
         if self._error is not None:
             raise self._error
-
-    def _check(self, todo: Sequence[Todo], progress: Progress) -> None:
-        """Have a value that a part refuses told before the first cell is trained."""
-        asked: dict[str, list[object]] = {}
-        for cell in todo:
-            asked.setdefault(str(cell.out.absolute()), []).append(cell.config)
-        shown = Shown(progress, "")
-        for out, configs in asked.items():
-            place = Place(threads=1)
-            try:
-                self._workers.run("check", {"out": out, "configs": configs}, place, shown)
-            except StageFailed:
-                continue  # a constructor that ends its process: its row says so
 
     def _slot(self, gpu: int | None, progress: Progress) -> None:
         """Take cells until there are none."""

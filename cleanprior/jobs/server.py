@@ -12,13 +12,12 @@ import os
 import selectors
 import signal
 import sys
-import threading
 import time
 from contextlib import suppress
 from typing import Any
 
 from ..environment import take_precision_away
-from .worker import Task, to_log, work
+from .worker import Task, to_log, watch, work
 
 #: Libraries that a stage loads when it begins; loaded here once.
 LOADED = (
@@ -99,7 +98,7 @@ class _Server:
         os.close(self._woken)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        threading.Thread(target=_watch, args=(self._alive,), daemon=True).start()
+        watch(self._alive)
         return given
 
     def _reap(self) -> None:
@@ -127,12 +126,6 @@ class _Server:
             while self._tasks and time.monotonic() < until:
                 time.sleep(0.05)
                 self._reap()
-
-
-def _watch(alive: int) -> None:
-    """Ask this process to end when the server is gone."""
-    os.read(alive, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _load() -> None:

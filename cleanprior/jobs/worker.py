@@ -1,13 +1,15 @@
 """A process that works on one task, and says how it ended.
 
 ``python -m cleanprior.jobs.worker`` reads a task as one line of JSON from its input and writes
-events to its output. :mod:`cleanprior.jobs.server` makes such processes without loading every
-library again.
+events to its output; where its input ends, whoever gave the task is gone, and it ends too.
+:mod:`cleanprior.jobs.server` makes such processes without loading every library again.
 """
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -41,7 +43,7 @@ def work(task: Task, descriptor: int) -> int:
     sender.send("started", pid=os.getpid())
     send_notices(sender)
     try:
-        with stopping.orderly():
+        with stopping.orderly(is_patient=True):
             value = _perform(task, sender)
     except Busy:
         sender.send("busy")
@@ -89,6 +91,19 @@ def _perform(task: Task, sender: Sender) -> Any:
             pulse.end()
 
 
+def watch(alive: int) -> None:
+    """Ask this process to end when whoever holds the other end of a pipe is gone."""
+
+    def wait() -> None:
+        os.read(alive, 1)
+        if os.name == "posix":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:  # there, os.kill would end it before its state is written
+            signal.raise_signal(signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def to_log(path: str | None) -> None:
     """Have everything that is printed from now on end up in a file, beside what is there."""
     target = os.devnull if path is None else path
@@ -104,6 +119,7 @@ def main() -> None:
     events = os.dup(1)
     os.dup2(2, 1)
     task = json.loads(sys.stdin.readline())
+    watch(0)
     to_log(task["log"])
     take_precision_away()
     sys.exit(work(task, events))

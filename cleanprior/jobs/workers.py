@@ -3,15 +3,17 @@
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL, SIGTERM, Signals
-from typing import Any
+from signal import SIGTERM, Signals
+from typing import Any, Protocol
 
 from ..errors import StageFailed, UserError
 from ..stopping import Stopped
@@ -20,6 +22,10 @@ from .lease import Busy
 Event = dict[str, Any]
 #: Seconds that a process has to write its state before it is killed.
 GRACE = 20.0
+#: What ends a process at once, on any system.
+KILL = getattr(signal, "SIGKILL", SIGTERM)
+#: What a cluster tells all processes of a job that it will end; heard by the one that began it.
+NOTICES = tuple(getattr(signal, n) for n in ("SIGUSR1", "SIGUSR2") if hasattr(signal, n))
 
 
 class TimedOut(StageFailed):
@@ -47,18 +53,13 @@ class Place:
     error: Path | None = None
 
 
-class Workers:
-    """Processes that are forked from one that has loaded every library.
+class Runner(Protocol):
+    """Has tasks done by other processes."""
 
-    Where the system has no ``fork``, a task is a new process that loads them again.
-    """
-
-    def __init__(self) -> None:
-        self._server: subprocess.Popen[bytes] | None = None
-        self._queues: dict[int, queue.Queue[Event]] = {}
-        self._count = 0
-        self._guard = threading.Lock()
-        self._is_ending = False
+    @property
+    def is_ending(self) -> bool:
+        """Whether :meth:`end` was called."""
+        ...
 
     def run(
         self,
@@ -87,31 +88,43 @@ class Workers:
             Busy: Another process works on the cell.
             Stopped: It was asked to end.
         """
+        ...
+
+    def end(self) -> None:
+        """Ask all processes to write their state and end; what still waits raises Stopped."""
+        ...
+
+
+class Workers:
+    """Processes that are forked from one that has loaded every library."""
+
+    def __init__(self) -> None:
+        self._server: subprocess.Popen[bytes] | None = None
+        self._queues: dict[int, queue.Queue[Event]] = {}
+        self._count = 0
+        self._guard = threading.Lock()
+        self._is_ending = False
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether :meth:`end` was called."""
+        return self._is_ending
+
+    def run(
+        self,
+        stage: str,
+        request: Mapping[str, Any],
+        place: Place,
+        tell: Callable[[Event], None],
+        until: float | None = None,
+    ) -> Any:
+        """See :meth:`Runner.run`."""
         number, events = self._begin(stage, request, place)
-        process, last = 0, {}
-        is_late = False
-        while True:
-            try:
-                event = events.get(timeout=0.5)
-            except queue.Empty:
-                if until is not None and time.monotonic() > until:
-                    self._signal(number, process, SIGKILL if is_late else SIGTERM)
-                    is_late, until = True, time.monotonic() + GRACE
-                continue
-            kind = event["event"]
-            if kind == "started":
-                process = event["pid"]
-            elif kind == "exit":
-                break
-            elif kind in ("result", "refused", "failed", "busy", "stopped"):
-                last = event
-            else:
-                tell(event)
-        with self._guard:
-            del self._queues[number]
-        if is_late:
-            raise TimedOut("took longer than it was given (--timeout)")
-        return _result(last, event)
+        try:
+            return follow(events, tell, until, lambda which: self._signal(number, which))
+        finally:
+            with self._guard:
+                del self._queues[number]
 
     def end(self) -> None:
         """Ask all processes to write their state and end; what still waits raises Stopped."""
@@ -136,20 +149,10 @@ class Workers:
             self._count += 1
             number, events = self._count, queue.Queue[Event]()
             self._queues[number] = events
-            task = {
-                "task": number,
-                "stage": stage,
-                "request": request,
-                "threads": place.threads,
-                "gpu": place.gpu,
-            }
-            for name in ("lock", "beat", "log", "error"):
-                path = getattr(place, name)
-                task[name] = None if path is None else str(path.absolute())
-            line = json.dumps(task).encode() + b"\n"
+            line = task_line(number, stage, request, place)
             server = self._server
             if server is None or server.poll() is not None:
-                self._server = server = _start("server")
+                self._server = server = start("server")
                 threading.Thread(target=self._listen, args=(server,), daemon=True).start()
             assert server.stdin is not None
             try:
@@ -173,7 +176,7 @@ class Workers:
         for waiting in left:
             waiting.put({"event": "exit", "code": code, "server": True})
 
-    def _signal(self, number: int, process: int, which: Signals) -> None:
+    def _signal(self, number: int, which: Signals) -> None:
         """Send a signal to the process of a task."""
         server = self._server
         if server is None or server.stdin is None:
@@ -184,6 +187,60 @@ class Workers:
             server.stdin.flush()
         except OSError:
             pass
+
+
+def task_line(number: int, stage: str, request: Mapping[str, Any], place: Place) -> bytes:
+    """Return a task as the line that a process reads."""
+    task: dict[str, Any] = {
+        "task": number,
+        "stage": stage,
+        "request": request,
+        "threads": place.threads,
+        "gpu": place.gpu,
+    }
+    for name in ("lock", "beat", "log", "error"):
+        path = getattr(place, name)
+        task[name] = None if path is None else str(path.absolute())
+    return json.dumps(task).encode() + b"\n"
+
+
+def follow(
+    events: "queue.Queue[Event]",
+    tell: Callable[[Event], None],
+    until: float | None,
+    send: Callable[[Signals], None],
+) -> Any:
+    """Pass the events of a task on until its process is no more.
+
+    Arguments:
+        events: Of the task; the last is ``exit``.
+        tell: Gets those that progress is made of.
+        until: When the process is to be ended; None for never.
+        send: Sends a signal to it.
+
+    Returns:
+        What the stage returned; raises as :meth:`Runner.run`.
+    """
+    last: Event = {}
+    is_late = False
+    while True:
+        try:
+            event = events.get(timeout=0.5)
+        except queue.Empty:
+            if until is not None and time.monotonic() > until:
+                send(KILL if is_late else SIGTERM)
+                is_late, until = True, time.monotonic() + GRACE
+            continue
+        kind = event["event"]
+        if kind == "exit":
+            break
+        if kind in ("result", "refused", "failed", "busy", "stopped"):
+            last = event
+        elif kind != "started":
+            tell(event)
+    if is_late:
+        raise TimedOut("took longer than it was given (--timeout)")
+    return _result(last, event)
 
 
 def _result(last: Event, end: Event) -> Any:
@@ -202,17 +259,31 @@ def _result(last: Event, end: Event) -> Any:
     code = end.get("code", 0)
     if code < 0:
         name = Signals(-code).name
-        what = " (out of memory?)" if -code == SIGKILL else ""
+        what = " (out of memory?)" if -code == KILL else ""
         raise StageFailed(f"its process was ended by {name}{what}")
     raise StageFailed(f"its process ended with exit code {code}")
 
 
-def _start(module: str) -> "subprocess.Popen[bytes]":
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Have what is started inside the block hear none of :data:`NOTICES`, which end a process."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOTICES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start(module: str) -> "subprocess.Popen[bytes]":
     """Start a Python process of this package that no signal of the terminal reaches."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"cleanprior.jobs.{module}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        env=os.environ.copy(),
-    )
+    with _unheard():
+        return subprocess.Popen(
+            [sys.executable, "-m", f"cleanprior.jobs.{module}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ.copy(),
+        )

@@ -9,7 +9,7 @@ from hydra.utils import get_class, get_object
 
 from cleanprior import registry
 from cleanprior.cells import Identity
-from cleanprior.config import DESCRIPTIONS, GROUPS, build, compose
+from cleanprior.config import DESCRIPTIONS, GROUPS, build, compose, compose_one
 from cleanprior.errors import UserError
 
 SHAPE = (1, 8, 8)
@@ -47,10 +47,13 @@ def test_each_yaml_builds(group, name):
     assert type(made) is get_class(part["_target_"])
 
 
-@pytest.mark.parametrize(("group", "name"), EVERY)
+LAUNCHERS = [("launcher", name) for name in registry.options("launcher")]
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY + LAUNCHERS)
 def test_each_yaml_has_a_key_for_every_argument(group, name):
     overrides = [f"{group}={name}"] if group == "method" else ["method=naive", f"{group}={name}"]
-    card = compose(overrides)[group]
+    card = compose_one(group, name) if group == "launcher" else compose(overrides)[group]
     target = get_object(card["_target_"])
     parameters = inspect.signature(target).parameters
     assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from cleanprior import ranges, registry
-from cleanprior.config import build, compose
+from cleanprior.config import build, compose, compose_one
 from cleanprior.errors import UserError
 from cleanprior.operators.building import build_operator
 
-BUILT = ("method", "operator", "posterior", "sampler", "training", "evaluation")
+BUILT = ("method", "operator", "posterior", "sampler", "training", "evaluation", "launcher")
 SHAPES = {"mri": (2, 8, 8)}
 
 
@@ -44,9 +44,11 @@ def outside(text, default):
         yield interval.high + 1e-3 if interval.has_high else interval.high
 
 
-def composed(group, name):
+def composed(group, name, *settings):
+    if group == "launcher":
+        return {group: compose_one(group, name, settings)}
     method = [] if group == "method" else ["method=naive"]
-    return compose([*method, f"{group}={name}"])
+    return compose([*method, f"{group}={name}", *settings])
 
 
 def construct(group, config):
@@ -57,15 +59,14 @@ def construct(group, config):
 
 @pytest.mark.parametrize(("group", "name", "key", "text", "default"), WRITTEN, ids=IDS)
 def test_the_constructor_refuses_what_the_yaml_refuses(group, name, key, text, default):
-    method = [] if group == "method" else ["method=naive"]
     for value in outside(text, default):
         with pytest.raises(UserError) as told:
-            compose([*method, f"{group}={name}", f"{group}.{key}={value}"])
+            composed(group, name, f"{group}.{key}={value}")
         assert f"{group}.{key}=" in str(told.value) and "allowed: " in str(told.value)
         config = composed(group, name)[group]
         if key == "rank" or key == "low_rank_iterations":
             config["start"] = "gaussian"
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=f"{key}=" if group == "launcher" else "."):
             construct(group, {**config, key: value})
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from cleanprior.benchmarks.launchers import split
 
 import cleanprior as cp
 from cleanprior.cli import build_app
-from cleanprior.config import GROUPS, compose
+from cleanprior.config import GROUPS, compose, compose_one
 from cleanprior.data import write_splits
 from cleanprior.errors import UserError
 
@@ -73,7 +74,12 @@ def refused(line):
         given = context.params
     except Exception as error:
         return str(error)
-    overrides = [o for o in given.get("overrides") or [] if "PATH" not in o]
+    try:
+        settings, overrides = split(given.get("overrides") or [])
+        compose_one("launcher", given.get("launcher") or "local", settings)
+    except UserError as error:
+        return str(error)
+    overrides = [o for o in overrides if "PATH" not in o]
     for key in ("operator", "data"):
         if isinstance(given.get(key), str):
             overrides.append(f"{key}={given[key]}")
@@ -103,14 +109,15 @@ def test_the_checks_find_what_is_wrong():
         "nowhere.md",
         "README.md#no-such-heading",
     ]
-    for line in ("benhc", "bench --metods em", "train operator.q=1", "bench --methods emm"):
+    lines = ["benhc", "bench --metods em", "train operator.q=1", "bench --methods emm"]
+    for line in (*lines, "bench --launcher slrm", "bench --launcher slurm launcher.cores=2"):
         assert refused(line), line
 
 
 def test_the_readme_is_short_and_every_group_is_described():
     assert len((ROOT / "README.md").read_text().split()) <= 1000
     text = (ROOT / "configs" / "README.md").read_text()
-    for group in GROUPS:
+    for group in (*GROUPS, "launcher"):
         assert f"| `{group}` |" in text
         for path in (ROOT / "configs" / group).glob("*.yaml"):
             assert group == "method" or f"`{path.stem}`" in text, path
