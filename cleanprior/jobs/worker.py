@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -91,8 +92,12 @@ def _perform(task: Task, sender: Sender) -> Any:
             pulse.end()
 
 
+#: Seconds that a process without a parent has to write its state.
+GRACE = 30.0
+
+
 def watch(alive: int) -> None:
-    """Ask this process to end when whoever holds the other end of a pipe is gone."""
+    """End this process when whoever holds the other end of a pipe is gone; its state first."""
 
     def wait() -> None:
         os.read(alive, 1)
@@ -100,6 +105,8 @@ def watch(alive: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         else:  # there, os.kill would end it before its state is written
             signal.raise_signal(signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(128 + signal.SIGTERM)  # a method that never comes back
 
     threading.Thread(target=wait, daemon=True).start()
 

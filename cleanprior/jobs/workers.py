@@ -165,11 +165,12 @@ class Workers:
     def _listen(self, server: "subprocess.Popen[bytes]") -> None:
         """Pass events on until a server is no more."""
         assert server.stdout is not None
-        for line in server.stdout:
-            event = json.loads(line)
-            waiting = self._queues.get(event["task"])
-            if waiting is not None:
-                waiting.put(event)
+        with server.stdout as lines:
+            for line in lines:
+                event = json.loads(line)
+                waiting = self._queues.get(event["task"])
+                if waiting is not None:
+                    waiting.put(event)
         code = server.wait()
         with self._guard:
             left = list(self._queues.values())

@@ -86,7 +86,7 @@ def test_a_dry_run_fits_a_narrow_terminal_and_says_why_a_row_is_skipped(
         def end(self):
             pass
 
-    monkeypatch.setattr(forecast, "Workers", Workers)
+    monkeypatch.setattr(forecast, "new_workers", Workers)
     monkeypatch.setenv("COLUMNS", "80")
     from cleanprior.jobs.local import Local
 
