@@ -236,7 +236,7 @@ def test_a_job_that_slurm_lost_is_its_row_and_one_that_left_a_record_is_done(tmp
     cells = [todo(tmp_path, seed) for seed in range(3)]
     jobs = [Job(tmp_path, n, what) for n, what in enumerate(("result", "lost", "silent"))]
     waiting = dict(zip(jobs, cells, strict=True))
-    write_record(CellFolder(tmp_path, cells[2].config), {"status": "done"})
+    write_record(CellFolder(tmp_path, cells[2].config), {"status": "done", "rows": []})
     answers = iter([None, {"7_1", "7_2"}, set(), set(), set(), set()])
     monkeypatch.setattr(slurm_launcher, "_known", lambda _: next(answers))
     monkeypatch.setattr(slurm_launcher, "INTERVAL", 0.06)
