@@ -150,7 +150,7 @@ def run_request(
     launcher = launcher or Local()
     found = rows(plan, out)
     todo = [Todo(row.name, out, config) for row in found for config in row.todo]
-    if len(todo) > 1:
+    if len(todo) > 1 and all(row.seconds is not None for row in found if row.todo):
         progress.say(summary(found, launcher.count(todo)))
     run(plan, out, forced, progress, part or Part(), launcher)
     request.write(tables(out, plan.key))
