@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cleanprior.options import GIVEN, Out, live_progress
+from cleanprior.options import GIVEN, Out, live_progress, offered, offers
 from cleanprior.terminal import Screen
 
 Wide = Annotated[
@@ -20,26 +20,52 @@ Wide = Annotated[
 
 def bench(
     methods: Annotated[
-        str | None, typer.Option(help="Methods, comma-separated; default: the benchmark's.")
+        str | None,
+        typer.Option(
+            help="Methods, comma-separated; default: the benchmark's.",
+            autocompletion=offers("several_of", "method"),
+        ),
     ] = None,
     operator: Annotated[
-        str | None, typer.Option(help="Operators, comma-separated: one table each.")
+        str | None,
+        typer.Option(
+            help="Operators, comma-separated: one table each.",
+            autocompletion=offers("several_of", "operator"),
+        ),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Data set.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set.", autocompletion=offers("one_of", "data"))
+    ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(help="Training seeds: how many (3), or which (7,8,9; one alone: 7,)."),
     ] = None,
-    bench: Annotated[str, typer.Option(help="Benchmark configuration.")] = "default",
+    bench: Annotated[
+        str, typer.Option(help="Benchmark configuration.", autocompletion=offers("one_of", "bench"))
+    ] = "default",
     table: Annotated[
-        str | None, typer.Option(help="A paper's table: its numbers beside ours.")
+        str | None,
+        typer.Option(
+            help="A paper's table: its numbers beside ours.",
+            autocompletion=offers("one_of", "table"),
+        ),
     ] = None,
-    scale: Annotated[str, typer.Option(help="Of a paper's table: cpu, gpu or paper.")] = "cpu",
+    scale: Annotated[
+        str,
+        typer.Option(
+            help="Of a paper's table: cpu, gpu or paper.",
+            autocompletion=offers("words", "cpu", "gpu", "paper"),
+        ),
+    ] = "cpu",
     references: Annotated[
         bool, typer.Option(help="Add the rows that anchor the table (observations, oracle, ...).")
     ] = True,
     force: Annotated[
-        str | None, typer.Option(help="Methods to train again, comma-separated.")
+        str | None,
+        typer.Option(
+            help="Methods to train again, comma-separated.",
+            autocompletion=offers("several_of", "method"),
+        ),
     ] = None,
     part: Annotated[
         str, typer.Option(help="Train this share of the cells only, e.g. 3/8: one job of an array.")
@@ -78,7 +104,8 @@ def bench(
     out: Out = Path("runs"),
     wide: Wide = False,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value for every row, e.g. operator.p=0.3")
+        list[str] | None,
+        typer.Argument(help="key=value for every row, e.g. operator.p=0.3", autocompletion=offered),
     ] = None,
 ) -> None:
     """Train methods on identical measurements and say which is better, at what cost."""

@@ -13,9 +13,10 @@ from . import __version__, capabilities, registry, stopping
 from .environment import is_first, processes, take_precision_away
 from .errors import UserError, one_line
 from .evaluate_command import evaluate
+from .examples import epilog
 from .files import check_folder
 from .notices import show_on_stderr
-from .options import GIVEN, Out, Overrides, live_progress
+from .options import GIVEN, Out, Overrides, live_progress, offers
 from .prior_commands import restore, sample
 from .streams import lasting
 
@@ -114,7 +115,8 @@ def list_(
         str,
         typer.Argument(
             help="methods, operators, datasets, posteriors, samplers, evaluations, metrics, "
-            "benches, tables, backbones"
+            "benches, tables, backbones",
+            autocompletion=offers("lists"),
         ),
     ] = "methods",
 ) -> None:
@@ -140,7 +142,10 @@ def status(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="method, operator, data or metric.")],
+    kind: Annotated[
+        str,
+        typer.Argument(help="method, operator, data or metric.", autocompletion=offers("kinds")),
+    ],
     name: Annotated[str, typer.Argument(help="Name of its configuration, e.g. my_own.")],
     to: Annotated[
         Path | None, typer.Option(help="The package's folder; default: cleanprior_NAME.", **GIVEN)
@@ -203,6 +208,8 @@ def build_app() -> typer.Typer:
                 raise
             command = _broken(name, f"{type(error).__name__}: {error}")
         app.command(name)(command)
+    for info in app.registered_commands:
+        info.epilog = epilog(info.name or info.callback.__name__)  # type: ignore[union-attr]
     return app
 
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__, registry
-from .cells.folder import CellFiles, CellFolder
 from .errors import UserError
 from .files import check_folder, write_text
-from .options import GIVEN, Out, Overrides, live_progress
+from .options import GIVEN, Out, Overrides, live_progress, offers
 from .prior_commands import remembered
-from .prior_files import CARD
 
 if TYPE_CHECKING:
     from .config import Config
@@ -28,8 +26,18 @@ def evaluate(
             **GIVEN,
         ),
     ],
-    data: Annotated[str | None, typer.Option(help="Data set; default: the prior's.")] = None,
-    operator: Annotated[str | None, typer.Option(help="Operator; default: the prior's.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data set; default: the prior's.", autocompletion=offers("one_of", "data")
+        ),
+    ] = None,
+    operator: Annotated[
+        str | None,
+        typer.Option(
+            help="Operator; default: the prior's.", autocompletion=offers("one_of", "operator")
+        ),
+    ] = None,
     point: Annotated[
         bool, typer.Option("--point", help="The restorations are point estimates, not draws.")
     ] = False,
@@ -53,6 +61,7 @@ def evaluate(
     if is_prior and point:
         raise UserError("--point says what restorations are; a prior draws")
 
+    from .cells.folder import CellFolder
     from .evaluation.saved import Judge, written
     from .operators.building import build_operator
 
@@ -92,6 +101,9 @@ def _check_destination(to: Path | None) -> None:
 
 def _is_prior(path: Path) -> bool:
     """Whether a path is the folder of a prior, or of a cell."""
+    from .cells.folder import CellFiles
+    from .prior_files import CARD
+
     files = CellFiles(path)
     is_cell = files.prior.is_dir() or files.training.folder.is_dir() or bool(files.records())
     return path.is_dir() and ((path / CARD).is_file() or is_cell)

@@ -1,5 +1,6 @@
 """What several commands take and show. Light to import."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,13 +27,39 @@ def _folder_of_runs(text: str | Path) -> Path:
 #: How typer reads a path: literally, ``~`` expanded.
 GIVEN: dict[str, Any] = {"parser": _path, "metavar": "PATH"}
 
+
+def offered(context: typer.Context, incomplete: str) -> list[str]:
+    """Return what completes overrides."""
+    from . import completion
+
+    return completion.overrides(context, incomplete)
+
+
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="group=name and key=value, e.g. operator.p=0.3")
+    list[str] | None,
+    typer.Argument(help="group=name and key=value, e.g. operator.p=0.3", autocompletion=offered),
 ]
 Out = Annotated[
     Path,
     typer.Option("--out", help="Folder of all runs.", parser=_folder_of_runs, metavar="PATH"),
 ]
+
+
+def offers(kind: str, *given: str) -> Callable[[str], list[str]]:
+    """Return what completes an option, computed when a shell asks.
+
+    Arguments:
+        kind: A function of :mod:`cleanprior.completion` that makes what completes.
+        given: Its arguments.
+    """
+
+    def offer(incomplete: str) -> list[str]:
+        from . import completion
+
+        made: Callable[[str], list[str]] = getattr(completion, kind)(*given)
+        return made(incomplete)
+
+    return offer
 
 
 def live_progress() -> Any:

@@ -10,7 +10,7 @@ from . import registry
 from .errors import UserError
 from .files import check_folder
 from .notices import tell
-from .options import GIVEN, Overrides, live_progress
+from .options import GIVEN, Overrides, live_progress, offers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,12 @@ def sample(
 
 def restore(
     prior: PriorFolder,
-    operator: Annotated[str | None, typer.Option(help="Operator; default: the prior's.")] = None,
+    operator: Annotated[
+        str | None,
+        typer.Option(
+            help="Operator; default: the prior's.", autocompletion=offers("one_of", "operator")
+        ),
+    ] = None,
     measurements: Annotated[
         Path | None,
         typer.Option(help="Your measurements (.npz, .h5, ...); default: held-out ones.", **GIVEN),
