@@ -115,8 +115,6 @@ def run(
     todo = pending(plan, out, forced, part)
     if not todo:
         return
-    # What has failed comes last: what takes its machine down does not do so before the others.
-    todo.sort(key=lambda cell: read_record(CellFolder(out, cell[1])) is not None)
     retrained: set[Path] = set()  # problems that differ in evaluation alone share a training
     cells = []
     for row, config in todo:
@@ -127,7 +125,10 @@ def run(
             f"{row} on {config['operator']['name']}, {config['data']['name']}, "
             f"seed {config['seed']}"
         )
-        cells.append(Todo(label, out, config, is_forced))
+        has_failed = row not in forced and read_record(folder) is not None
+        cells.append(Todo(label, out, config, is_forced, has_failed))
+    # What has failed comes last: what takes its machine down does not do so before the others.
+    cells.sort(key=lambda cell: cell.has_failed)
     (launcher or Local()).run(cells, progress)
 
 

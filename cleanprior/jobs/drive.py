@@ -28,12 +28,14 @@ class Todo:
         out: Folder of all runs.
         config: Its composed configuration.
         is_forced: Whether what is there is trained again.
+        has_failed: Whether it was tried before.
     """
 
     label: str
     out: Path
     config: Config
     is_forced: bool = False
+    has_failed: bool = False
 
     @property
     def folder(self) -> CellFolder:

@@ -11,8 +11,11 @@ from ..progress import Progress
 Request = Mapping[str, Any]
 
 
-def check(request: Request, _: Progress) -> None:
+def check(request: Request, _: Progress) -> list[int]:
     """Build every cell's parts, so that a value that a part refuses is told before any training.
+
+    Returns:
+        The rounds of each cell's training: what has more of them takes longer.
 
     Raises:
         UserError: The first refusal. What else a constructor raises comes again when the cell's
@@ -20,13 +23,16 @@ def check(request: Request, _: Progress) -> None:
     """
     from ..run import Cell
 
+    rounds = []
     for config in request["configs"]:
         try:
-            Cell(CellFolder(Path(request["out"]), config))
+            cell = Cell(CellFolder(Path(request["out"]), config))
+            rounds.append(len(cell.method.rounds(cell.trainer.steps)))
         except UserError:
             raise
         except Exception:
-            continue
+            rounds.append(0)
+    return rounds
 
 
 def prepare(request: Request, _: Progress) -> tuple[str, tuple[int, int, int]]:
