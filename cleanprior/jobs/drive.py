@@ -90,21 +90,28 @@ def run_cell(
     raise StageFailed("its training is damaged each time that it is evaluated")
 
 
-def check(workers: Runner, todo: Sequence[Todo], progress: Progress) -> None:
+def check(workers: Runner, todo: Sequence[Todo], progress: Progress) -> dict[int, int]:
     """Have a value that a part refuses told before the first cell is trained.
+
+    Returns:
+        The rounds of each cell's training, by the cell's ``id``: what has more takes longer.
 
     Raises:
         UserError: There is one.
     """
-    asked: dict[str, list[object]] = {}
+    asked: dict[str, list[Todo]] = {}
     for cell in todo:
-        asked.setdefault(str(cell.out.absolute()), []).append(cell.config)
-    for out, configs in asked.items():
+        asked.setdefault(str(cell.out.absolute()), []).append(cell)
+    rounds: dict[int, int] = {}
+    for out, cells in asked.items():
         shown = Shown(progress, "")
+        request = {"out": out, "configs": [cell.config for cell in cells]}
         try:
-            workers.run("check", {"out": out, "configs": configs}, Place(threads=1), shown)
+            found = workers.run("check", request, Place(threads=1), shown)
         except StageFailed:
             continue  # a constructor that ends its process: its row says so
+        rounds |= {id(cell): count for cell, count in zip(cells, found, strict=True)}
+    return rounds
 
 
 class Shown:

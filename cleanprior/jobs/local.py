@@ -151,7 +151,6 @@ class _Pool:
     def run(self, todo: Sequence[Todo], progress: Progress) -> None:
         """Run cells in all slots."""
         self._total = len(todo)
-        self._waiting.extend((number, cell, 0) for number, cell in enumerate(todo, 1))
         before = None
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGTERM, stopping.raise_at_once)
@@ -160,7 +159,12 @@ class _Pool:
             for gpu in self._slots
         ]
         try:
-            check(self._workers, todo, progress)
+            rounds = check(self._workers, todo, progress)
+            ordered = list(todo)
+            if len(self._slots) > 1:
+                # The longest first, so that none is left alone at the end.
+                ordered.sort(key=lambda cell: (cell.has_failed, -rounds.get(id(cell), 0)))
+            self._waiting.extend((number, cell, 0) for number, cell in enumerate(ordered, 1))
             with progress.live():
                 for thread in threads:
                     thread.start()

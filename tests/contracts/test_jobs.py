@@ -132,7 +132,7 @@ def test_jobs_are_as_many_as_there_is_room_for(monkeypatch):
         ({"jobs": -1}, "jobs=-1; allowed"),
         ({"jobs": "many"}, "jobs=many; allowed"),
         ({"timeout": 0}, "timeout=0; allowed"),
-        ({"retries": -1}, "retry=-1; allowed"),
+        ({"retries": -1}, "retries=-1; allowed"),
     ],
 )
 def test_other_values_are_refused(keys, text):
