@@ -1,6 +1,8 @@
 r"""The Operator: :math:`y = A x + \sigma_y z`, its parameters' law, further corruption."""
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from deepinv.physics import LinearPhysics
