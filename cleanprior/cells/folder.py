@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..config import Config
+from ..errors import UserError
 from .code import method_code
 from .identity import Identity
 
@@ -205,9 +206,15 @@ class CellFolder:
         """Return the lock of whoever works on the cell, or on what has the given name.
 
         Its folder is made.
+
+        Raises:
+            UserError: The disk refuses it.
         """
         folder = self.out / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make '{folder}': {error.strerror}") from error
         return folder / f"{name or self.name}.lock"
 
     def measurements(self, split: str, identity: str) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..errors import UserError
 from ..files import write_text
 
 #: Seconds between two entries of the file that says how far a process is.
@@ -33,12 +34,19 @@ def held(lock: Path) -> Iterator[None]:
 
     Raises:
         Busy: Another process holds it.
+        UserError: The disk refuses it.
     """
+    taken = FileLock(lock, timeout=0)
     try:
-        with FileLock(lock, timeout=0):
-            yield
+        taken.acquire()
     except Timeout as error:
         raise Busy(str(lock)) from error
+    except OSError as error:
+        raise UserError(f"cannot lock '{lock}': {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        taken.release()
 
 
 @dataclass

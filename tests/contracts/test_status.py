@@ -106,6 +106,16 @@ def test_a_lock_is_held_by_one(tmp_path):
         pass
 
 
+def test_a_lock_that_the_disk_refuses_is_one_line(tmp_path):
+    (tmp_path / "a.lock").mkdir()
+    with pytest.raises(UserError, match="cannot lock '.*a.lock'"), held(tmp_path / "a.lock"):
+        pass
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "locks").touch()
+    with pytest.raises(UserError, match="cannot make '.*locks'"):
+        cell(tmp_path, 0).lock()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(3, "3 s"), (600, "10 min"), (3 * 3600 + 1200, "3 h 20 min"), (90000 * 2, "2 d 2 h")],
