@@ -1,6 +1,5 @@
 """What runs in a folder of runs, since when, at which step; what failed, what is done. No torch."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from .cells.folder import CellFiles, cells_below
 from .cells.status import Status
 from .errors import UserError
 from .jobs.lease import Beat
+from .outside import read_json
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _states(files: CellFiles) -> list[State]:
     found = []
     for path in files.records().values():
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             ended = Status.of(record)
             title = f"{record['method']} on {record['operator']}"
             title += f", {record.get('data') or '?'}, seed {record['seed']}"
@@ -90,7 +90,7 @@ def _states(files: CellFiles) -> list[State]:
 def _title(files: CellFiles) -> str:
     """Return the name of a cell without a record."""
     try:
-        config = json.loads(files.training.job.read_text(encoding="utf-8"))["config"]
+        config = read_json(files.training.job)["config"]
         method, operator = config["method"]["name"], config["operator"]["name"]
         data = files.folder.name.partition(f"-{operator}-")[0]
         return f"{method} on {operator}, {data}, seed {config['seed']}"

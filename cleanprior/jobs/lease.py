@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import UserError
 from ..files import write_text
+from ..outside import read_json
 
 #: Seconds between two entries of the file that says how far a process is.
 BEAT = 5.0
@@ -102,9 +103,11 @@ class Beat:
     def read(cls, path: Path) -> "Beat | None":
         """Return what a file says, or None where there is none that can be read."""
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**given)
-        except (OSError, ValueError, TypeError):
+            found = cls(**read_json(path))
+            numbers = (found.done, found.total, found.since, found.began, found.first, found.time)
+            is_sound = all(isinstance(n, int | float) for n in (*numbers, found.pid))
+            return found if is_sound and isinstance(found.pid, int) and found.pid > 0 else None
+        except (UserError, TypeError):
             return None
 
 

@@ -73,7 +73,11 @@ def test_a_folder_without_cells_is_refused(tmp_path):
         states(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"stage": 1}', "\x00"])
+FORGED = json.dumps(asdict(beat(pid=-1)))
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"stage": 1}', "\x00", FORGED, DEEP])
 def test_what_cannot_be_read_is_nobody_at_work(tmp_path, text):
     path = tmp_path / "running.json"
     path.write_text(text)
