@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from cleanprior.commands.options import live_progress
 from cleanprior.errors import UserError
 from cleanprior.files import check_folder
 from cleanprior.jobs.drive import Todo
 from cleanprior.jobs.local import Local
-from cleanprior.options import live_progress
 from cleanprior.progress import Progress
 from cleanprior.terminal import Screen
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cleanprior.options import GIVEN, Out, live_progress, offered, offers
+from cleanprior.commands.options import GIVEN, Out, live_progress, offered, offers
 from cleanprior.terminal import Screen
 
 Wide = Annotated[

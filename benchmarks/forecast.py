@@ -11,13 +11,13 @@ from typing import Any
 from cleanprior.cells.folder import CellFolder, cells_below
 from cleanprior.cells.reading import load_record
 from cleanprior.cells.record import Record, is_finished, read_record
+from cleanprior.commands.status import duration
 from cleanprior.config import Config
 from cleanprior.errors import StageFailed, UserError
 from cleanprior.jobs.drive import Shown, Todo
 from cleanprior.jobs.fresh import new_workers
 from cleanprior.jobs.workers import Place
 from cleanprior.progress import Progress
-from cleanprior.status import duration
 from cleanprior.terminal import Column, Screen
 
 from .plan import Plan, refusal

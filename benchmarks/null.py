@@ -16,7 +16,7 @@ from itertools import combinations
 import numpy as np
 from scipy.special import stdtr
 
-from .difference import (
+from .tables.difference import (
     LEVEL,
     SEEDS_FOR_T,
     Array,

@@ -19,11 +19,12 @@ from cleanprior.cells.record import Record, is_finished
 from cleanprior.files import write_text
 from cleanprior.metric_names import describe, in_order
 
-from . import commands
-from .matrix import matrix
-from .palette import looks
-from .pictures import STRIPS
-from .tables import DASH, TEXTS, all_columns, number
+from . import cell_commands
+from .figures.grids import STRIPS
+from .figures.palette import looks
+from .tables.columns import DASH, TEXTS, all_columns
+from .tables.display import number
+from .tables.matrix import matrix
 
 #: Pictures in their order.
 CAPTIONS = {
@@ -75,7 +76,7 @@ class Sheet:
         records: Records by method, one a seed.
         references: Methods that are not ranked.
         verdict: What the table says, in two sentences; empty for none.
-        comparisons: From :func:`cleanprior.benchmarks.statistics.compare`, or None.
+        comparisons: From :func:`cleanprior.benchmarks.tables.statistics.compare`, or None.
     """
 
     tab: str
@@ -201,7 +202,7 @@ def _cells(
             cells.append(
                 {
                     "title": title,
-                    "notes": commands.notes(record, out, priors),
+                    "notes": cell_commands.notes(record, out, priors),
                     "text": json.dumps(kept, indent=1, ensure_ascii=False),
                 }
             )
@@ -250,8 +251,8 @@ def write(path: Path, name: str, about: str, sheets: list[Sheet]) -> Path:
         sheets: The tabs, in order.
     """
     views = []
-    out = commands.from_here(path.parents[2] if len(path.parents) > 2 else path.parent)
-    priors = commands.priors(out)
+    out = cell_commands.from_here(path.parents[2] if len(path.parents) > 2 else path.parent)
+    priors = cell_commands.priors(out)
     order = list(CAPTIONS)
     for sheet in sheets:
         pictures = sorted(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cleanprior import capabilities, registry
 from cleanprior.cells.identity import placeless, with_metrics
-from cleanprior.config import GROUPS, Config, compose, registry_defaults
+from cleanprior.config import GROUPS, Config, capabilities, compose, registry
+from cleanprior.config.composition import registry_defaults
 from cleanprior.errors import UserError, unknown
 
-from .described import Beside, Case, Description
+from .description import Beside, Case, Description
 
 #: More training seeds than anybody trains; a seed that was given for a count.
 MOST_SEEDS = 1000

@@ -17,8 +17,9 @@ from cleanprior.cells.record import Record, is_finished
 from cleanprior.errors import UserError, unknown
 
 from .plan import Problem
-from .row_names import row_name
-from .tables import DASH, SIGNIFICANT, number
+from .tables.columns import DASH, SIGNIFICANT
+from .tables.display import number
+from .tables.row_names import row_name
 
 #: Published metric, ours, format, headings. FD is never called FID: it has other features and fewer
 #: samples.
@@ -196,7 +197,7 @@ def beside(
     Arguments:
         problem: The problem; its ``beside`` says which published rows.
         records: Its records.
-        summary: From :func:`cleanprior.benchmarks.tables.summarise`.
+        summary: From :func:`cleanprior.benchmarks.tables.summary.summarise`.
     """
     if problem.beside is None:
         return pd.DataFrame(), [], []

@@ -9,12 +9,17 @@ from cleanprior.cells.status import Status
 from cleanprior.files import RefusedWrite, write_bytes
 from cleanprior.terminal import Screen
 
-from . import drawing, notes, page, places, published, runner, statistics, tables, writing
-from .overview import OVERVIEWS, overview
+from . import page, places, published, runner
+from .figures import problems
 from .page import Sheet
 from .plan import Plan, Problem
-from .printing import print_blocks, print_notes, print_table
-from .verdict import verdict
+from .tables import notes, statistics, writing
+from .tables.columns import DASH
+from .tables.display import display, marks
+from .tables.overview import OVERVIEWS, overview
+from .tables.printing import print_blocks, print_notes, print_table
+from .tables.summary import summarise, tidy
+from .tables.verdict import verdict
 
 Best = dict[str, dict[str, list[tuple[str, str]]]]
 
@@ -24,7 +29,7 @@ class Report:
     """What was written.
 
     Attributes:
-        sheets: The tables, one a problem.
+        sheets: The summary, one a problem.
         page: The page with all of them.
     """
 
@@ -77,18 +82,18 @@ def _problem(
 ) -> Sheet:
     """Print and write the tables of one problem."""
     records = runner.records(problem, out)
-    frame = tables.tidy(records)
-    summary = tables.summarise(frame)
-    shown = tables.display(summary, plan.references)
+    frame = tidy(records)
+    summary = summarise(frame)
+    shown = display(summary, plan.references)
     comparisons = statistics.compare(records, plan.references)
     best[problem.label] = statistics.best(comparisons)
-    bold = tables.marks(summary, best[problem.label])
+    bold = marks(summary, best[problem.label])
     said = notes.write_notes(problem, records, plan.references)
     folder = places.tables(out, plan.key_of(problem))
     sentences = verdict(records, plan.references, comparisons)
     files: list[Path] = []
     try:
-        drawn, absent = drawing.draw(problem, records, summary, out, folder)
+        drawn, absent = problems.draw(problem, records, summary, out, folder)
         said = replace(said, careful=[*said.careful, *absent])
         files = writing.write(
             folder, problem.title, shown, summary, frame, sentences, said.lines, bold, comparisons
@@ -131,7 +136,7 @@ def _published(plan: Plan, sheets: list[Sheet], folder: Path, screen: Screen) ->
     ]
     if not found:
         return []
-    shown = pd.concat([frame for frame, _, _ in found], ignore_index=True).fillna(tables.DASH)
+    shown = pd.concat([frame for frame, _, _ in found], ignore_index=True).fillna(DASH)
     lines = [
         "published numbers are quoted, never measured here; another setting gives other numbers, "
         "so compare orderings and ratios and not levels",
@@ -180,7 +185,7 @@ def _sweep(plan: Plan, sheets: list[Sheet], folder: Path) -> list[Path]:
     if not plan.sweep:
         return []
     group, _, key = plan.sweep.partition(".")
-    from . import plots
+    from .figures import plots
 
     points = []
     for problem, sheet in zip(plan.problems, sheets, strict=True):

@@ -9,7 +9,7 @@ from cleanprior.errors import UserError
 from cleanprior.files import write_text
 from cleanprior.outside import CARD, read_text
 
-from . import described
+from . import description
 from .places import REQUEST, all_tables
 from .plan import Plan, check_forced, make_plan
 
@@ -51,9 +51,9 @@ class Request:
             UserError: A name, key or value that does not exist.
         """
         if self.table is None:
-            chosen = described.bench(self.bench)
+            chosen = description.bench(self.bench)
         else:
-            chosen = described.table(self.table, self.scale)
+            chosen = description.table(self.table, self.scale)
         plan = make_plan(
             chosen,
             self.methods,

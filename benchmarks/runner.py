@@ -7,12 +7,7 @@ from typing import Protocol
 
 from cleanprior.cells.folder import CellFolder
 from cleanprior.cells.migration import take_over
-from cleanprior.cells.record import (
-    Record,
-    has_other_code,
-    is_finished,
-    read_record,
-)
+from cleanprior.cells.record import Record, has_other_code, is_finished, read_record
 from cleanprior.cells.status import Status
 from cleanprior.config import Config
 from cleanprior.errors import UserError

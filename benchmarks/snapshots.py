@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cleanprior.commands.options import GIVEN, Out
 from cleanprior.files import check_folder
-from cleanprior.options import GIVEN, Out
 
 if TYPE_CHECKING:
     from cleanprior.cells.folder import CellFiles
-    from cleanprior.selection import Scores
+    from cleanprior.cells.snapshot_choice import Scores
 
 
 def snapshots(
@@ -38,8 +38,8 @@ def snapshots(
     if to is not None:
         check_folder("--to", to)
     config = compose(overrides or [])
-    from cleanprior.run import Cell
-    from cleanprior.selection import save_chosen, score_snapshots
+    from cleanprior.cells.run import Cell
+    from cleanprior.cells.snapshot_choice import save_chosen, score_snapshots
 
     folder = CellFolder(out, config)
     take_over([folder])
@@ -84,7 +84,7 @@ def write(scores: "Scores", files: "CellFiles") -> None:
 
     from cleanprior.files import write_bytes, write_text
 
-    from .plots import png
+    from .figures.plots import png
 
     frame = pd.DataFrame([vars(s) for s in scores.scores])
     write_text(files.snapshot_table, frame.to_csv(index=False))

@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
     given = parser.parse_args()
-    from cleanprior.options import live_progress
+    from cleanprior.commands.options import live_progress
 
     with tempfile.TemporaryDirectory() as name:
         found = soak(given.kills, given.seed, given.out or Path(name), live_progress())

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from cleanprior.benchmarks.api import bench  # type: ignore[import-not-found,unused-ignore]
+
     from .api import dataset, evaluate, load, measure, method, operator, posterior, sampler, train
-    from .benchmarks.api import bench  # type: ignore[import-not-found,unused-ignore]
     from .data import Measurements
     from .errors import UserError
     from .operators import Operator

@@ -17,10 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .capabilities import earlier
 from .cells.folder import CellFiles
-from .checks import check_kind, check_seed
+from .cells.run import load_prior
+from .commands.options import live_progress
 from .config import Config, build, compose
+from .config.capabilities import earlier
+from .config.checks import check_kind, check_seed
+from .config.parts import part
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, check_split
 from .data.measurements import Measurements
@@ -29,19 +32,16 @@ from .diffusion.denoiser import Denoiser
 from .diffusion.posterior import PosteriorSampler
 from .diffusion.samplers import Sampler
 from .errors import UserError
-from .evaluation.evaluate import Protocol
 from .evaluation.given import LARGEST
+from .evaluation.protocol import Protocol
 from .evaluation.saved import Evaluation, Judge
 from .files import check_folder, write_text
 from .notices import tell
 from .operators.base import ImageShape, Operator
 from .operators.building import build_operator, state_hash
-from .options import live_progress
 from .outside import read_json
-from .parts import part
 from .prior import Prior
 from .progress import Progress
-from .run import load_prior
 from .training.method import Method, Problem
 from .training.trainer import Trainer
 

@@ -9,15 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, capabilities, registry, stopping
+from . import __version__, stopping
+from .commands.evaluate import evaluate
+from .commands.examples import epilog
+from .commands.options import GIVEN, Out, Overrides, live_progress, offers
+from .commands.priors import restore, sample
+from .config import capabilities, registry
 from .environment import is_first, processes, take_precision_away
 from .errors import UserError, one_line
-from .evaluate_command import evaluate
-from .examples import epilog
 from .files import check_folder
 from .notices import show_on_stderr
-from .options import GIVEN, Out, Overrides, live_progress, offers
-from .prior_commands import restore, sample
 from .streams import lasting
 
 app = typer.Typer(
@@ -67,7 +68,7 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
         from .jobs.local import Local
 
         if processes() > 1:
-            from .run import run_together
+            from .cells.run import run_together
 
             record = run_together(folder, live_progress(), force)
         else:
@@ -98,7 +99,7 @@ def measure(
     if to.is_dir():
         raise UserError(f"--to {to} is a folder; name a file in it")
     config = compose(overrides or [])
-    from .run import write_measurements
+    from .cells.run import write_measurements
 
     train, test = write_measurements(config, to)
     typer.echo(f"wrote {to}: {train} measurements and {test} held out, operator and noise level")
@@ -121,7 +122,7 @@ def list_(
     ] = "methods",
 ) -> None:
     """List what is installed, and which method may be trained on which operator."""
-    from .listing import show
+    from .commands.listing import show
 
     show(what)
 
@@ -134,7 +135,7 @@ def status(
     ] = False,
 ) -> None:
     """Say what runs in a folder, since when and at which step; what failed, and what is done."""
-    from .status import lines, states
+    from .commands.status import lines, states
 
     for line in lines(states(folder), every):
         typer.echo(line)
@@ -152,7 +153,7 @@ def new(
     ] = None,
 ) -> None:
     """Write an installable package with a part of your own, its YAML and its contract tests."""
-    from .scaffold import FIRST, write_package
+    from .commands.scaffold import FIRST, write_package
 
     folder = write_package(kind, name, to)
     first = FIRST[kind].replace("__name__", name)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import cache
 
-from . import registry
+from .config import registry
 
 #: Metrics of one draw that a mean of several draws, or a point estimate, has too.
 _RESTORATION = {

@@ -17,26 +17,20 @@ from torch import Generator, Tensor, nn
 
 from . import __version__
 from .cells.reading import HASH
-from .checks import check_kind, check_seed
+from .config.checks import check_kind, check_seed
+from .config.parts import part
 from .data.measured import check_shapes
 from .data.measurements import Batch, Measurements
 from .defaults import plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
 from .diffusion.denoiser import Denoiser
-from .diffusion.limits import (
-    at_most,
-    check_finite,
-    check_weight_shapes,
-    shapes_of,
-    without_memory,
-)
+from .diffusion.limits import at_most, check_finite, check_weight_shapes, shapes_of, without_memory
 from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from .diffusion.samplers import Sampler
 from .errors import UserError
 from .files import replace_folder, staging_path, sweep
 from .operators.base import ImageShape, Operator
 from .operators.likelihood import Likelihood
-from .parts import part
 from .prior_files import (
     CARD,
     WEIGHTS,

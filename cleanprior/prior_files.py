@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .cells.reading import HASH, content_hash
+from .config.named_parts import named, plain, understood
 from .errors import UserError
 from .memory import total_bytes
-from .named_parts import named, plain, understood
 from .outside import check_regular, read_yaml
 
 #: Format 1 said ``_target_`` in the place of the backbone's name.

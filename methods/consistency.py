@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from cleanprior.checks import check_choice, check_positive
+from cleanprior.config.checks import check_choice, check_positive
 from cleanprior.diffusion.denoiser import Denoise, draw_sigma, edm_weight, per_image
 from cleanprior.seeding import randn_like
 

@@ -32,7 +32,7 @@ import torch
 from torch import Generator, Tensor, nn
 from typing_extensions import override
 
-from cleanprior.checks import check_choice
+from cleanprior.config.checks import check_choice
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
 from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Route, Session

@@ -40,12 +40,12 @@ import torch
 from torch import Generator, Tensor, nn
 from typing_extensions import override
 
-from cleanprior.capabilities import WARNINGS
+from cleanprior.config.capabilities import WARNINGS
 from cleanprior.data import Batch, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, Denoiser, edm_weight
 from cleanprior.diffusion.samplers import LevelledSampler
-from cleanprior.diffusion.spectral import Spectrum
 from cleanprior.operators import Operator
+from cleanprior.operators.spectral import Spectrum
 from cleanprior.seeding import bernoulli, generator_for
 from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Route, Session, Warning
 

@@ -49,15 +49,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from typing_extensions import override
 
-from cleanprior.checks import check_choice, check_positive
+from cleanprior.config.checks import check_choice, check_positive
 from cleanprior.data import Batch, TrainingSet
-from cleanprior.diffusion.denoiser import (
-    SIGMA_MIN,
-    Denoiser,
-    draw_sigma,
-    edm_weight,
-    per_image,
-)
+from cleanprior.diffusion.denoiser import SIGMA_MIN, Denoiser, draw_sigma, edm_weight, per_image
 from cleanprior.diffusion.posterior import Draw
 from cleanprior.training import (
     DenoiserMethod,

@@ -12,13 +12,13 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 CORE = (
-    "cleanprior.capabilities",
+    "cleanprior.config.capabilities",
     "cleanprior.config",
     "cleanprior.data",
     "cleanprior.diffusion",
     "cleanprior.operators",
     "cleanprior.prior",
-    "cleanprior.registry",
+    "cleanprior.config.registry",
     "cleanprior.seeding",
     "cleanprior.training",
 )
@@ -34,7 +34,7 @@ os.environ.setdefault("CLEANPRIOR_JOBS", "0")
 
 from cleanprior.config import build, compose  # noqa: E402
 from cleanprior.data import CleanData, digits  # noqa: E402
-from cleanprior.diffusion.gaussian import GaussianPrior  # noqa: E402
+from cleanprior.gaussian.dense import GaussianPrior  # noqa: E402
 from cleanprior.operators import Operator  # noqa: E402
 from cleanprior.seeding import scoped_rng  # noqa: E402
 from cleanprior.testing.parts import TINY  # noqa: E402

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from cleanprior import stopping
 from cleanprior.cells.record import read_record, write_failure
-from cleanprior.checks import check_positive
+from cleanprior.config.checks import check_positive
 from cleanprior.errors import StageFailed, UserError
 from cleanprior.jobs.drive import Todo, check
 from cleanprior.jobs.fresh import new_workers

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..config import Config
-from ..signatures import source
+from ..config.signatures import source
 
 #: The room of the built-in methods: a method is one module or one package in it.
 ROOM = "cleanprior.methods"
@@ -33,6 +33,14 @@ EQUAL = {
     "a5e752836c0fd233": "9d3b6f0f3f1394fe",  # observations
     "5d735f5fe3fb296b": "92e6f20ed6b96bad",  # oracle
     "1dab4c9161d03108": "3dcd05bec745edd4",  # sure_score
+    "febe92b69570ff48": "bb56edaacd4de7b3",  # ambient
+    "85878b72a3657057": "38538225f8eaaa1a",  # ambient_gan
+    "72319830c76c4f44": "a07f2a183987fc65",  # ambient_tweedie
+    "06fe68bece15c166": "f059ad296afd6432",  # denoise_then_train
+    "70911ad701be298d": "c2a3d64e8638ac6c",  # em
+    "28a17a8c1420bf22": "96732f6a79cf35ef",  # flowdiff
+    "764da71172479171": "ce585822d1643bc7",  # gsure
+    "3dcd05bec745edd4": "3f6436575af80f42",  # sure_score
 }
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

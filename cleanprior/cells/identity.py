@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .. import registry
-from ..capabilities import earlier
-from ..config import GROUPS, Config
+from ..config import GROUPS, Config, registry
+from ..config.capabilities import earlier
 from ..environment import processes
 from ..fingerprint import fingerprint
 

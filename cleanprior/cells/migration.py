@@ -7,11 +7,11 @@ this module, and the calls of it, when nobody has such a folder any more.
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..config.registry import module_hash
 from ..errors import UserError
 from ..files import write_text
 from ..notices import Notice, tell
 from ..outside import read_json
-from ..registry import module_hash
 from .code import method_code
 from .folder import CellFiles, CellFolder
 from .identity import digest

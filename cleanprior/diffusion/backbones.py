@@ -9,7 +9,7 @@ from azula.nn.unet import UNet as AzulaUNet
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..checks import check_choice
+from ..config.checks import check_choice
 from .gating import gate_convolutions
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from ..checks import check_choice
+from ..config.checks import check_choice
 
 #: Least batch for which reduced precision pays where no gradient of weights is taken: on one core
 #: with AMX bf16 takes 0.9 times as long as fp32 with 8 images, 0.75 with 64, 0.55 from 256 on.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..checks import check_choice
+from ..config.checks import check_choice
 
 GATES = ("none", "single", "double")
 

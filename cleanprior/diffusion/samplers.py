@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from typing_extensions import override
 
-from ..checks import check_positive
+from ..config.checks import check_positive
 from ..seeding import randn_like
 from .denoiser import Denoise
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..operators.likelihood import Likelihood
 from ..progress import Progress
-from .features import SILENT
+from .metrics.features import SILENT
 
 #: Images lie in [-1, 1]; what lies beyond twice that counts.
 LIMIT = 2.0

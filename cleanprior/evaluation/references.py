@@ -28,8 +28,8 @@ from ..hashed import OF, Damaged
 from ..notices import Notice, tell
 from ..progress import Progress
 from ..seeding import generator_for
-from .generation import MeanStd
-from .metrics import Moments
+from .metrics.generation import MeanStd
+from .metrics.restoration import Moments
 
 Array = NDArray[np.float64]
 #: Samples below which a distance says nothing.

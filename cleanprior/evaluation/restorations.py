@@ -8,11 +8,18 @@ from torch import Tensor
 from ..operators.likelihood import Likelihood
 from ..seeding import generator_for
 from .calibration import calibrate, open_pixels
-from .further import Metric, values_of
 from .marks import Leak, out_of_range
-from .metrics import consistency, expected_consistency, psnr, psnr_minmax, ssim, ssim_refusal
-from .networks import Unavailable
-from .perceptual import Lpips, refusal
+from .metrics.further import Metric, values_of
+from .metrics.networks import Unavailable
+from .metrics.perceptual import Lpips, refusal
+from .metrics.restoration import (
+    consistency,
+    expected_consistency,
+    psnr,
+    psnr_minmax,
+    ssim,
+    ssim_refusal,
+)
 from .rows import Findings
 
 #: What a restoration is compared by; ``_POINT`` follows the key of a mean or a point estimate.

@@ -15,21 +15,20 @@ from ..data.measurements import Measurements
 from ..operators.base import Operator
 from ..progress import Progress
 from ..seeding import generator_for
-from .features import SILENT, Features, choose, choose_all, compute, reference_features
-from .generation import MeanStd, class_score, kernel_distance, kernel_scale, precision_recall
 from .marks import out_of_range
-from .memorisation import memorisation, threshold
-from .metrics import Moments
-from .networks import Unavailable
-from .proximal import Proximal
-from .references import (
-    LEAST,
-    exact_distance,
-    extrapolated,
-    remembered,
-    repeats,
-    split_distance,
+from .metrics.features import SILENT, Features, choose, choose_all, compute, reference_features
+from .metrics.generation import (
+    MeanStd,
+    class_score,
+    kernel_distance,
+    kernel_scale,
+    precision_recall,
 )
+from .metrics.memorisation import memorisation, threshold
+from .metrics.networks import Unavailable
+from .metrics.proximal import Proximal
+from .metrics.restoration import Moments
+from .references import LEAST, exact_distance, extrapolated, remembered, repeats, split_distance
 from .rows import Findings
 
 #: Metrics that each features give.

@@ -21,8 +21,8 @@ from ..operators.base import Operator
 from ..prior import Prior
 from ..progress import Progress
 from ..training.route import Route
-from .evaluate import Protocol
 from .given import given_route
+from .protocol import Protocol
 from .routes import shared_route
 from .rows import Row
 

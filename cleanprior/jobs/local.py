@@ -110,8 +110,8 @@ def _are_devices(given: object) -> bool:
 
 def _run_here(todo: Sequence[Todo], progress: Progress, is_stopping: bool) -> None:
     """Run cells one after the other in this process."""
-    from ..run import Cell
-    from ..run import run_cell as run_here
+    from ..cells.run import Cell
+    from ..cells.run import run_cell as run_here
 
     for cell in todo:
         try:

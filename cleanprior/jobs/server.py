@@ -23,7 +23,7 @@ from .worker import Task, to_log, watch, work
 LOADED = (
     "accelerate",
     "azula.nn.unet",
-    "cleanprior.run",
+    "cleanprior.cells.run",
     "deepinv",
     "normflows",
     "scipy.linalg",

@@ -21,7 +21,7 @@ def check(request: Request, _: Progress) -> list[int]:
         UserError: The first refusal. What else a constructor raises comes again when the cell's
             turn comes, and is its row's status.
     """
-    from ..run import Cell
+    from ..cells.run import Cell
 
     rounds = []
     for config in request["configs"]:
@@ -36,22 +36,22 @@ def check(request: Request, _: Progress) -> list[int]:
 
 
 def prepare(request: Request, _: Progress) -> tuple[str, tuple[int, int, int]]:
-    """See :func:`cleanprior.run.prepare`."""
-    from .. import run
+    """See :func:`cleanprior.cells.run.prepare`."""
+    from ..cells import run
 
     return run.prepare(CellFolder(Path(request["out"]), request["config"]), request["force"])
 
 
 def train(request: Request, progress: Progress) -> None:
-    """See :func:`cleanprior.run.train`; the folder of the job is all that is known here."""
-    from .. import run
+    """See :func:`cleanprior.cells.run.train`; the folder of the job is all that is known here."""
+    from ..cells import run
 
     run.train(TrainingFiles(Path(request["folder"])), progress)
 
 
 def evaluate(request: Request, progress: Progress) -> bool:
-    """See :func:`cleanprior.run.evaluate`."""
-    from .. import run
+    """See :func:`cleanprior.cells.run.evaluate`."""
+    from ..cells import run
 
     return run.evaluate(CellFolder(Path(request["out"]), request["config"]), progress)
 

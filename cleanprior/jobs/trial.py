@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..cells.folder import CellFolder
+from ..cells.run import Cell
 from ..config import build
 from ..data.datasets import CleanData
 from ..data.measurements import Measurements
 from ..defaults import plain_tensors
 from ..prior import Prior
 from ..progress import Progress
-from ..run import Cell
 from ..training.report import TrainingReport
 from ..training.trainer import Trainer
 

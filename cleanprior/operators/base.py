@@ -27,7 +27,7 @@ class Operator:
         sigma: Noise level of the measurements in units of x (images in [-1, 1]), at least 0.
 
     Attributes:
-        capabilities: Keys of :data:`cleanprior.capabilities.CAPABILITIES`, as its YAML says:
+        capabilities: Keys of :data:`cleanprior.config.capabilities.CAPABILITIES`, as its YAML says:
             :func:`cleanprior.config.build` tells them, and one that is constructed by hand has
             none. Parameters from a file may show others, see :meth:`with_law_of`.
         device: Where the physics lies, and with it images and measurements; the CPU at first.

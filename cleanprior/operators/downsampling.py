@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from ..checks import check_choice
+from ..config.checks import check_choice
 from .base import ImageShape, Operator, Params
 
 #: deepinv's ``gaussian`` is left out: A A^T is then singular in float32.

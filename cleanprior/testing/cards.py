@@ -4,9 +4,8 @@ import inspect
 from collections.abc import Collection
 from typing import Any
 
-from .. import registry
-from ..config import DESCRIPTIONS, GROUPS, Config, compose
-from ..soundness import locate
+from ..config import DESCRIPTIONS, GROUPS, Config, compose, registry
+from ..config.soundness import locate
 
 
 def composed(group: str, name: str) -> Config:

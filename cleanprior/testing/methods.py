@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from .. import capabilities, registry
-from ..config import build, compose
+from ..config import build, capabilities, compose, registry
 from ..data.measurements import Batch, Measurements
 from ..operators.base import take
 from ..prior import Prior, image_generators

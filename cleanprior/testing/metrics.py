@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from ..evaluation.further import Metric, check_names, further_metrics, values_of
+from ..evaluation.metrics.further import Metric, check_names, further_metrics, values_of
 from .cards import check_card
 from .parts import no_global_randomness, uniform
 

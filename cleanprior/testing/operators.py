@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from .. import registry
-from ..capabilities import CAPABILITIES
+from ..config import registry
+from ..config.capabilities import CAPABILITIES
 from ..data.measurements import Measurements
 from ..errors import UserError
 from ..operators.base import ImageShape, Operator, Params, take

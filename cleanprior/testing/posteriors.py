@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 from ..config import build
 from ..data.measurements import Measurements
 from ..diffusion.denoiser import Denoise
-from ..diffusion.gaussian import GaussianPrior
 from ..diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
+from ..gaussian.dense import GaussianPrior
 from ..operators.base import Operator
 from ..operators.likelihood import Likelihood
 from ..prior import image_generators

@@ -2,7 +2,7 @@
 
 The folder holds the configuration without its data set, the measurements, and the clean images
 that the method is entitled to. No truth, no loader of it and no path to it is in the process that
-trains: only :mod:`cleanprior.run` puts the folder together and judges what comes out of it.
+trains: only :mod:`cleanprior.cells.run` puts the folder together and judges what comes out of it.
 """
 
 import os
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..cell_costs import training_costs
 from ..cells.code import method_code
+from ..cells.costs import training_costs
 from ..cells.folder import TrainingFiles
 from ..cells.identity import STAGES, training_identity
 from ..cells.reading import read_sealed, sealed

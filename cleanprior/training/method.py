@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ..capabilities import WARNINGS, Facts, refusal
+from ..config.capabilities import WARNINGS, Facts, refusal
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import build_backbone
 from ..diffusion.denoiser import Denoiser
@@ -135,15 +135,16 @@ class Method(ABC):
     closed form on the CPU takes a copy, ``self.problem.operator.to("cpu")``.
 
     Arguments:
-        needs: Keys of :data:`cleanprior.capabilities.NEEDS`, which its YAML gives; what does not
-            hold is the reason of a refusal.
+        needs: Keys of :data:`cleanprior.config.capabilities.NEEDS`, which its YAML gives;
+            what does not hold is the reason of a refusal.
         clean_images: Clean images that the method is entitled to: a count, or ``all``.
     """
 
     needs: Sequence[str] = ()
     clean_images: int | str = 0
 
-    #: What waives a need, by need, as its YAML says; see :func:`cleanprior.capabilities.required`.
+    #: What waives a need, by need, as its YAML says: see
+    #: :func:`cleanprior.config.capabilities.required`.
     unless: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: The network whose batches are the budget that all methods share.
     budgeted = "denoiser"

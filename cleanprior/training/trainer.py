@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .. import stopping
 from ..cells.folder import TrainingFiles
-from ..checks import check_choice, check_positive
 from ..config import Config
+from ..config.checks import check_choice, check_positive
 from ..data.measurements import Measurements
 from ..defaults import plain_tensors
 from ..diffusion.backbones import autocast_dtype

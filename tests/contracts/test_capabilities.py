@@ -4,9 +4,16 @@ import re
 
 import pytest
 
-from cleanprior import registry
-from cleanprior.capabilities import CAPABILITIES, CLEAN, EARLIER, NEEDS, Facts, earlier, refusal
-from cleanprior.config import build, compose
+from cleanprior.config import build, compose, registry
+from cleanprior.config.capabilities import (
+    CAPABILITIES,
+    CLEAN,
+    EARLIER,
+    NEEDS,
+    Facts,
+    earlier,
+    refusal,
+)
 from cleanprior.training.warning import codes
 
 INPAINTING = ("random", "mask", "further", "svd", "same_shape", "gaussian")

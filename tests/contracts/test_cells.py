@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cleanprior.benchmarks import described, notes, runner, tables
+from cleanprior.benchmarks import description, runner
 from cleanprior.benchmarks.plan import make_plan
+from cleanprior.benchmarks.tables import notes
+from cleanprior.benchmarks.tables.summary import codes_of
 
 from cleanprior.cells import CellFolder, Identity, code, identity
 from cleanprior.cells.code import method_code
@@ -42,7 +44,7 @@ def mine(tmp_path):
 
 
 def test_a_cell_computes_each_hash_once(mine, monkeypatch):
-    from cleanprior.run import run_cell
+    from cleanprior.cells.run import run_cell
 
     computed, read = [], []
     parts, fingerprint = Identity.parts, identity.fingerprint
@@ -71,7 +73,7 @@ def test_a_release_trains_nothing_again_and_a_stage_does(mine, monkeypatch):
         return found.measurements("train", "state"), found.training, found.evaluation
 
     before = hashes()
-    for module in ("cleanprior", "cleanprior.version", "cleanprior.run"):
+    for module in ("cleanprior", "cleanprior.version", "cleanprior.cells.run"):
         __import__(module)
         monkeypatch.setattr(sys.modules[module], "__version__", "99.0")
     assert hashes() == before
@@ -95,8 +97,8 @@ def edit(monkeypatch, name):
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("flow_bound.py", {"flowdiff"}),
-        ("em_steps.py", {"em", "em_mmps"}),
+        ("bound.py", {"flowdiff"}),
+        ("steps.py", {"em", "em_mmps"}),
         ("masked_loss.py", {"masked_loss"}),
         ("trainer.py", set()),  # the core: its stages tell
     ],
@@ -136,7 +138,7 @@ def test_a_strangers_method_is_all_of_its_package(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     (package / "inside" / "__init__.py").write_text("")
     (package / "inside" / "method.py").write_text(
-        "raise RuntimeError\ndef f():\n    from cleanprior.methods.em_steps import drift\n"
+        "raise RuntimeError\ndef f():\n    from cleanprior.methods.em.steps import drift\n"
     )
     (package / "other.py").write_text("A = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -145,7 +147,7 @@ def test_a_strangers_method_is_all_of_its_package(tmp_path, monkeypatch):
     hashes = [method_code(config)]
     (package / "other.py").write_text("A = 2\n")
     hashes.append(method_code(config))
-    edit(monkeypatch, "em_steps.py")
+    edit(monkeypatch, "steps.py")
     hashes.append(method_code(config))
     config["operator"] = config["operator"] | {"_target_": "theirs_all.other.Operator"}
     assert len(set(hashes)) == 3 and method_code(config) == hashes[-1]
@@ -159,7 +161,7 @@ def finished(cell):
 
 
 def test_a_row_of_other_code_says_so(tmp_path, monkeypatch):
-    plan = make_plan(described.bench("default"), ["flowdiff", "naive"], with_references=False)
+    plan = make_plan(description.bench("default"), ["flowdiff", "naive"], with_references=False)
     (problem,) = plan.problems
     for config, *_ in problem.cells.values():
         finished(CellFolder(tmp_path, config))
@@ -167,9 +169,9 @@ def test_a_row_of_other_code_says_so(tmp_path, monkeypatch):
     assert {r["warning"] for cells in found.values() for r in cells if r["status"] == "done"} == {
         "floor"
     }
-    edit(monkeypatch, "flow_bound.py")
+    edit(monkeypatch, "bound.py")
     found = runner.records(problem, tmp_path)
-    told = {m: list(tables.codes_of(cells[0])) for m, cells in found.items()}
+    told = {m: list(codes_of(cells[0])) for m, cells in found.items()}
     assert told["flowdiff"] == ["floor", "code"] and told["naive"] == ["floor"]
     assert any(
         line.startswith("[code] flowdiff: trained by other code of the method than is installed")
@@ -192,7 +194,7 @@ def as_before(cell):
     record = json.loads(cell.record.read_text())
     record["cell"] = evaluation
     method = cell.config["method"]["_target_"].rpartition(".")[0]
-    from cleanprior.registry import module_hash
+    from cleanprior.config.registry import module_hash
 
     record["code"] = {"cleanprior": "0.1.0", "method_sha256": module_hash(method)}
     cell.record.unlink()
@@ -224,7 +226,7 @@ def tree(out):
 def test_a_folder_of_an_earlier_version_is_taken_over_and_nothing_is_trained(
     mine, monkeypatch, capsys
 ):
-    from cleanprior.run import Cell, run_cell
+    from cleanprior.cells.run import Cell, run_cell
     from cleanprior.training.trainer import Trainer
 
     run_cell(mine, Progress())

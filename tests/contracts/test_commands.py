@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from cleanprior.benchmarks import commands
+from cleanprior.benchmarks import cell_commands
 
 from cleanprior.cells import Identity
 from cleanprior.config import compose
@@ -21,14 +21,14 @@ from cleanprior.config import compose
 )
 def test_the_command_composes_the_same_configuration(overrides):
     config = compose(overrides)
-    program, verb, *given = shlex.split(commands.train_command(config))
+    program, verb, *given = shlex.split(cell_commands.train_command(config))
     assert (program, verb) == ("cleanprior", "train")
     again = compose(given)
     assert again == config and Identity(again).evaluation == Identity(config).evaluation
 
 
 def test_the_command_names_only_what_was_changed():
-    assert commands.train_command(compose(["method=naive", "seed=4"])) == (
+    assert cell_commands.train_command(compose(["method=naive", "seed=4"])) == (
         "cleanprior train method=naive seed=4"
     )
 
@@ -40,18 +40,18 @@ def test_a_cell_tells_where_its_prior_is(tmp_path):
     (tmp_path / "a folder" / "cells" / "none").mkdir()
     (tmp_path / "a folder" / "cells" / "none" / "record-9.json").write_text("{}")
     out = tmp_path / "a folder"
-    found = commands.priors(out)
+    found = cell_commands.priors(out)
     assert found == {"123": prior}
     record = {"cell": "123", "config": compose(["method=naive"])}
-    told = commands.notes(record, out, found)
+    told = cell_commands.notes(record, out, found)
     assert told["prior"] == str(prior) and shlex.split(told["use it"])[-1] == str(prior)
     assert shlex.split(told["again"])[-2:] == ["--out", str(out)]
-    assert commands.notes({"cell": "9"}, Path("runs"), found) == {}
+    assert cell_commands.notes({"cell": "9"}, Path("runs"), found) == {}
 
 
 def test_a_folder_has_one_name_however_it_was_given(tmp_path, monkeypatch):
     (tmp_path / "here" / "runs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     for given in ("runs", "./runs", "../here/runs", tmp_path / "here" / "runs"):
-        assert commands.from_here(Path(given)) == Path("runs")
-    assert commands.from_here(Path("../other")) == (tmp_path / "other").resolve()
+        assert cell_commands.from_here(Path(given)) == Path("runs")
+    assert cell_commands.from_here(Path("../other")) == (tmp_path / "other").resolve()

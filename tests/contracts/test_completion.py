@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from cleanprior import completion, registry
 from cleanprior.cli import build_app
-from cleanprior.config import compose
-from cleanprior.examples import EXAMPLES
-from cleanprior.scaffold import KINDS
+from cleanprior.commands import completion
+from cleanprior.commands.examples import EXAMPLES
+from cleanprior.commands.scaffold import KINDS
+from cleanprior.config import compose, registry
 
 COMMAND = typer.main.get_command(build_app())
 PROGRAM = str(Path(sys.executable).with_name("cleanprior"))

@@ -7,9 +7,8 @@ import sys
 import pytest
 from hydra.utils import get_class, get_object
 
-from cleanprior import registry
 from cleanprior.cells import Identity
-from cleanprior.config import DESCRIPTIONS, GROUPS, build, compose, compose_one
+from cleanprior.config import DESCRIPTIONS, GROUPS, build, compose, compose_one, registry
 from cleanprior.errors import UserError
 
 SHAPE = (1, 8, 8)
@@ -172,7 +171,7 @@ def test_the_identity_does_not_depend_on_the_order_of_overrides_or_the_process()
 def test_the_registry_and_the_capability_check_import_no_torch(work):
     code = (
         "import sys\n"
-        "from cleanprior import capabilities, config, registry\n"
+        "from cleanprior.config import capabilities, registry\n"
         f"{work}\n"
         "print('torch' in sys.modules, 'hydra' in sys.modules)"
     )

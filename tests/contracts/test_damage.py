@@ -12,8 +12,9 @@ from cleanprior.benchmarks.request import Request
 from hostile import device, pickled, pipe
 
 from cleanprior.cells.reading import encode, read_sealed, sealed
-from cleanprior.evaluation import features, references
-from cleanprior.evaluation.generation import MeanStd
+from cleanprior.evaluation import references
+from cleanprior.evaluation.metrics import features
+from cleanprior.evaluation.metrics.generation import MeanStd
 from cleanprior.training.checkpoint import read_tensors, write_tensors
 from cleanprior.training.snapshots import snapshot_files
 

@@ -12,16 +12,15 @@ from accelerate import Accelerator
 from second_device import second_device
 from trained import fit, make_trainer, weights
 
-from cleanprior import capabilities, registry
 from cleanprior.cells import CellFolder
-from cleanprior.config import build
+from cleanprior.cells.run import run_cell
+from cleanprior.config import build, capabilities, registry
 from cleanprior.config import compose as compose_anew
 from cleanprior.data import Measurements
-from cleanprior.evaluation.metrics import consistency
+from cleanprior.evaluation.metrics.restoration import consistency
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import Prior, image_generators
 from cleanprior.progress import Progress
-from cleanprior.run import run_cell
 from cleanprior.seeding import scoped_rng
 from cleanprior.testing.parts import TINY
 from cleanprior.training import Problem, Session

@@ -4,15 +4,15 @@ import sys
 
 import pytest
 import torch
-from cleanprior.benchmarks import tables
 from cleanprior.benchmarks.plan import _problem
+from cleanprior.benchmarks.tables.columns import all_columns
 from plugins import forget, write_plugin
 
 import cleanprior as cp
 from cleanprior.cells.identity import Identity
 from cleanprior.config import build, compose
 from cleanprior.errors import UserError
-from cleanprior.evaluation.further import check_names, further_metrics
+from cleanprior.evaluation.metrics.further import check_names, further_metrics
 from cleanprior.evaluation.restorations import RestorationJudge
 from cleanprior.metric_names import describe, in_order
 from cleanprior.operators.likelihood import Likelihood
@@ -88,7 +88,7 @@ def test_the_contract_tells_a_metric_that_breaks_it():
 
 
 def test_it_is_a_column_of_the_table_before_the_costs(guest):
-    headings = [c.heading for c in tables.all_columns()]
+    headings = [c.heading for c in all_columns()]
     assert headings.index("proximal FD") < headings.index("worst") < headings.index("train FLOP")
     assert "worst point" in headings
 

@@ -10,17 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cleanprior import capabilities, registry
 from cleanprior.cells import CellFolder, Identity
-from cleanprior.config import compose
+from cleanprior.cells.run import Cell, run_cell
+from cleanprior.config import capabilities, compose, registry
 from cleanprior.data import CleanData, MeasuredData, Measurements, measured_file, write_splits
 from cleanprior.data.measured import check_measurements
 from cleanprior.errors import UserError
-from cleanprior.evaluation.metrics import expected_consistency
+from cleanprior.evaluation.metrics.restoration import expected_consistency
 from cleanprior.fingerprint import fingerprint
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.progress import Progress
-from cleanprior.run import Cell, run_cell
 
 SHAPE = (1, 8, 8)
 
@@ -184,7 +183,7 @@ def test_the_expected_consistency_is_that_of_the_true_images(make_operator):
     operator = make_operator("inpainting", SHAPE, "p=0.8", "sigma=0.3")
     x = torch.rand(4000, *SHAPE) * 2 - 1
     m = Measurements.draw(x, operator, 0, "train")
-    from cleanprior.evaluation.metrics import consistency
+    from cleanprior.evaluation.metrics.restoration import consistency
 
     found = consistency(x, Likelihood.of(operator, m))
     expected = expected_consistency(Likelihood.of(operator, m)).mean()

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from cleanprior.cells import CellFolder
+from cleanprior.cells.run import Cell
 from cleanprior.config import compose
 from cleanprior.data import Measurements, measured_file
 from cleanprior.errors import UserError
-from cleanprior.run import Cell
 from cleanprior.training.warning import codes
 
 SHAPE = (1, 12, 12)

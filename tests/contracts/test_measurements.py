@@ -61,8 +61,7 @@ def test_hash_sees_one_changed_number(measured, key):
 
 
 def test_measurements_do_not_depend_on_method_or_training_seed(make_operator, digits_data):
-    from cleanprior import registry
-    from cleanprior.config import build, compose
+    from cleanprior.config import build, compose, registry
 
     hashes = set()
     for number, name in enumerate(registry.methods()):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from cleanprior import registry
-from cleanprior.config import compose
+from cleanprior.config import compose, registry
 from cleanprior.testing.methods import Cell, check_budget, check_method
 from cleanprior.testing.training import fit, make_setting, make_trainer, weights
 

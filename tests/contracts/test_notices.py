@@ -5,11 +5,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cleanprior.cells import CellFolder
+from cleanprior.cells.run import run_cell
 from cleanprior.cli import build_app
 from cleanprior.config import compose
 from cleanprior.notices import Notice, show_on_stderr, tell
 from cleanprior.progress import Progress
-from cleanprior.run import run_cell
 
 
 def test_a_line_is_told_once_a_command_and_says_what_it_is(capsys):

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cleanprior import registry
 from cleanprior.cells import CellFolder, Identity
 from cleanprior.cells.identity import operator_code
-from cleanprior.config import compose
+from cleanprior.cells.run import Cell
+from cleanprior.config import compose, registry
 from cleanprior.operators.building import build_operator, state_hash
-from cleanprior.run import Cell
 from cleanprior.seeding import generator_for
 
 CODE = """

@@ -5,8 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cleanprior import registry
-from cleanprior.capabilities import CAPABILITIES
+from cleanprior.config import registry
+from cleanprior.config.capabilities import CAPABILITIES
 from cleanprior.data import Measurements
 from cleanprior.errors import UserError
 from cleanprior.operators.masks import further_mask

@@ -4,9 +4,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from cleanprior.benchmarks.palette import COLOURS, PLACES, look, looks
+from cleanprior.benchmarks.figures.palette import COLOURS, PLACES, look, looks
 
-from cleanprior import registry
+from cleanprior.config import registry
 
 # Machado et al. (2009), severity 1, on linear RGB.
 SEEN = {

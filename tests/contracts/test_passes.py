@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from trained import BATCH, STEPS, assert_same, fit, weights
 
-from cleanprior.cell_costs import training_costs, use_costs
+from cleanprior.cells.costs import training_costs, use_costs
 from cleanprior.config import build, compose
 from cleanprior.evaluation.routes import shared_route
 from cleanprior.passes import Meter

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from cleanprior.benchmarks import drawing, figures, plots
+from cleanprior.benchmarks.figures import layout, plots, problems
 from cleanprior.benchmarks.plan import Problem
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -59,13 +59,13 @@ def test_pictures_are_drawn_again_only_where_something_changed(
         (arguments[-1] / "a.png").write_bytes(b"picture")
         return [arguments[-1] / "a.png"], ["a line"]
 
-    monkeypatch.setattr("cleanprior.benchmarks.pictures.write", write)
-    monkeypatch.setattr("cleanprior.benchmarks.plots.write", lambda *_: [])
+    monkeypatch.setattr("cleanprior.benchmarks.figures.grids.write", write)
+    monkeypatch.setattr("cleanprior.benchmarks.figures.plots.write", lambda *_: [])
     records = {"em": [record(1)]}
 
     def draw(title: str = "a title") -> int:
         drawn.clear()
-        files, lines = drawing.draw(
+        files, lines = problems.draw(
             replace(problem, title=title), records, pd.DataFrame(), tmp_path, tmp_path
         )
         assert files == [tmp_path / "a.png"] and files[0].read_bytes() == b"picture"
@@ -79,10 +79,10 @@ def test_pictures_are_drawn_again_only_where_something_changed(
     assert [draw(), draw()] == [1, 0]
     (tmp_path / "a.png").unlink()
     assert [draw(), draw()] == [1, 0]
-    (tmp_path / drawing.STAMP).write_text("{")
+    (tmp_path / problems.STAMP).write_text("{")
     assert [draw(), draw()] == [1, 0]
     assert [draw("another title"), draw("another title")] == [1, 0]
-    monkeypatch.setattr("cleanprior.benchmarks.drawing.version", lambda _: "another")
+    monkeypatch.setattr("cleanprior.benchmarks.figures.problems.version", lambda _: "another")
     assert [draw("another title"), draw("another title")] == [1, 0]
 
 
@@ -162,8 +162,8 @@ def test_no_panel_is_empty_and_each_axis_has_its_unit() -> None:
 def test_text_is_legible_on_a_telephone() -> None:
     for figure in drawn(("em", "naive")):
         plots.png(figure)
-        scale = min(1.0, TELEPHONE / (figure.get_figwidth() * figures.DPI))
-        sizes = [t.get_fontsize() * figures.DPI / 72 * scale for t in texts(figure)]
+        scale = min(1.0, TELEPHONE / (figure.get_figwidth() * layout.DPI))
+        sizes = [t.get_fontsize() * layout.DPI / 72 * scale for t in texts(figure)]
         assert min(sizes) >= 8
 
 
@@ -203,9 +203,9 @@ def test_ticks_are_few_and_read_as_numbers(low: float, high: float) -> None:
     axes = figure.add_subplot()
     axes.plot([low, high], [1, 2])
     axes.set_xscale("log")
-    figures.log_ticks(axes, "x", figures.COUNTS if low > 1 else figures.SECONDS, figures.lettered)
+    layout.log_ticks(axes, "x", layout.COUNTS if low > 1 else layout.SECONDS, layout.lettered)
     low, high = axes.get_xlim()
     ticks = [t for t in axes.get_xticks() if low <= t <= high]
     assert 2 <= len(ticks) <= 6
-    assert len({figures.lettered(t) for t in ticks}) == len(ticks)
-    assert figures.lettered(1.5e12) == "1.5 T" and figures.lettered(999.9e9) == "1 T"
+    assert len({layout.lettered(t) for t in ticks}) == len(ticks)
+    assert layout.lettered(1.5e12) == "1.5 T" and layout.lettered(999.9e9) == "1 T"

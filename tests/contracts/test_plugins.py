@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from cleanprior.benchmarks import described, plan
+from cleanprior.benchmarks import description, plan
 from plugins import CARD, METHOD, write_plugin
 
-from cleanprior import listing, notices, registry
+from cleanprior import notices
 from cleanprior.cells.code import method_code
-from cleanprior.config import build, compose
+from cleanprior.commands import listing
+from cleanprior.config import build, compose, registry
 from cleanprior.errors import UserError
 
 PARTS = {
@@ -50,7 +51,7 @@ def test_a_package_brings_configurations_of_every_group(plugin, capsys):
     assert type(build(config["method"])).__name__ == "Shrunk"
     assert config["sampler"]["steps"] == 5
     assert len(method_code(config)) == 16
-    made = plan.make_plan(described.bench("guest_bench"))
+    made = plan.make_plan(description.bench("guest_bench"))
     (problem,) = made.problems
     assert list(problem.cells) == ["guest_method"]
     assert plan.refusal(problem.cells["guest_method"][0]) is None
@@ -104,7 +105,7 @@ def test_a_configuration_that_cannot_be_used_costs_its_own_row(plugin, capsys, c
             **({"image_shape": (1, 8, 8)} if group == "operator" else {}),
         )
     assert "\n" not in str(told.value)
-    made = plan.make_plan(described.bench("default"), ["healthy", "naive"])
+    made = plan.make_plan(description.bench("default"), ["healthy", "naive"])
     assert list(made.problems[0].cells) == ["observations", "healthy", "naive", "oracle"]
 
 
@@ -239,7 +240,7 @@ def test_damaged_metadata_of_one_package_hides_no_other(plugin):
 def test_a_bench_that_is_none_is_refused(plugin, text, message):
     plugin("benches", {"__init__.py": "", "configs/bench/mine.yaml": text})
     with pytest.raises(UserError, match=message):
-        described.bench("mine")
+        description.bench("mine")
 
 
 def test_the_command_line_goes_on_and_loads_no_torch(tmp_path):

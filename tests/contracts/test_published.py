@@ -4,20 +4,22 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from cleanprior.benchmarks import described, plots, published, tables
+from cleanprior.benchmarks import description, published
+from cleanprior.benchmarks.figures import plots
 from cleanprior.benchmarks.plan import make_plan, refusal
+from cleanprior.benchmarks.tables.summary import summarise, tidy
 
-from cleanprior import registry
+from cleanprior.config import registry
 from cleanprior.errors import UserError
 
 TABLES = sorted(registry.options("table"))
 BENCHES = sorted(registry.options("bench"))
 
 
-@pytest.mark.parametrize("scale", described.SCALES)
+@pytest.mark.parametrize("scale", description.SCALES)
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_composes_at_every_scale(name: str, scale: str) -> None:
-    given = described.table(name, scale)
+    given = description.table(name, scale)
     # Composing takes its time: the first and the last problem hold every shape that there is.
     plan = make_plan(replace(given, cases=(given.cases[0], given.cases[-1])))
     for problem in plan.problems:
@@ -34,7 +36,7 @@ def test_every_table_composes_at_every_scale(name: str, scale: str) -> None:
 
 @pytest.mark.parametrize("name", BENCHES)
 def test_every_bench_composes(name: str) -> None:
-    assert make_plan(described.bench(name)).problems
+    assert make_plan(description.bench(name)).problems
 
 
 def test_published_rows_are_sourced_and_inherit() -> None:
@@ -52,7 +54,7 @@ def test_published_rows_are_sourced_and_inherit() -> None:
 
 
 def test_a_variant_row_is_its_method_with_other_settings() -> None:
-    plan = make_plan(described.table("em_table4", "cpu"))
+    plan = make_plan(description.table("em_table4", "cpu"))
     cells = plan.problems[0].cells
     assert [cs[0]["method"]["clean_images"] for cs in cells.values()] == [0, 10, 50, 100, 500]
     assert cells["clean_10"][0]["method"]["name"] == "oracle_50"
@@ -61,10 +63,10 @@ def test_a_variant_row_is_its_method_with_other_settings() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: described.table("em_tabel1", "cpu"), "Did you mean 'em_table1'"),
-        (lambda: described.table("em_table1", "gpuu"), "Did you mean 'gpu'"),
-        (lambda: described.bench("smoky"), "Did you mean 'smoke'"),
-        (lambda: make_plan(described.bench("default"), ["ambiant"]), "Did you mean 'ambient'"),
+        (lambda: description.table("em_tabel1", "cpu"), "Did you mean 'em_table1'"),
+        (lambda: description.table("em_table1", "gpuu"), "Did you mean 'gpu'"),
+        (lambda: description.bench("smoky"), "Did you mean 'smoke'"),
+        (lambda: make_plan(description.bench("default"), ["ambiant"]), "Did you mean 'ambient'"),
     ],
 )
 def test_names_that_do_not_exist_are_refused(call, message: str) -> None:
@@ -73,7 +75,7 @@ def test_names_that_do_not_exist_are_refused(call, message: str) -> None:
 
 
 def record(method: str, fd: float) -> dict:
-    plan = make_plan(described.table("ambient_fig4", "cpu"), seeds=1)
+    plan = make_plan(description.table("ambient_fig4", "cpu"), seeds=1)
     config = plan.problems[2].cells[method][0]
     return {
         "status": "done",
@@ -109,9 +111,9 @@ def record(method: str, fd: float) -> dict:
 
 
 def test_published_and_measured_numbers_stand_in_columns_of_their_own() -> None:
-    problem = make_plan(described.table("ambient_fig4", "cpu")).problems[2]
+    problem = make_plan(description.table("ambient_fig4", "cpu")).problems[2]
     records = {"ambient": [record("ambient", 114.6)]}
-    summary = tables.summarise(tables.tidy(records))
+    summary = summarise(tidy(records))
     shown, found, remarks = published.beside(problem, records, summary)
     (line,) = shown.to_dict("records")
     assert line["FID published"] == "28.88" and line["FD ours"] == "115"
@@ -131,12 +133,12 @@ def test_published_and_measured_numbers_stand_in_columns_of_their_own() -> None:
 def test_psnr_of_stretched_pictures_stands_beside_its_like_alone() -> None:
     sides = {}
     for name in ("em_table1", "ambient_table1"):
-        given = described.table(name, "cpu")
+        given = description.table(name, "cpu")
         (problem,) = make_plan(replace(given, cases=given.cases[:1])).problems
         records = {m: [record("ambient", 1.0)] for m in ("ambient", "em", "oracle")}
         for cells in records.values():
             cells[0]["rows"][0]["metrics"] = {"psnr": 18.0, "psnr_minmax": 14.0}
-        summary = tables.summarise(tables.tidy(records))
+        summary = summarise(tidy(records))
         shown, _, remarks = published.beside(problem, records, summary)
         sides[name] = set(shown["PSNR ours"]) - {"-"}
         assert any("contrast stretch" in r for r in remarks) == (name == "em_table1")
@@ -173,7 +175,7 @@ def test_a_difference_is_told_once_with_where_it_holds() -> None:
 
 
 def test_a_sweep_needs_two_values() -> None:
-    summary = tables.summarise(tables.tidy({"ambient": [record("ambient", 50.0)]}))
+    summary = summarise(tidy({"ambient": [record("ambient", 50.0)]}))
     summary["is_own"] = False
     assert plots.sweep([(0.2, summary)], "operator.p", (), "title") is None
     figure = plots.sweep([(0.2, summary), (0.4, summary)], "operator.p", ("naive",), "title")

@@ -7,8 +7,7 @@ import sys
 import pytest
 import yaml
 
-from cleanprior import ranges, registry
-from cleanprior.config import build, compose, compose_one
+from cleanprior.config import build, compose, compose_one, ranges, registry
 from cleanprior.errors import UserError
 from cleanprior.operators.building import build_operator
 

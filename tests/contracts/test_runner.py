@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cleanprior.benchmarks import described
+from cleanprior.benchmarks import description
 from cleanprior.benchmarks.plan import make_plan
 from cleanprior.benchmarks.runner import Part, pending, records, run
 
@@ -17,7 +17,7 @@ from cleanprior.progress import Progress
 def test_what_another_process_finishes_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: list[str]
 ) -> None:
-    plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=1)
+    plan = make_plan(description.bench("default"), ["naive", "ambient"], seeds=1)
     trained: list[str] = []
 
     def train(folder, progress, force):
@@ -27,7 +27,7 @@ def test_what_another_process_finishes_is_not_trained_again(
                 for other in configs:
                     write_record(CellFolder(folder.out, other), {"status": "done", "rows": []})
 
-    monkeypatch.setattr("cleanprior.run.run_cell", train)
+    monkeypatch.setattr("cleanprior.cells.run.run_cell", train)
     run(plan, tmp_path, forced, Progress())
     assert len(trained) == 1 + len(forced)
     trained.clear()
@@ -36,7 +36,7 @@ def test_what_another_process_finishes_is_not_trained_again(
 
 
 def test_parts_are_all_cells_each_once_whatever_is_finished(tmp_path: Path) -> None:
-    plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=2)
+    plan = make_plan(description.bench("default"), ["naive", "ambient"], seeds=2)
     everything = pending(plan, tmp_path, [])
     parts = [pending(plan, tmp_path, [], Part(number, 3)) for number in (1, 2, 3)]
     assert sorted(map(str, everything)) == sorted(str(cell) for part in parts for cell in part)
@@ -48,9 +48,11 @@ def test_parts_are_all_cells_each_once_whatever_is_finished(tmp_path: Path) -> N
 
 
 def test_a_part_trains_its_cells_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=2)
+    plan = make_plan(description.bench("default"), ["naive", "ambient"], seeds=2)
     trained = []
-    monkeypatch.setattr("cleanprior.run.run_cell", lambda folder, *_: trained.append(folder.config))
+    monkeypatch.setattr(
+        "cleanprior.cells.run.run_cell", lambda folder, *_: trained.append(folder.config)
+    )
     run(plan, tmp_path, [], Progress(), Part(2, 3))
     assert trained == [config for _, config in pending(plan, tmp_path, [], Part(2, 3))]
 
@@ -70,7 +72,7 @@ ERRORS = {
 def test_a_cell_that_fails_is_a_row_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan(described.bench("default"), ["naive", "ambient", "gsure"], seeds=1)
+    plan = make_plan(description.bench("default"), ["naive", "ambient", "gsure"], seeds=1)
 
     def train(folder, progress, force):
         error, _ = ERRORS.get(folder.names["method"], (None, ""))
@@ -78,7 +80,7 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(
             raise error
         write_record(folder, {"status": "done", "rows": []})
 
-    monkeypatch.setattr("cleanprior.run.run_cell", train)
+    monkeypatch.setattr("cleanprior.cells.run.run_cell", train)
     run(plan, tmp_path, [], Progress())
     found = {row: cells[0]["status"] for row, cells in records(plan.problems[0], tmp_path).items()}
     assert found.pop("naive") == ERRORS["naive"][1]
@@ -95,7 +97,7 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(
 def test_what_a_user_gave_is_refused_before_the_first_cell_and_a_crash_is_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mistake: bool
 ) -> None:
-    plan = make_plan(described.bench("default"), ["naive", "ambient"], seeds=1)
+    plan = make_plan(description.bench("default"), ["naive", "ambient"], seeds=1)
     error = UserError("p=7") if is_mistake else RuntimeError("a broken constructor")
 
     class Cell:
@@ -107,8 +109,8 @@ def test_what_a_user_gave_is_refused_before_the_first_cell_and_a_crash_is_a_row(
         Cell(folder)
         write_record(folder, {"status": "done", "rows": []})
 
-    monkeypatch.setattr("cleanprior.run.Cell", Cell)
-    monkeypatch.setattr("cleanprior.run.run_cell", train)
+    monkeypatch.setattr("cleanprior.cells.run.Cell", Cell)
+    monkeypatch.setattr("cleanprior.cells.run.run_cell", train)
     if is_mistake:
         with pytest.raises(UserError, match="p=7"):
             run(plan, tmp_path, [], Progress())

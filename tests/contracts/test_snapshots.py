@@ -4,10 +4,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cleanprior import registry
 from cleanprior.cells import CellFolder, Identity
 from cleanprior.cells.folder import TrainingFiles
-from cleanprior.config import build, compose
+from cleanprior.config import build, compose, registry
 from cleanprior.data import Measurements
 from cleanprior.errors import UserError
 from cleanprior.training.checkpoint import read_tensors
@@ -101,7 +100,7 @@ def test_a_count_below_zero_is_refused():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """An oracle of 100 steps on digits: its samples become better while it trains."""
-    from cleanprior.run import prepare, train
+    from cleanprior.cells.run import prepare, train
 
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs")
@@ -116,9 +115,9 @@ def trained(tmp_path_factory):
 
 
 def test_snapshots_are_scored_without_and_with_clean_images(trained):
+    from cleanprior.cells.run import Cell
+    from cleanprior.cells.snapshot_choice import score_snapshots
     from cleanprior.progress import Progress
-    from cleanprior.run import Cell
-    from cleanprior.selection import score_snapshots
 
     _, config, out = trained
     cell = Cell(CellFolder(out, config))
@@ -131,8 +130,8 @@ def test_snapshots_are_scored_without_and_with_clean_images(trained):
     assert load_snapshot(snapshot_files(cell.folder.files.training.snapshots)[-1], networks) == 100
     prior = cell.method.prior(networks)
     x = prior.sample(80, cell.sampler, cell.protocol.seed, cell.protocol.chunk)
-    from cleanprior.evaluation.features import Pixels
-    from cleanprior.evaluation.proximal import Proximal
+    from cleanprior.evaluation.metrics.features import Pixels
+    from cleanprior.evaluation.metrics.proximal import Proximal
 
     measured = cell.measurements("train")
     assert last.proximal == Proximal(Pixels(), cell.operator, measured, cell.protocol.seed)(x)
@@ -162,9 +161,9 @@ def test_the_command_writes_a_table_and_a_picture(trained, monkeypatch):
 
 
 def test_the_snapshot_that_the_measurements_choose_becomes_a_prior(trained, tmp_path):
+    from cleanprior.cells.run import Cell
+    from cleanprior.cells.snapshot_choice import Score, Scores, save_chosen
     from cleanprior.prior import Prior
-    from cleanprior.run import Cell
-    from cleanprior.selection import Score, Scores, save_chosen
 
     _, config, out = trained
     cell = Cell(CellFolder(out, config))
@@ -183,7 +182,7 @@ def test_the_snapshot_that_the_measurements_choose_becomes_a_prior(trained, tmp_
 def test_the_command_says_whether_clean_images_would_choose_alike():
     from cleanprior.benchmarks.snapshots import agreement
 
-    from cleanprior.selection import Score, Scores
+    from cleanprior.cells.snapshot_choice import Score, Scores
 
     def scores(distances):
         values = zip((1, 2, 3), (3.0, 1.0, 2.0), distances, strict=True)
@@ -196,9 +195,9 @@ def test_the_command_says_whether_clean_images_would_choose_alike():
 
 
 def test_a_cell_without_snapshots_says_how_to_get_them(tmp_path):
+    from cleanprior.cells.run import Cell
+    from cleanprior.cells.snapshot_choice import score_snapshots
     from cleanprior.progress import Progress
-    from cleanprior.run import Cell
-    from cleanprior.selection import score_snapshots
 
     config = compose(["method=naive", *TINY])
     with pytest.raises(UserError, match="training.snapshots=8"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cleanprior.benchmarks import null
-from cleanprior.benchmarks.difference import (
+from cleanprior.benchmarks.tables.difference import (
     Noise,
     between,
     half_width,
@@ -16,7 +16,7 @@ from cleanprior.benchmarks.difference import (
     p_values,
     seeds_needed,
 )
-from cleanprior.benchmarks.statistics import best, compare, needed
+from cleanprior.benchmarks.tables.statistics import best, compare, needed
 from scipy.stats import ttest_1samp, ttest_ind
 
 WAY = "mmps: one draw, mean of 8"

@@ -10,11 +10,11 @@ import pytest
 
 from cleanprior.cells import CellFolder
 from cleanprior.cells.record import write_record
+from cleanprior.commands.status import duration, lines, states
 from cleanprior.config import compose
 from cleanprior.errors import UserError
 from cleanprior.files import write_text
 from cleanprior.jobs.lease import STALE, Beat, Busy, Pulse, held
-from cleanprior.status import duration, lines, states
 
 
 def beat(**changes):

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from cleanprior.benchmarks import described, notes, tables
-from cleanprior.benchmarks.latex import to_latex
-from cleanprior.benchmarks.numbers import lettered, significant, with_spread
-from cleanprior.benchmarks.overview import overview
+from cleanprior.benchmarks import description
 from cleanprior.benchmarks.plan import make_plan
-from cleanprior.benchmarks.row_names import procedure
-from cleanprior.benchmarks.writing import to_csv, to_markdown
+from cleanprior.benchmarks.tables import notes
+from cleanprior.benchmarks.tables.display import display, marks
+from cleanprior.benchmarks.tables.latex import to_latex
+from cleanprior.benchmarks.tables.numbers import lettered, significant, with_spread
+from cleanprior.benchmarks.tables.overview import overview
+from cleanprior.benchmarks.tables.row_names import names, procedure
+from cleanprior.benchmarks.tables.summary import summarise, tidy
+from cleanprior.benchmarks.tables.writing import to_csv, to_markdown
 from made_up import WARNING, records
 
 from cleanprior.cells.status import KINDS, Status
@@ -113,7 +116,7 @@ def test_counts_have_a_letter(value: float, text: str) -> None:
 
 @pytest.fixture(scope="module")
 def config() -> dict:
-    plan = make_plan(described.bench("default"), ["naive"], with_references=False)
+    plan = make_plan(description.bench("default"), ["naive"], with_references=False)
     return plan.problems[0].cells["naive"][0]
 
 
@@ -121,12 +124,12 @@ REFERENCES = ("observations", "naive", "oracle")
 
 
 def test_draws_and_points_are_columns_of_their_own(config: dict) -> None:
-    summary = tables.summarise(tables.tidy(records(config)))
+    summary = summarise(tidy(records(config)))
     way = "one step: point estimate; samples: fixed mask"
-    bold = tables.marks(
+    bold = marks(
         summary, {"psnr": [("em", "mmps: one draw, mean of 8")], "psnr_point": [("ambient", way)]}
     )
-    shown = tables.display(summary, REFERENCES).set_index("method")
+    shown = display(summary, REFERENCES).set_index("method")
     assert shown.loc["ambient: one step", "PSNR dB draw"] == "-"
     assert shown.loc["ambient: one step", "PSNR dB point"] == "18.87"
     assert shown.loc["ambient", "PSNR dB draw"] == "18.24"
@@ -149,7 +152,7 @@ def test_an_old_record_without_the_new_keys_is_shown(config: dict) -> None:
             for key in ("draws", "samples", "marks", "marked", "curves", "costs"):
                 row.pop(key)
             row["metrics"] = {k: v for k, v in row["metrics"].items() if k in ("psnr", "fd")}
-    shown = tables.display(tables.summarise(tables.tidy(found)), REFERENCES)
+    shown = display(summarise(tidy(found)), REFERENCES)
     assert "PSNR dB point" not in shown and "train FLOP" not in shown
     assert shown["train s"].tolist() == ["38"] * len(shown)
 
@@ -172,9 +175,9 @@ def test_the_spread_of_a_distance_is_that_of_one_value() -> None:
                 "sampling_seeds": k,
             }
         )
-        found.append(tables.summarise(frame)["fd_std"].iloc[0] ** 2)
+        found.append(summarise(frame)["fd_std"].iloc[0] ** 2)
     assert np.mean(found) == pytest.approx(between**2 + within**2, rel=0.05)
-    one = tables.summarise(frame.iloc[:1])
+    one = summarise(frame.iloc[:1])
     assert one["fd_std"].iloc[0] == pytest.approx(frame["fd_std"].iloc[0])
     assert "fd_std_std" not in one, "a spread is no metric of its own"
 
@@ -194,7 +197,7 @@ def test_rows_have_names_of_their_own() -> None:
             for m, w, o in lines
         ]
     )
-    found = tables.names(summary, ("naive",))
+    found = names(summary, ("naive",))
     assert found[:3] == ["em", "em: dps", "gan: generator"] and found[-1] == "naive"
     assert len(set(found)) == len(found)
 
@@ -203,7 +206,7 @@ def test_warnings_come_from_records_with_the_rows_that_they_concern(config: dict
     found = records(config)
     found["flowdiff"][0]["warning"] = "floor+theirs"
     found["em"][0]["warned"] = {"floor": "a floor of this method's own"}
-    (problem,) = make_plan(described.bench("default"), ["naive"], with_references=False).problems
+    (problem,) = make_plan(description.bench("default"), ["naive"], with_references=False).problems
     said = notes.write_notes(problem, found, REFERENCES)
     assert f"[range] ambient: {WARNING}" in said.careful
     assert "[floor] em: a floor of this method's own" in said.careful
@@ -221,9 +224,9 @@ def test_warnings_come_from_records_with_the_rows_that_they_concern(config: dict
 def test_reasons_of_unfinished_rows_stand_on_one_line(config: dict) -> None:
     found = records(config)
     found["odd"] = [{"method": "odd", "seed": 0, "status": "failed: E: one\n  two"}]
-    (problem,) = make_plan(described.bench("default"), ["naive"], with_references=False).problems
+    (problem,) = make_plan(description.bench("default"), ["naive"], with_references=False).problems
     assert "odd: failed: E: one two" in notes.write_notes(problem, found, REFERENCES).careful
-    shown = tables.display(tables.summarise(tables.tidy(found)), REFERENCES)
+    shown = display(summarise(tidy(found)), REFERENCES)
     assert shown["status"].iloc[-1] == "failed, see below"
 
 
@@ -250,7 +253,7 @@ def test_names_are_written_as_they_are_in_markdown_and_latex() -> None:
 
 
 def test_an_overview_keeps_draws_and_points_apart(config: dict) -> None:
-    summaries = {label: tables.summarise(tables.tidy(records(config))) for label in "ab"}
+    summaries = {label: summarise(tidy(records(config))) for label in "ab"}
     best: dict = {"a": {"psnr": [("em", "mmps: one draw, mean of 8")]}, "b": {}}
     shown, numbers, bold = overview(summaries, best, REFERENCES, "psnr")
     assert "ambient: one step" not in set(shown["method"])
@@ -292,7 +295,7 @@ def test_a_status_on_disk_is_the_one_that_was_written(text):
 def test_a_strangers_warning_is_explained_under_the_table(config):
     found = records(config)
     found["em"][0] |= {"warning": "moon", "warned": {"moon": "trained at full moon"}}
-    (problem,) = make_plan(described.bench("default"), ["naive"], with_references=False).problems
+    (problem,) = make_plan(description.bench("default"), ["naive"], with_references=False).problems
     assert "[moon] em: trained at full moon" in notes.write_notes(problem, found, ()).careful
 
 

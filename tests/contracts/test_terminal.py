@@ -9,7 +9,7 @@ import pytest
 from made_up import print_made_up
 from terminal import on_terminal
 
-from cleanprior import registry
+from cleanprior.config import registry
 from cleanprior.terminal import Column, choose, layout, plain, wrap
 
 PYTHON = [sys.executable, "-m", "cleanprior"]

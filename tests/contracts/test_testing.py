@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from cleanprior import registry
+from cleanprior.config import registry
 from cleanprior.data import digits
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import image_generators

@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
-from cleanprior.benchmarks import tiles
-from cleanprior.benchmarks.pictures import WIDTH, Strip, grid
-from cleanprior.benchmarks.tiles import View
+from cleanprior.benchmarks.figures import tiles
+from cleanprior.benchmarks.figures.grids import WIDTH, Strip, grid
+from cleanprior.benchmarks.figures.tiles import View
 from PIL import Image
 
 

@@ -10,11 +10,10 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-from cleanprior import ranges, registry
-from cleanprior.config import GROUPS, compose
+from cleanprior.config import GROUPS, compose, ranges, registry
+from cleanprior.config.signatures import arguments
+from cleanprior.config.values import declared, kind_of, read
 from cleanprior.errors import UserError
-from cleanprior.signatures import arguments
-from cleanprior.values import declared, kind_of, read
 
 #: Characters that some grammar on the way gives a meaning.
 ODD = " é文=()#'&,~;{}[]$\\\"%^:|<>?*!@`x${nothing}${oc.env:HOME} \\' \\\\${a} "

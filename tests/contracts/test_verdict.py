@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cleanprior.benchmarks.statistics import RANKED
-from cleanprior.benchmarks.verdict import verdict
+from cleanprior.benchmarks.tables.statistics import RANKED
+from cleanprior.benchmarks.tables.verdict import verdict
 
 REFERENCES = ("naive", "oracle")
 WAY = "mmps: one draw, mean of 8"

@@ -11,11 +11,11 @@ from safetensors.numpy import load_file
 
 import cleanprior as cp
 from cleanprior.cells import CellFolder
+from cleanprior.cells.run import run_cell
 from cleanprior.config import compose
 from cleanprior.data import write_splits
 from cleanprior.progress import Progress
 from cleanprior.public import NAMES
-from cleanprior.run import run_cell
 
 SMALL = {"batch": 16, "warmup": 1, "ema": 0.5, "device": "cpu", "precision": "fp32"}
 SHORT = ["posterior.steps=2", "sampler.steps=2"]

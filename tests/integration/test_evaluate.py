@@ -11,12 +11,12 @@ from PIL import Image
 import cleanprior as cp
 from cleanprior import cli
 from cleanprior.cells import CellFolder
+from cleanprior.cells.run import run_cell
 from cleanprior.config import compose
 from cleanprior.diffusion.backbones import build_backbone
 from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.evaluation.given import read_restorations
 from cleanprior.progress import Progress
-from cleanprior.run import run_cell
 from cleanprior.testing.parts import TINY
 
 SHAPE = (1, 8, 8)

@@ -2,7 +2,7 @@
 
 import made_up
 import pytest
-from cleanprior.benchmarks import described, forecast
+from cleanprior.benchmarks import description, forecast
 from cleanprior.benchmarks.plan import make_plan
 
 from cleanprior.cells import CellFolder
@@ -16,7 +16,7 @@ TINY = ["backbone.hid_channels=[8,16]", "backbone.mod_features=16", "evaluation.
 
 
 def plan_of(*methods, seeds=2):
-    chosen = described.bench("default")
+    chosen = description.bench("default")
     return make_plan(chosen, list(methods), seeds=seeds, with_references=False, overrides=TINY)
 
 

@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from cleanprior import cli
+from cleanprior.commands.priors import destination, write_images
 from cleanprior.diffusion.backbones import build_backbone
 from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.prior import Prior
-from cleanprior.prior_commands import destination, write_images
 from cleanprior.rendering import grid, rgb
 from cleanprior.testing.parts import TINY
 
@@ -250,7 +250,7 @@ def test_what_is_not_a_number_is_black():
 
 
 def test_seeds_are_a_count_or_a_list():
-    from cleanprior.benchmarks.described import bench
+    from cleanprior.benchmarks.description import bench
     from cleanprior.benchmarks.plan import chosen_seeds, make_plan
 
     assert chosen_seeds("3") == [0, 1, 2] and chosen_seeds(2) == [0, 1]

@@ -7,14 +7,15 @@ import shutil
 
 import pytest
 import torch
-from cleanprior.benchmarks import tables
+from cleanprior.benchmarks.tables.display import display
+from cleanprior.benchmarks.tables.summary import summarise, tidy
 
 from cleanprior.cells import CellFiles, CellFolder
+from cleanprior.cells.generators import load_own_sampler
+from cleanprior.cells.run import load_prior, run_cell
 from cleanprior.config import compose
 from cleanprior.errors import UserError
-from cleanprior.own_sampler import load_own_sampler
 from cleanprior.progress import Progress
-from cleanprior.run import load_prior, run_cell
 from cleanprior.training.checkpoint import read_tensors, write_tensors
 
 TINY = [
@@ -41,8 +42,8 @@ def test_the_row_has_dashes_for_restorations_and_the_reason_below(finished):
     record, _ = finished
     assert record["status"] == "done"
     assert record["training"]["images"] == 512
-    frame = tables.tidy({"ambient_gan": [record]})
-    (line,) = tables.display(tables.summarise(frame), []).to_dict("records")
+    frame = tidy({"ambient_gan": [record]})
+    (line,) = display(summarise(frame), []).to_dict("records")
     for heading in ("PSNR dB draw", "NFE"):
         assert line[heading] == "-"
     for heading in ("FD", "sample s", "train s", "params"):

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from cleanprior.benchmarks import page, tables
+from cleanprior.benchmarks import page
+from cleanprior.benchmarks.figures.grids import STRIPS
 from cleanprior.benchmarks.page import Sheet
-from cleanprior.benchmarks.pictures import STRIPS
+from cleanprior.benchmarks.tables.display import display, marks
+from cleanprior.benchmarks.tables.summary import NUMBERS
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -126,7 +128,7 @@ def sheet(tab: str, folder: Path) -> Sheet:
     lines: list[dict] = []
     for method, value, status in rows:
         line = {"method": method, "way": "mmps", **done, "status": status}
-        for key in tables.NUMBERS:
+        for key in NUMBERS:
             line[key] = value
             line[f"{key}_std"] = float("nan")
         line |= {"kid": -value, "kid_std": float("nan")}
@@ -150,9 +152,9 @@ def sheet(tab: str, folder: Path) -> Sheet:
     return Sheet(
         tab,
         f"title <{tab}>",
-        tables.display(summary, ("naive",)),
+        display(summary, ("naive",)),
         summary,
-        tables.marks(summary, best),
+        marks(summary, best),
         ["a note & more"],
         [picture, strips],
         {"naive": [{"status": "done", "seed": 0, "device": "cpu", "time": "now", "cell": "abc"}]},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cleanprior import scaffold
+from cleanprior.commands import scaffold
 from cleanprior.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def python(written, tmp_path_factory):
 
 
 def test_new_packages_are_listed(python, tmp_path):
-    code = "from cleanprior.listing import show\nfor k in %r: show(k)"
+    code = "from cleanprior.commands.listing import show\nfor k in %r: show(k)"
     whats = list(scaffold.LISTS.values())
     listed = run(python, "-c", code % whats, cwd=tmp_path)
     for kind in KINDS:
@@ -157,7 +157,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 def test_the_command_loads_no_torch(tmp_path):
     code = (
-        "import sys\nfrom pathlib import Path\nfrom cleanprior import cli, scaffold\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from cleanprior import cli\nfrom cleanprior.commands import scaffold\n"
         "scaffold.write_package('method', 'mine', Path('mine'))\nprint('torch' in sys.modules)"
     )
     out = subprocess.run(

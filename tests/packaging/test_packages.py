@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import cleanprior
-from cleanprior import registry
+from cleanprior.config import registry
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -56,7 +56,7 @@ def python(folder, first, *arguments):
 
 def test_an_installation_has_every_room(installed, tmp_path):
     out = python(tmp_path, [installed], "-c", WHERE)
-    assert out.stdout.split()[1] == str(installed / "cleanprior" / "methods" / "em.py"), out.stderr
+    assert out.stdout.split()[1] == str(installed / "cleanprior" / "methods" / "em" / "__init__.py"), out.stderr
 
 
 def test_an_installation_holds_the_licence_and_no_readme(installed):
@@ -74,16 +74,17 @@ def test_the_module_runs_in_a_clone_after_a_plain_installation(clone, installed)
     helped = python(clone, [installed], "-m", "cleanprior", "bench", "--help")
     assert helped.returncode == 0 and "--methods" in helped.stdout, helped.stderr
     out = python(clone, [installed], "-c", WHERE)
-    assert out.stdout.split()[1] == str(clone / "methods" / "em.py"), out.stderr
+    assert out.stdout.split()[1] == str(clone / "methods" / "em" / "__init__.py"), out.stderr
 
 
 def test_a_clone_in_the_current_folder_is_the_package_inside_it(clone):
     out = python(clone.parent, [], "-c", WHERE)
-    assert out.stdout.split()[1] == str(clone / "methods" / "em.py"), out.stderr
+    assert out.stdout.split()[1] == str(clone / "methods" / "em" / "__init__.py"), out.stderr
 
 
 def test_without_any_installation_one_line_says_so(monkeypatch, capsys):
-    from cleanprior import cli, registry
+    from cleanprior import cli
+    from cleanprior.config import registry
 
     monkeypatch.setattr(registry, "installed", lambda group: {})
     assert cli._run() == 2

@@ -14,21 +14,21 @@ from torchmetrics.image.kid import poly_mmd
 
 from cleanprior.data import CleanData
 from cleanprior.errors import UserError
-from cleanprior.evaluation import networks
-from cleanprior.evaluation.features import (
+from cleanprior.evaluation.metrics import networks
+from cleanprior.evaluation.metrics.features import (
     Pixels,
     choose,
     choose_all,
     compute,
     reference_features,
 )
-from cleanprior.evaluation.generation import (
+from cleanprior.evaluation.metrics.generation import (
     class_score,
     kernel_distance,
     kernel_scale,
     precision_recall,
 )
-from cleanprior.evaluation.networks import EfficientNet, Inception, Unavailable, to_bytes
+from cleanprior.evaluation.metrics.networks import EfficientNet, Inception, Unavailable, to_bytes
 from cleanprior.progress import Progress
 
 

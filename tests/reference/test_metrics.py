@@ -10,8 +10,14 @@ from skimage.metrics import structural_similarity
 
 from cleanprior.data import CleanData, Measurements
 from cleanprior.errors import UserError
-from cleanprior.evaluation.features import Classifier, Pixels, choose
-from cleanprior.evaluation.metrics import consistency, frechet_distance, psnr, ssim, ssim_window
+from cleanprior.evaluation.metrics.features import Classifier, Pixels, choose
+from cleanprior.evaluation.metrics.restoration import (
+    consistency,
+    frechet_distance,
+    psnr,
+    ssim,
+    ssim_window,
+)
 from cleanprior.operators.likelihood import Likelihood
 
 

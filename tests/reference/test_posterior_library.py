@@ -7,13 +7,7 @@ from deepinv.physics import GaussianNoise, Inpainting
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
-from cleanprior.diffusion.posterior import (
-    DDRM,
-    DeepinvSampler,
-    DiffPIR,
-    PiGDM,
-    draw_in_chunks,
-)
+from cleanprior.diffusion.posterior import DDRM, DeepinvSampler, DiffPIR, PiGDM, draw_in_chunks
 from cleanprior.diffusion.posterior import ddrm as ddrm_module
 from cleanprior.errors import UserError
 from cleanprior.operators.likelihood import Likelihood

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from cleanprior.data import Measurements
-from cleanprior.evaluation import perceptual
-from cleanprior.evaluation.metrics import (
+from cleanprior.evaluation.metrics import perceptual
+from cleanprior.evaluation.metrics.networks import Unavailable
+from cleanprior.evaluation.metrics.perceptual import Lpips, refusal
+from cleanprior.evaluation.metrics.restoration import (
     consistency,
     expected_consistency,
     psnr,
     psnr_minmax,
 )
-from cleanprior.evaluation.networks import Unavailable
-from cleanprior.evaluation.perceptual import Lpips, refusal
 from cleanprior.operators.likelihood import Likelihood
 
 

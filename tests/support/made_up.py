@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from cleanprior.benchmarks import described, notes, plan, printing, tables
+from cleanprior.benchmarks import description, plan
+from cleanprior.benchmarks.tables import notes, printing
+from cleanprior.benchmarks.tables.display import display, marks
+from cleanprior.benchmarks.tables.summary import summarise, tidy
 
 from cleanprior.terminal import Screen
 
@@ -149,15 +152,15 @@ def records(config: dict[str, Any], seeds: int = 1) -> dict[str, list[dict[str, 
 
 def print_made_up(seeds: int, is_wide: bool = False) -> None:
     """Print a table as a bench does, with a stranger's long name and a row that failed."""
-    made = plan.make_plan(described.bench("default"), ["naive"], with_references=False)
+    made = plan.make_plan(description.bench("default"), ["naive"], with_references=False)
     (problem,) = made.problems
     found = records(problem.cells["naive"][0], seeds)
     found["a_method_of_somebody_with_a_long_name_[/x]"] = found.pop("em")
     failed = {"method": "other", "seed": 0, "status": "failed: Odd: [bold] no\nmemory"}
     found["other"] = [failed]
-    summary = tables.summarise(tables.tidy(found))
-    shown = tables.display(summary, made.references)
-    bold = tables.marks(summary, {"psnr": [("ambient", "mmps: one draw, mean of 8")]})
+    summary = summarise(tidy(found))
+    shown = display(summary, made.references)
+    bold = marks(summary, {"psnr": [("ambient", "mmps: one draw, mean of 8")]})
     screen = Screen(is_wide)
     printing.print_table(screen, problem.title, shown, bold, Path("table.md"))
     said = notes.write_notes(problem, found, made.references)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cleanprior import config, metric_names, registry
+from cleanprior import metric_names
+from cleanprior.config import composition, registry
 
 METHOD = '''
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def forget():
     """Let the registry look again at what is installed."""
     for known in (registry._all_installed, registry.installed, registry._roots):
         known.cache_clear()
-    config._composed.cache_clear()
+    composition._composed.cache_clear()
     metric_names.further.cache_clear()
 
 

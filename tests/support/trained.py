@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cleanprior import registry
+from cleanprior.config import registry
 from cleanprior.testing.training import (
     BATCH,
     IMAGES,

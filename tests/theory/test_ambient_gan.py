@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cleanprior.methods.ambient_gan import critic_loss, generator_loss
-from cleanprior.methods.gan_networks import Critic, Generator, SpectralNorm, halvings
+from cleanprior.methods.ambient_gan.method import critic_loss, generator_loss
+from cleanprior.methods.ambient_gan.networks import Critic, Generator, SpectralNorm, halvings
 from torch import nn
 
 from cleanprior.config import build, compose

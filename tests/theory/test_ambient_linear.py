@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from cleanprior.methods.identifiability import conditional_gram, weakest
+from cleanprior.methods.ambient.identifiability import conditional_gram, weakest
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements

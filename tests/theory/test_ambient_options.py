@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cleanprior.methods.further import flip_together, hidden_share
+from cleanprior.methods.ambient.further import flip_together, hidden_share
 from torch import nn
 
 from cleanprior.cells.reading import HASH

@@ -5,7 +5,7 @@ import re
 import cleanprior.methods.ambient_tweedie as tweedie_module
 import pytest
 import torch
-from cleanprior.methods.ambient_tweedie import draw_sigma_above, tweedie_loss
+from cleanprior.methods.ambient_tweedie.method import draw_sigma_above, tweedie_loss
 from pair import SHAPE, SIGMA, C, Exact, Linear, wiener
 from torch import nn
 

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cleanprior.methods import em as em_module
-from cleanprior.methods.em_start import exact_draws
-from cleanprior.methods.em_steps import best_scale, misfit
+from cleanprior.methods.em import method as em_module
+from cleanprior.methods.em.start import exact_draws
+from cleanprior.methods.em.steps import best_scale, misfit
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
-from cleanprior.diffusion.gaussian import GaussianPrior
 from cleanprior.diffusion.posterior import DPS, MMPS
+from cleanprior.gaussian.dense import GaussianPrior
 from cleanprior.operators import Denoising, RandomInpainting
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.progress import Progress

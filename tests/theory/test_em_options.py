@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cleanprior.methods.em import EM
-from cleanprior.methods.em_steps import (
+from cleanprior.methods.em.steps import (
     drift,
     fit_of,
     followed_covariance,
@@ -70,7 +70,7 @@ def test_a_picture_file_stretches_and_rounds_each_image() -> None:
 
 @pytest.mark.parametrize("handoff", ["float", "minmax_png"])
 def test_the_m_step_is_given_what_the_handoff_says(train, monkeypatch, handoff: str) -> None:
-    monkeypatch.setattr("cleanprior.methods.em_steps.PLATEAU", 1e9)
+    monkeypatch.setattr("cleanprior.methods.em.steps.PLATEAU", 1e9)
     keys = [f"method.handoff={handoff}", "method.stop=residual", "method.patience=1"]
     keys += ["method.resume_rounds=2", "method.narrow_rounds=0"]
     _, report, sets = train(make_em("em_mmps", *keys), steps=6)
@@ -157,7 +157,7 @@ def test_a_round_that_is_resumed_decides_from_the_rounds_before_it(name, number,
 @pytest.mark.parametrize("name", ["em", "em_mmps"])
 def test_a_stopped_phase_trains_on_under_the_same_budget(train, name, monkeypatch) -> None:
     """With a plateau as wide as the world, every round after the second fit skips its E-step."""
-    monkeypatch.setattr("cleanprior.methods.em_steps.PLATEAU", 1e9)
+    monkeypatch.setattr("cleanprior.methods.em.steps.PLATEAU", 1e9)
     keys = ["method.resume_rounds=4", "method.stop=residual", "method.patience=1"]
     method = make_em(name, *keys)
     _, report, sets = train(method)
@@ -203,7 +203,7 @@ def test_reused_restorations_are_those_of_the_last_round(train) -> None:
 def test_an_interrupted_run_with_reuse_and_a_stop_is_the_uninterrupted_one(
     train, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("cleanprior.methods.em_steps.PLATEAU", 1e9)
+    monkeypatch.setattr("cleanprior.methods.em.steps.PLATEAU", 1e9)
     keys = ["resume_rounds=4", "reuse=true", "pool=0.5", "stop=residual", "patience=2"]
 
     def make():

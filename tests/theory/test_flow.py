@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cleanprior.methods.flow import (
+from cleanprior.methods.flowdiff.dense_flow import (
     Base,
     ConditionalAffine,
     ConditionalCoupling,

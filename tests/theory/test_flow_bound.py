@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cleanprior.methods.flow_bound import Ends, NoiseLevels, diffusion_term, stratified_sigma
+from cleanprior.methods.flowdiff.bound import Ends, NoiseLevels, diffusion_term, stratified_sigma
 
 from cleanprior.seeding import generator_for
 

@@ -2,18 +2,14 @@
 
 import pytest
 import torch
-from cleanprior.methods.flow_bound import Ends
-from cleanprior.methods.flow_conv import (
-    ConvBase,
-    ConvFlow,
-    count_levels,
-)
-from cleanprior.methods.flow_start import ConvStart, feature_channels
+from cleanprior.methods.flowdiff.bound import Ends
+from cleanprior.methods.flowdiff.conv_flow import ConvBase, ConvFlow, count_levels
+from cleanprior.methods.flowdiff.start import ConvStart, feature_channels
 from flows import CPU, begin, make_measurements
 
 from cleanprior.config import build, compose
-from cleanprior.diffusion.gaussian import GaussianPrior
-from cleanprior.diffusion.low_rank import LowRankGaussian
+from cleanprior.gaussian.dense import GaussianPrior
+from cleanprior.gaussian.low_rank import LowRankGaussian
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for, scoped_rng

@@ -4,12 +4,8 @@ import math
 
 import pytest
 import torch
-from cleanprior.methods.flow import (
-    Base,
-    PosteriorFlow,
-    feature_count,
-)
-from cleanprior.methods.flow_bound import Quadratic, diffusion_term, stratified_sigma
+from cleanprior.methods.flowdiff.bound import Quadratic, diffusion_term, stratified_sigma
+from cleanprior.methods.flowdiff.dense_flow import Base, PosteriorFlow, feature_count
 from flows import CPU, OPERATORS, begin, make_flowdiff, make_measurements, randomise
 from torch import nn
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cleanprior.data import Measurements
-from cleanprior.diffusion.gaussian import GaussianPrior, broad_start, fit_gaussian, log_likelihood
+from cleanprior.gaussian.dense import GaussianPrior, broad_start, fit_gaussian, log_likelihood
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for, scoped_rng
 
@@ -99,7 +99,7 @@ def test_shortcuts_of_the_fit_change_nothing(make_operator, name, keys, monkeypa
     moments, noise = prior.posterior_root(given), prior.draw(given, generator_for(0, "d"))
     operator.capabilities = frozenset()
     start = broad_start(data, operator, 0.05)
-    monkeypatch.setattr("cleanprior.diffusion.gaussian.broad_start", lambda *_: start)
+    monkeypatch.setattr("cleanprior.gaussian.dense.broad_start", lambda *_: start)
     monkeypatch.setattr(Likelihood, "is_shared", False)
     plain = fit_gaussian(data, operator, 0.05, 4, generator_for(0, "g"))
     torch.testing.assert_close(quick.mean, plain.mean, rtol=0, atol=1e-10)

@@ -9,8 +9,8 @@ from deepinv.physics import Inpainting
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
-from cleanprior.diffusion.spectral import Spectrum
 from cleanprior.operators import Operator
+from cleanprior.operators.spectral import Spectrum
 from cleanprior.seeding import bernoulli, generator_for, randn_like
 from cleanprior.training import Problem
 from cleanprior.training.averages import Averages

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cleanprior.methods.guidance import Guidance
+from cleanprior.methods.ambient.guidance import Guidance
 
 from cleanprior.diffusion.samplers import Heun, Sampler
 from cleanprior.seeding import generator_for

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cleanprior.data import Measurements
-from cleanprior.diffusion.gaussian import GaussianPrior, fit_gaussian, log_likelihood
-from cleanprior.diffusion.low_rank import LowRankGaussian, cheaper_fit, fit_low_rank, ppca
+from cleanprior.gaussian.dense import GaussianPrior, fit_gaussian, log_likelihood
+from cleanprior.gaussian.low_rank import LowRankGaussian, cheaper_fit, fit_low_rank, ppca
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for, scoped_rng
 
@@ -138,7 +138,7 @@ def test_ppca_by_the_gram_matrix_equals_ppca_by_the_covariance() -> None:
 def test_the_leading_spectrum_of_large_data_is_that_of_the_full_one(prior, monkeypatch) -> None:
     x = images(prior, 500)
     full = ppca(x, 2).covariance
-    monkeypatch.setattr("cleanprior.diffusion.low_rank.DENSE_SIDE", 4)
+    monkeypatch.setattr("cleanprior.gaussian.low_rank.DENSE_SIDE", 4)
     state = torch.get_rng_state()
     torch.testing.assert_close(ppca(x, 2).covariance, full, rtol=1e-4, atol=1e-5)
     assert torch.equal(torch.get_rng_state(), state), "the global stream is left alone"

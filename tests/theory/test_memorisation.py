@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cleanprior.evaluation.features import Classifier, Pixels
-from cleanprior.evaluation.memorisation import (
+from cleanprior.evaluation.metrics.features import Classifier, Pixels
+from cleanprior.evaluation.metrics.memorisation import (
     memorisation,
     nearest_similarity,
     ratio_share,

@@ -6,12 +6,8 @@ import pytest
 import torch
 
 from cleanprior.data import Measurements
-from cleanprior.diffusion.gaussian import GaussianPrior
-from cleanprior.diffusion.posterior import (
-    DPS,
-    MMPS,
-    conjugate_gradient,
-)
+from cleanprior.diffusion.posterior import DPS, MMPS, conjugate_gradient
+from cleanprior.gaussian.dense import GaussianPrior
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for

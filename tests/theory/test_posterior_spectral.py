@@ -6,15 +6,10 @@ import pytest
 import torch
 
 from cleanprior.data import Measurements
-from cleanprior.diffusion.gaussian import GaussianPrior
-from cleanprior.diffusion.posterior import (
-    DDRM,
-    DiffPIR,
-    PiGDM,
-    ridge_solution,
-)
-from cleanprior.diffusion.spectral import Spectrum
+from cleanprior.diffusion.posterior import DDRM, DiffPIR, PiGDM, ridge_solution
+from cleanprior.gaussian.dense import GaussianPrior
 from cleanprior.operators.likelihood import Likelihood
+from cleanprior.operators.spectral import Spectrum
 from cleanprior.prior import image_generators
 from cleanprior.seeding import generator_for
 from cleanprior.testing import posteriors as promises

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from cleanprior.data import Measurements
-from cleanprior.evaluation.features import Classifier, Pixels
-from cleanprior.evaluation.metrics import frechet_distance
-from cleanprior.evaluation.proximal import Proximal, corrupt
+from cleanprior.evaluation.metrics.features import Classifier, Pixels
+from cleanprior.evaluation.metrics.proximal import Proximal, corrupt
+from cleanprior.evaluation.metrics.restoration import frechet_distance
 
 OPERATORS = [("inpainting", "p=0.5"), ("inpainting", "sigma=0.3"), ("denoising", "sigma=0.3")]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cleanprior.config import build, compose
-from cleanprior.diffusion.gaussian import GaussianPrior
+from cleanprior.gaussian.dense import GaussianPrior
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for
 

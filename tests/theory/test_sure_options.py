@@ -7,8 +7,8 @@ import torch
 from cleanprior.methods.sure_score import official_levels
 from torch import nn
 
-from cleanprior.capabilities import required
 from cleanprior.config import build, compose
+from cleanprior.config.capabilities import required
 from cleanprior.data import Measurements
 from cleanprior.diffusion.denoiser import SIGMA_MIN, Denoiser
 from cleanprior.progress import Progress

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cleanprior.methods.augmentation import augment, warp_matrices
+from cleanprior.methods.ambient_tweedie.augmentation import augment, warp_matrices
 from torch import nn
 
 from cleanprior.config import build, compose

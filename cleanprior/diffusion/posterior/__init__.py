@@ -4,20 +4,14 @@ All are batched, per image (no norm or step size is shared inside a batch) and d
 their generators.
 """
 
-from .base import (
-    Draw,
-    GuidedSampler,
-    LevelSampler,
-    PosteriorSampler,
-    draw_in_chunks,
-)
+from ...operators.solve import conjugate_gradient, ridge_solution
+from .base import Draw, GuidedSampler, LevelSampler, PosteriorSampler, draw_in_chunks
 from .ddrm import DDRM
 from .diffpir import DiffPIR
 from .dps import DPS
 from .library import DeepinvSampler
 from .mmps import MMPS
 from .pigdm import PiGDM
-from .solve import conjugate_gradient, ridge_solution
 
 __all__ = [
     "DDRM",

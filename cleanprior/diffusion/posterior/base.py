@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from typing_extensions import override
 
-from ...checks import check_choice, check_positive, check_share
+from ...config.checks import check_choice, check_positive, check_share
 from ...operators.base import Operator
 from ...operators.likelihood import Likelihood
 from ...seeding import randn_like

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from typing_extensions import override
 
-from ...checks import check_share
+from ...config.checks import check_share
 from ...operators.base import Operator
 from ...operators.likelihood import Likelihood
+from ...operators.spectral import Spectrum
 from ...seeding import randn_like
 from ..denoiser import Denoise
-from ..spectral import Spectrum
 from .base import LevelSampler, level_of
 
 

@@ -8,16 +8,13 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from typing_extensions import override
 
-from ...checks import check_iterations, check_positive, check_share
+from ...config.checks import check_iterations, check_positive, check_share
 from ...operators.base import Operator, likelihood_sigma
 from ...operators.likelihood import Likelihood
+from ...operators.solve import ridge_solution
 from ...seeding import randn_like
 from ..denoiser import Denoise
-from .base import (
-    LevelSampler,
-    level_of,
-)
-from .solve import ridge_solution
+from .base import LevelSampler, level_of
 
 
 @dataclass(eq=False)

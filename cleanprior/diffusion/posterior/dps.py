@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ...checks import check_choice
+from ...config.checks import check_choice
 from ...operators.base import Operator
 from ...operators.likelihood import Likelihood
 from ..denoiser import Denoise, per_image

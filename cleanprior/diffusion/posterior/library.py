@@ -13,7 +13,7 @@ from deepinv.physics import DecomposablePhysics, GaussianNoise, LinearPhysics
 from torch import Generator, Tensor, nn
 from typing_extensions import override
 
-from ...checks import check_positive
+from ...config.checks import check_positive
 from ...errors import unknown
 from ...operators.base import Operator, Params
 from ...operators.likelihood import Likelihood

@@ -7,12 +7,12 @@ from azula.linalg.solve import gmres
 from torch import Tensor
 from typing_extensions import override
 
-from ...checks import check_choice, check_iterations
+from ...config.checks import check_choice, check_iterations
 from ...operators.base import Operator, likelihood_sigma
 from ...operators.likelihood import Likelihood
+from ...operators.solve import conjugate_gradient
 from ..denoiser import Denoise
 from .base import GuidedSampler, with_graph
-from .solve import conjugate_gradient
 
 #: Capabilities of operators whose A A^T is a projection.
 PROJECTIONS = frozenset({"mask", "identity", "fourier"})

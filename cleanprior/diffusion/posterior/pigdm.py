@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from ...checks import check_iterations
+from ...config.checks import check_iterations
 from ...operators.base import Operator
 from ...operators.likelihood import Likelihood
+from ...operators.solve import ridge_solution
 from ..denoiser import Denoise
 from .base import GuidedSampler, with_graph
-from .solve import ridge_solution
 
 
 @dataclass(eq=False)

@@ -1,0 +1,15 @@
+"""Configurations: what is installed, composed from YAML, checked and built. No torch."""
+
+from .building import DESCRIPTIONS, build, construct
+from .composition import GROUPS, Config, compose, compose_one, recompose
+
+__all__ = [
+    "DESCRIPTIONS",
+    "GROUPS",
+    "Config",
+    "build",
+    "compose",
+    "compose_one",
+    "construct",
+    "recompose",
+]
