@@ -56,7 +56,8 @@ def python(folder, first, *arguments):
 
 def test_an_installation_has_every_room(installed, tmp_path):
     out = python(tmp_path, [installed], "-c", WHERE)
-    assert out.stdout.split()[1] == str(installed / "cleanprior" / "methods" / "em" / "__init__.py"), out.stderr
+    em = installed / "cleanprior" / "methods" / "em" / "__init__.py"
+    assert out.stdout.split()[1] == str(em), out.stderr
 
 
 def test_an_installation_holds_the_licence_and_no_readme(installed):
