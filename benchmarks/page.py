@@ -192,8 +192,8 @@ def _cells(
     for method, found in records.items():
         for record in found:
             kept = {k: v for k, v in record.items() if k not in ("rows", "method", "seed")}
-            if "training" in kept:
-                kept["training"] = {k: v for k, v in kept["training"].items() if k != "history"}
+            if "training" in record:
+                kept["training"] = {k: v for k, v in record["training"].items() if k != "history"}
             title = f"{method}, seed {record['seed']}"
             if is_finished(record):
                 title += f" · {record['device']}, {record['time']}"

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from .errors import UserError, one_line
 from .files import check_folder
 from .notices import show_on_stderr
 from .streams import lasting
+
+if TYPE_CHECKING:
+    from .cells.record import Record
 
 app = typer.Typer(
     name="cleanprior",
@@ -187,7 +190,7 @@ def _title(config: dict[str, Any]) -> str:
     return f"{method} on {operator}, {data}, seed {config['seed']}"
 
 
-def _tell(record: dict[str, Any], folder: Path) -> None:
+def _tell(record: "Record", folder: Path) -> None:
     typer.echo(f"{record['method']} on {record['operator']}, {record['data']}: {record['status']}")
     for row in record.get("rows", ()):
         figures = ", ".join(f"{k} {v:.3f}" for k, v in row["metrics"].items())

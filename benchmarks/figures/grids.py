@@ -13,6 +13,7 @@ from matplotlib import get_data_path
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from cleanprior.cells.fields import RowOf
 from cleanprior.cells.folder import CellFolder
 from cleanprior.cells.record import Record, is_finished
 from cleanprior.config import Config
@@ -170,7 +171,7 @@ def _read(cell: CellFolder) -> dict[str, Images]:
 
 
 def _add_row(
-    found: _Found, method: str, row: dict[str, Any], has_more: bool, pictures: dict[str, Images]
+    found: _Found, method: str, row: RowOf, has_more: bool, pictures: dict[str, Images]
 ) -> None:
     """Add what a row drew and restored; what a restoration is stands in its label."""
     way, draws = row["way"], row.get("draws")

@@ -80,8 +80,9 @@ def train_flops(records: Mapping[str, Sequence[Record]]) -> dict[str, float]:
     """Return the mean FLOPs of training of each method whose finished cells all have them."""
     found = {}
     for method, cells in records.items():
-        counted = [r.get("costs", {}).get("train_flops") for r in cells if is_finished(r)]
-        if counted and all(f is not None for f in counted):
+        finished = [r for r in cells if is_finished(r)]
+        counted = [f for r in finished if (f := r.get("costs", {}).get("train_flops")) is not None]
+        if counted and len(counted) == len(finished):
             found[method] = sum(counted) / len(counted)
     return found
 

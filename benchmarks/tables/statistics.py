@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cleanprior.cells.fields import RowOf
 from cleanprior.cells.record import Record, is_finished
 
 from .difference import (
@@ -125,7 +126,7 @@ def entries(records: dict[str, list[Record]], references: Sequence[str]) -> list
             images: dict[str, Array] = {}
             seeds: dict[str, Array] = {}
             for key in RANKED:
-                each = [r["per_image"].get(key) for r in rows]
+                each = [r["per_image"].get(key, []) for r in rows]
                 if all(each) and len({len(v) for v in each}) == 1:
                     images[key] = _finite(each)
                 elif all(r["metrics"].get(key) is not None for r in rows):
@@ -143,7 +144,7 @@ def _finite(values: Any) -> Array:
     return np.where(np.isfinite(array), array, math.nan)
 
 
-def _sampling(rows: list[dict[str, Any]], key: str) -> tuple[float, float]:
+def _sampling(rows: Sequence[RowOf], key: str) -> tuple[float, float]:
     """Return the variance that sampling seeds leave in one run's mean, and its freedom."""
     drawn = [r.get("curves", {}).get(f"{key}_by_seed", ()) for r in rows]
     if not all(len(values) > 1 for values in drawn):

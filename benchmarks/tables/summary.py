@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cleanprior.cells.fields import TrainingOf
 from cleanprior.cells.record import Record, is_finished
 from cleanprior.metric_names import in_order
 
@@ -116,7 +117,7 @@ def tidy(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _energy(training: dict[str, Any]) -> float | None:
+def _energy(training: TrainingOf) -> float | None:
     told = [joules for joules in training.get("energy_j", {}).values() if joules is not None]
     return sum(told) / 1000 if told else None
 

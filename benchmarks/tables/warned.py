@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from cleanprior.cells.fields import RowOf
 from cleanprior.cells.record import Record, is_finished
 from cleanprior.cells.status import Status
 
@@ -65,7 +66,7 @@ def _marks(
                 yield key, code, f"{names[key]} [{code}]: {sentence}"
 
 
-def _rows_of(records: dict[str, list[Record]], row: Entry) -> list[Record]:
+def _rows_of(records: dict[str, list[Record]], row: Entry) -> list[RowOf]:
     return [found for r in records[row.method] for found in r["rows"] if found["way"] == row.way]
 
 
@@ -103,7 +104,7 @@ def _narrow(
     """Say where draws that lead in PSNR owe it to too little spread."""
     if (lead := leads.get("psnr")) is None:
         return ""
-    found = [row["metrics"].get("spread_ratio") for row in _rows_of(records, lead)]
+    found = [row["metrics"].get("spread_ratio", 0.0) for row in _rows_of(records, lead)]
     if not all(found) or (ratio := sum(found) / len(found)) >= NARROW:
         return ""
     name = names[lead.method, lead.way]

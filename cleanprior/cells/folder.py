@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import Config
 from ..errors import UserError
 from .code import method_code
+from .fields import NamesOf
 from .identity import Identity
 
 
@@ -145,9 +146,10 @@ class CellFolder:
         return method_code(self.config)
 
     @property
-    def names(self) -> dict[str, str]:
+    def names(self) -> NamesOf:
         """The names of the cell's method, operator and data set."""
-        return {kind: self.config[kind]["name"] for kind in ("method", "operator", "data")}
+        method, operator, data = (self.config[k]["name"] for k in ("method", "operator", "data"))
+        return {"method": method, "operator": operator, "data": data}
 
     @property
     def name(self) -> str:

@@ -9,14 +9,14 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import UserError
 from ..hashed import Damaged
 from ..notices import Notice, tell
 from ..outside import read_json
+from .fields import Record
 
-Record = dict[str, Any]
 #: Of what this version writes; records without a number are of 1.
 FORMAT = 1
 #: The key of a record's own hash.
@@ -119,7 +119,7 @@ def sealed(values: Mapping[str, Any]) -> str:
     return json.dumps({**values, HASH: content_hash(values)}, indent=1)
 
 
-def read_sealed(path: Path) -> Record:
+def read_sealed(path: Path) -> dict[str, Any]:
     """Read what :func:`sealed` wrote; files of version 0.1.0 have no hash and are read.
 
     Raises:
@@ -158,7 +158,8 @@ def load_record(path: Path, cell: str | None = None) -> Record | None:
     else:
         reason = fault(record, cell)
     if reason is None:
-        return {k: v for k, v in record.items() if k not in (HASH, "format")}
+        kept = {k: v for k, v in record.items() if k not in (HASH, "format")}
+        return cast(Record, kept)
     tell([Notice(f"'{path}' {reason}; it is treated as if it were not there", is_warning=True)])
     return None
 
@@ -181,7 +182,7 @@ def fault(record: Any, cell: str | None = None) -> str | None:
     return _rows_fault(record)
 
 
-def _rows_fault(record: Record) -> str | None:
+def _rows_fault(record: Mapping[str, Any]) -> str | None:
     """Return what is wrong with what the tables show of a finished cell."""
     if record["status"] != "done":
         return None

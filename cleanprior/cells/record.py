@@ -8,6 +8,7 @@ from ..errors import StageFailed, UserError
 from ..files import write_text
 from ..outside import CARD, read_text
 from .code import latest
+from .fields import RowOf
 from .folder import CellFolder, TrainingFiles
 from .reading import Record, encode, load_record
 from .status import Status
@@ -31,12 +32,12 @@ def write_record(cell: CellFolder, record: Record) -> None:
     Raises:
         UserError: The disk refuses the write; an earlier record is intact.
     """
-    rows = [_with_reasons(row) for row in record.get("rows", ())]
+    rows = [_with_reasons(row) for row in record.get("rows", [])]
     written = _strict({**record, "rows": rows} if rows else record)
     write_text(cell.record, encode(written))
 
 
-def _with_reasons(row: Record) -> Record:
+def _with_reasons(row: RowOf) -> RowOf:
     """Return a row in which each metric without a finite value has its reason."""
     metrics = row.get("metrics", {})
     kept = {k: v for k, v in metrics.items() if not isinstance(v, float) or math.isfinite(v)}
@@ -69,8 +70,11 @@ def write_failure(cell: CellFolder, error: Exception) -> Record:
         if isinstance(error, UserError | StageFailed)
         else f"{type(error).__name__}: {error}"
     )
-    record = {
-        **cell.names,
+    names = cell.names
+    record: Record = {
+        "method": names["method"],
+        "operator": names["operator"],
+        "data": names["data"],
         "seed": cell.config["seed"],
         "config": cell.config,
         "status": Status("failed", reason).to_json(),

@@ -14,6 +14,7 @@ import shutil
 import time
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from filelock import FileLock
@@ -140,7 +141,7 @@ class Cell:
         measured = self.measurements("train")
         return Job(self.config, self.operator.image_shape, has_law, measured, clean)
 
-    def about(self) -> Record:
+    def about(self) -> dict[str, Any]:
         """Return what a record and a prior say of their origin."""
         identity = self.folder.identity.evaluation
         return {"cell": identity, **self.folder.names, "seed": self.config["seed"]}
@@ -292,7 +293,7 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
             progress,
             trained=measured,
         )
-    record["rows"] = [row.as_dict() for row in rows]
+    record["rows"] = [row.to_json() for row in rows]
     record["evaluation"] = notes
     _add_costs(cell, record, averaged, shared, own)
     write_tensors(folder.pictures, pictures, {OF: folder.identity.evaluation})
@@ -350,8 +351,7 @@ def _head(cell: Cell) -> Record:
     """Return the part of a record that has nothing to do with training."""
     config = cell.config
     index = cell.clean_index()
-    return {
-        **cell.about(),
+    head: Record = {
         "data_seed": config["data_seed"],
         "config": config,
         "clean_images": len(index),
@@ -364,6 +364,7 @@ def _head(cell: Cell) -> Record:
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "status": Status("failed", "interrupted").to_json(),
     }
+    return cast(Record, {**cell.about(), **head})
 
 
 def load_prior(path: Path) -> Prior:

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
+from ..cells.fields import RowOf
 from ..training.route import Route
 
 
@@ -101,6 +102,6 @@ class Row:
             )
         self.marks = sorted(self.marked)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_json(self) -> RowOf:
         """Return plain values for a record."""
-        return asdict(self)
+        return cast(RowOf, asdict(self))

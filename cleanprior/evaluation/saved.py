@@ -62,9 +62,9 @@ class Evaluation:
         """Why a metric has no value."""
         return self.row.missing
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values: ``row`` and ``evaluation``, as in a record."""
-        return {"row": self.row.as_dict(), "evaluation": self.notes}
+        return {"row": self.row.to_json(), "evaluation": self.notes}
 
     def lines(self) -> Iterator[str]:
         """Yield lines for a terminal: the metrics, why some are missing, and warnings."""
@@ -198,7 +198,7 @@ def written(evaluated: str, config: Mapping[str, Any], found: Evaluation) -> dic
     """Return what a file says of an evaluation: what was judged, on what, and what was found."""
     kept = {k: config[k] for k in ("data", "operator", "posterior", "sampler", "evaluation")}
     about = {"evaluated": evaluated, "config": {**kept, "data_seed": config["data_seed"]}}
-    return about | found.as_dict()
+    return about | found.to_json()
 
 
 __all__ = ["Evaluation", "Judge", "written"]

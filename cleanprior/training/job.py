@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -148,7 +148,7 @@ class Job:
             write_text(files.outcome, sealed(outcome))
             for given in (files.clean, files.measurements):
                 given.unlink(missing_ok=True)
-        return outcome
+        return cast(Record, outcome)
 
 
 def read_outcome(files: TrainingFiles) -> Record | None:
@@ -159,7 +159,7 @@ def read_outcome(files: TrainingFiles) -> Record | None:
         found = read_sealed(files.outcome)
         if found["status"] != "diverged" and not isinstance(found["measurements_sha256"], str):
             raise TypeError("measurements_sha256")
-        return found
+        return cast(Record, found)
     except (Damaged, LookupError, TypeError) as error:
         told = error if isinstance(error, Damaged) else f"'{files.outcome}' is damaged: {error}"
         tell([Notice(f"{told}; the training is taken up again", is_warning=True)])

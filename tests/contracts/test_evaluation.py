@@ -325,5 +325,5 @@ def test_a_row_is_plain_values(evaluate):
     import json
 
     (row,), _, notes = evaluate()
-    assert json.loads(json.dumps(row.as_dict(), allow_nan=False)) == dataclasses.asdict(row)
+    assert json.loads(json.dumps(row.to_json(), allow_nan=False)) == dataclasses.asdict(row)
     json.dumps(notes, allow_nan=False)

@@ -39,7 +39,7 @@ def judge(make_operator):
             Progress(),
             trained=Measurements.draw(train, made, 0, "train"),
         )
-        json.dumps([[row.as_dict() for row in rows], notes], allow_nan=False)
+        json.dumps([[row.to_json() for row in rows], notes], allow_nan=False)
         return rows, pictures, notes
 
     return run
