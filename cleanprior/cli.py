@@ -12,12 +12,13 @@ import typer
 from . import __version__, stopping
 from .commands.evaluate import evaluate
 from .commands.examples import epilog
-from .commands.options import GIVEN, Out, Overrides, live_progress, offers
+from .commands.measure import measure
+from .commands.options import Out, Overrides, live_progress
 from .commands.priors import restore, sample
+from .commands.show import list_, new, status
 from .config import capabilities, registry
 from .environment import is_first, processes, take_precision_away
 from .errors import UserError, one_line
-from .files import check_folder
 from .notices import show_on_stderr
 from .streams import lasting
 
@@ -33,8 +34,6 @@ app = typer.Typer(
 )
 #: What typer returns after Ctrl-C.
 INTERRUPTED = 130
-#: Files that ``measure`` writes.
-WRITTEN = (".npz", ".h5", ".hdf5", ".safetensors")
 
 
 def _version(is_asked: bool) -> None:
@@ -86,81 +85,13 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
         raise typer.Exit(1)
 
 
-@app.command()
-def measure(
-    overrides: Overrides = None,
-    to: Annotated[Path, typer.Option(help=".npz, .h5 or .safetensors.", **GIVEN)] = Path(
-        "measurements.npz"
-    ),
-) -> None:
-    """Write a problem's measurements to a file without clean images, for data=measurements."""
-    from .config import compose
-
-    if to.suffix not in WRITTEN:
-        raise UserError(f"--to {to}: its ending is none of {', '.join(WRITTEN)}")
-    check_folder("--to", to.parent)
-    if to.is_dir():
-        raise UserError(f"--to {to} is a folder; name a file in it")
-    config = compose(overrides or [])
-    from .cells.run import write_measurements
-
-    train, test = write_measurements(config, to)
-    typer.echo(f"wrote {to}: {train} measurements and {test} held out, operator and noise level")
-
-
+app.command()(measure)
 app.command()(sample)
 app.command()(restore)
 app.command()(evaluate)
-
-
-@app.command("list")
-def list_(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help="methods, operators, datasets, posteriors, samplers, evaluations, metrics, "
-            "benches, tables, backbones",
-            autocompletion=offers("lists"),
-        ),
-    ] = "methods",
-) -> None:
-    """List what is installed, and which method may be trained on which operator."""
-    from .commands.listing import show
-
-    show(what)
-
-
-@app.command()
-def status(
-    folder: Annotated[Path, typer.Argument(help="Folder of all runs.", **GIVEN)] = Path("runs"),
-    every: Annotated[
-        bool, typer.Option("--all", help="List what is done or skipped, too.")
-    ] = False,
-) -> None:
-    """Say what runs in a folder, since when and at which step; what failed, and what is done."""
-    from .commands.status import lines, states
-
-    for line in lines(states(folder), every):
-        typer.echo(line)
-
-
-@app.command()
-def new(
-    kind: Annotated[
-        str,
-        typer.Argument(help="method, operator, data or metric.", autocompletion=offers("kinds")),
-    ],
-    name: Annotated[str, typer.Argument(help="Name of its configuration, e.g. my_own.")],
-    to: Annotated[
-        Path | None, typer.Option(help="The package's folder; default: cleanprior_NAME.", **GIVEN)
-    ] = None,
-) -> None:
-    """Write an installable package with a part of your own, its YAML and its contract tests."""
-    from .commands.scaffold import FIRST, write_package
-
-    folder = write_package(kind, name, to)
-    first = FIRST[kind].replace("__name__", name)
-    typer.echo(f"wrote {folder}: pip install -e {folder}; pytest {folder}; {first}")
+app.command("list")(list_)
+app.command()(status)
+app.command()(new)
 
 
 def _check_needs(config: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from cleanprior.cells.status import Status
+
 #: Columns that a page has no room for; ``table.csv`` has them all.
 LEFT_OUT = (
     "restores by",
@@ -47,19 +49,23 @@ _WRITTEN = {c: f"\\{c}" for c in "&%$#_{}"} | {
 _PATTERN = re.compile("|".join(re.escape(k) for k in sorted(_WRITTEN, key=len, reverse=True)))
 
 
-def to_latex(shown: pd.DataFrame, bold: pd.DataFrame, comments: Sequence[str]) -> str:
+def to_latex(
+    shown: pd.DataFrame, summary: pd.DataFrame, bold: pd.DataFrame, comments: Sequence[str]
+) -> str:
     r"""Return a table for ``\input``; rows that were not trained are left to the comments.
 
     Arguments:
-        shown: From :func:`cleanprior.benchmarks.tables.summary.display`.
+        shown: From :func:`cleanprior.benchmarks.tables.display.display`.
+        summary: What it shows: how each row ended (``status``), and its warnings (``warning``).
         bold: Which cells are significantly best.
         comments: Written above, a line each.
     """
     kept = [c for c in shown.columns if c not in LEFT_OUT]
-    names = map(_name, shown["method"], shown["status"])
+    names = map(_name, shown["method"], summary["warning"])
     table = shown[kept].assign(method=list(names)).map(_escape)
     table = table.mask(bold[kept].to_numpy(), "\\textbf{" + table + "}")
-    table = table[~shown["status"].str.startswith(("skipped", "not run"))]
+    ended = [Status.from_json(str(text)) for text in summary["status"]]
+    table = table[[status.was_trained for status in ended]]
     table.columns = [SHORT.get(c) or _escape(c) for c in kept]
     sides = "@{}l" + "r" * (len(kept) - 1) + "@{}"
     body = table.to_latex(index=False, escape=False, column_format=sides)
@@ -70,10 +76,9 @@ def to_latex(shown: pd.DataFrame, bold: pd.DataFrame, comments: Sequence[str]) -
     )
 
 
-def _name(method: str, status: str) -> str:
-    """Return the method and what its status warns of."""
-    warned = re.search(r" \[.*\]$", status)
-    return method + (warned[0] if warned else "")
+def _name(method: str, warning: str) -> str:
+    """Return the method with the codes of its warnings."""
+    return " ".join([method, *(f"[{code}]" for code in str(warning or "").split("+") if code)])
 
 
 def _escape(value: object) -> str:

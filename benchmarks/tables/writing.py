@@ -62,12 +62,12 @@ def write(
     Arguments:
         folder: Where.
         title: Heading.
-        shown: From :func:`cleanprior.benchmarks.tables.summary.display`.
+        shown: From :func:`cleanprior.benchmarks.tables.display.display`.
         summary: From :func:`cleanprior.benchmarks.tables.summary.summarise`.
         frame: From :func:`cleanprior.benchmarks.tables.summary.tidy`.
         verdict: Sentences below the table.
         lines: Notes below them.
-        bold: From :func:`cleanprior.benchmarks.tables.summary.marks`.
+        bold: From :func:`cleanprior.benchmarks.tables.display.marks`.
         comparisons: From :func:`cleanprior.benchmarks.tables.statistics.compare`.
 
     Returns:
@@ -79,7 +79,7 @@ def write(
     comments = [title, *verdict, *lines, *legend]
     write_text(folder / "table.md", text)
     write_text(folder / "table.csv", to_csv(summary))
-    write_text(folder / "table.tex", to_latex(shown, bold, comments))
+    write_text(folder / "table.tex", to_latex(shown, summary, bold, comments))
     write_bytes(folder / "records.parquet", frame.to_parquet(index=False))
     write_text(folder / "comparisons.csv", to_csv(comparisons))
     files = ("table.md", "table.csv", "table.tex", "records.parquet", "comparisons.csv")

@@ -47,6 +47,11 @@ class Status:
         return self.kind == "done"
 
     @property
+    def was_trained(self) -> bool:
+        """Whether somebody tried: it is neither refused nor still to do."""
+        return self.kind not in ("skipped", "not run")
+
+    @property
     def is_broken(self) -> bool:
         """Whether something went wrong that was not foreseen."""
         return self.kind in ("failed", "diverged")

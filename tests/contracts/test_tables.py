@@ -38,7 +38,13 @@ SHOWN = pd.DataFrame(
 
 def tex() -> str:
     bold = SHOWN.map(lambda text: text == "45.0")
-    return to_latex(SHOWN, bold, ["100 % of x_0", "gsure: skipped: needs noise"])
+    summary = pd.DataFrame(
+        {
+            "status": ["done", "done", "skipped: it needs noise", "done"],
+            "warning": ["floor", "", "", ""],
+        }
+    )
+    return to_latex(SHOWN, summary, bold, ["100 % of x_0", "gsure: skipped: needs noise"])
 
 
 def test_latex_has_rows_that_were_trained_with_their_marks() -> None:
@@ -248,7 +254,7 @@ def test_names_are_written_as_they_are_in_markdown_and_latex() -> None:
     markdown = to_markdown(frame, bold).splitlines()
     assert markdown[2].startswith(r"| a\|b \*c\* \<i>") and "**2**" in markdown[3]
     assert len(markdown) == 4
-    tex = to_latex(frame, bold, ["one\ntwo"])
+    tex = to_latex(frame, frame.assign(warning=""), bold, ["one\ntwo"])
     assert tex.startswith("% one two\n") and "d\\_e f ? & \\textbf{2}" in tex
 
 
