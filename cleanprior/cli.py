@@ -108,7 +108,7 @@ def _check_needs(config: dict[str, Any]) -> None:
 
 def suggestion(operator: dict[str, Any]) -> str:
     """Name the installed methods that may be trained on a composed operator."""
-    able, facts = [], capabilities.Facts.of(operator)
+    able, facts = [], capabilities.ProblemFacts.of(operator)
     for name, method in registry.readable("method").items():
         if capabilities.refusal({**method, "name": name}, facts) is None:
             able.append(name)

@@ -125,7 +125,7 @@ def _print_matrix(
     able: dict[str, list[str]] = {operator: [] for operator in operators}
     for name, config in methods.items():
         for operator, described in operators.items():
-            facts = capabilities.Facts.of({**described, "name": operator})
+            facts = capabilities.ProblemFacts.of({**described, "name": operator})
             found = capabilities.refusal({**config, "name": name}, facts)
             codes |= {found.code: None} if found else {}
             able[operator].append(found.code if found else "ok")

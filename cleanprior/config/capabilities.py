@@ -43,7 +43,7 @@ WARNINGS = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class ProblemFacts:
     """What is known of a problem before any tensor exists.
 
     Attributes:
@@ -61,7 +61,9 @@ class Facts:
     has_clean: bool = True
 
     @classmethod
-    def of(cls, operator: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> "Facts":
+    def of(
+        cls, operator: Mapping[str, Any], data: Mapping[str, Any] | None = None
+    ) -> "ProblemFacts":
         """Collect the facts of a configured operator and data set."""
         data = data or {}
         return cls(
@@ -83,16 +85,16 @@ class Need:
     """
 
     text: str
-    condition: str | Callable[[Facts], bool]
+    condition: str | Callable[[ProblemFacts], bool]
 
-    def holds(self, facts: Facts) -> bool:
+    def holds(self, facts: ProblemFacts) -> bool:
         """Whether the problem meets this need."""
         if isinstance(self.condition, str):
             return self.condition in facts.capabilities
         return self.condition(facts)
 
 
-def _is_noisy(facts: Facts) -> bool:
+def _is_noisy(facts: ProblemFacts) -> bool:
     return facts.sigma_y > 0
 
 
@@ -190,7 +192,7 @@ def _lies_in(method: Mapping[str, Any], condition: str) -> bool:
     return value is not None and value in ranges.parse(text.strip())
 
 
-def refusal(method: Mapping[str, Any], facts: Facts) -> Refusal | None:
+def refusal(method: Mapping[str, Any], facts: ProblemFacts) -> Refusal | None:
     """Return why a method may not be trained on a problem, or None: the one decider.
 
     Arguments:
@@ -223,4 +225,4 @@ def _waiver(method: Mapping[str, Any], need: str) -> str:
 
 def refused(config: Mapping[str, Any]) -> Refusal | None:
     """Return why a composed configuration cannot be trained, or None."""
-    return refusal(config["method"], Facts.of(config["operator"], config["data"]))
+    return refusal(config["method"], ProblemFacts.of(config["operator"], config["data"]))

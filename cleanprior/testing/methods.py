@@ -65,7 +65,7 @@ def check_refusal(cell: Cell) -> None:
     assert reason is not None
     assert len(reason) > 20, f"a refusal is a sentence: '{reason}'"
     described = registry.read("operator", cell.operator)
-    facts = capabilities.Facts.of({**described, "name": cell.operator})
+    facts = capabilities.ProblemFacts.of({**described, "name": cell.operator})
     told = capabilities.refusal(composed("method", cell.name), facts)
     assert told is not None, "list and training agree on what may be trained"
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from ..config.capabilities import WARNINGS, Facts, refusal
+from ..config.capabilities import WARNINGS, ProblemFacts, refusal
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import build_backbone
 from ..diffusion.denoiser import Denoiser
@@ -175,7 +175,7 @@ class Method(ABC):
         What the YAML's needs say; a method adds what only its numbers can tell.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        facts = Facts(problem.operator_name, problem.operator.capabilities, problem.sigma_y)
+        facts = ProblemFacts(problem.operator_name, problem.operator.capabilities, problem.sigma_y)
         found = refusal({**values, "name": self.name, "unless": self.unless}, facts)
         return None if found is None else found.reason
 

@@ -10,7 +10,7 @@ from cleanprior.config.capabilities import (
     CLEAN,
     EARLIER,
     NEEDS,
-    Facts,
+    ProblemFacts,
     earlier,
     refusal,
 )
@@ -21,7 +21,7 @@ BLUR = ("fixed", "svd", "same_shape", "gaussian", "null_space")
 
 
 def facts(capabilities=INPAINTING, sigma=0.0, operator="inpainting"):
-    return Facts(operator, frozenset(capabilities), sigma)
+    return ProblemFacts(operator, frozenset(capabilities), sigma)
 
 
 def refused(needs, problem, **values):
@@ -65,7 +65,7 @@ def test_every_need_has_its_own_sentence_and_a_known_capability():
 
 
 def test_the_first_need_that_fails_is_shown():
-    blurred = Facts("blur", frozenset(BLUR), 0.1)
+    blurred = ProblemFacts("blur", frozenset(BLUR), 0.1)
     assert refused(["NOISE_FREE", "RANDOM"], blurred).code == "NOISE_FREE"
     assert refused(["RANDOM", "NOISE_FREE"], blurred).code == "RANDOM"
 
@@ -89,7 +89,7 @@ def test_a_value_waives_a_need():
 
 
 def test_clean_images_need_a_data_set_that_has_them():
-    given = Facts("inpainting", frozenset(INPAINTING), 0.0, "mine", has_clean=False)
+    given = ProblemFacts("inpainting", frozenset(INPAINTING), 0.0, "mine", has_clean=False)
     found = refused([], given, clean_images=50)
     assert found.code == CLEAN and "starts from clean images (50), and data=mine" in found.reason
     for count, problem in ((0, given), ("0", given), (50, facts()), ("all", facts())):
@@ -128,5 +128,7 @@ def test_the_class_and_its_yaml_refuse_the_same(make_operator, make_problem, met
         shape = (2 if operator == "mri" else 1, 8, 8)
         made = make_operator(operator, shape, f"sigma={sigma}")
         described = registry.read("operator", operator)
-        light = refusal(part, Facts.of({**described, "name": operator, "sigma": float(sigma)}))
+        light = refusal(
+            part, ProblemFacts.of({**described, "name": operator, "sigma": float(sigma)})
+        )
         assert (built.supports(make_problem(made)) is None) == (light is None)

@@ -38,7 +38,7 @@ OPERATORS = registry.options("operator")
 def is_met(name: str, operator_name: str) -> bool:
     """Whether an operator meets a method's needs; a method may refuse it for other reasons."""
     method, operator = registry.read("method", name), registry.read("operator", operator_name)
-    facts = capabilities.Facts.of({**operator, "name": operator_name})
+    facts = capabilities.ProblemFacts.of({**operator, "name": operator_name})
     return capabilities.refusal({**method, "name": name}, facts) is None
 
 

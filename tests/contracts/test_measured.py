@@ -200,7 +200,7 @@ def test_methods_that_start_from_clean_images_are_refused_and_no_other():
     refused = set()
     for name in registry.methods():
         method = registry.read("method", name) | {"name": name}
-        found = capabilities.refusal(method, capabilities.Facts.of(operator, data))
+        found = capabilities.refusal(method, capabilities.ProblemFacts.of(operator, data))
         if found is not None and found.code == capabilities.CLEAN:
             refused.add(name)
             assert f"{name} starts from clean images" in found.reason
