@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hostile import canary, prior, run  # noqa: F401
 from plugins import plugin  # noqa: F401
 from trained import CHEAP, assert_same, fit, weights
 

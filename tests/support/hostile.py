@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 
 from cleanprior import cli
@@ -196,4 +197,47 @@ def device(path):
     path = Path(path)
     path.unlink(missing_ok=True)
     path.symlink_to("/dev/zero")
+    return path
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return save_prior(tmp_path_factory.mktemp("priors") / "prior")
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A folder that must not come into being; a module that would make it when imported."""
+    path = tmp_path / "canary"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "hostile_module.py").write_text(
+        f"import os\nos.mkdir({str(path)!r})\nclass Network: pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return lambda *arguments: command(monkeypatch, capsys, *arguments)
+
+
+def assert_refused(result, message, canary, codes=(2,)):
+    code, told, shown = result
+    assert not canary.exists(), "the payload was run"
+    assert "Traceback" not in told + shown
+    assert code in codes, (code, told, shown)
+    assert message in told, told
+    lines = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and len(lines[0]) < 1500, told
+
+
+def nested(depth):
+    return "[" * depth + "]" * depth
+
+
+def named(path, make):
+    make(path)
     return path
