@@ -2,19 +2,25 @@
 
 import dataclasses
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from cleanprior.config import build, compose
 from cleanprior.data import CleanData, Measurements
+from cleanprior.data.datasets import digits
 from cleanprior.diffusion.posterior import Draw
 from cleanprior.errors import UserError
+from cleanprior.evaluation.metrics import features
+from cleanprior.evaluation.metrics.features import Classifier
 from cleanprior.evaluation.routes import routes_of, shared_route
 from cleanprior.metric_names import METRICS, describe, in_order, is_metric
 from cleanprior.operators.base import take
 from cleanprior.progress import Progress
 from cleanprior.seeding import scoped_rng
+from cleanprior.testing.training import assert_same
 from cleanprior.training import Route
 from cleanprior.training.warning import codes
 
@@ -327,3 +333,21 @@ def test_a_row_is_plain_values(evaluate):
     (row,), _, notes = evaluate()
     assert json.loads(json.dumps(row.to_json(), allow_nan=False)) == dataclasses.asdict(row)
     json.dumps(notes, allow_nan=False)
+
+
+def test_cells_side_by_side_train_one_classifier(tmp_path, monkeypatch):
+    trained = []
+    train = Classifier._train
+
+    def counted(*arguments):
+        trained.append(1)
+        time.sleep(0.1)  # the other one is asking
+        train(*arguments)
+
+    monkeypatch.setattr(features, "STEPS", 2)
+    monkeypatch.setattr(Classifier, "_train", counted)
+    data = digits()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: Classifier.of(data, tmp_path), range(2)))
+    assert len(trained) == 1 and found[0].key == found[1].key
+    assert_same(found[0].net.state_dict(), found[1].net.state_dict())

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -118,10 +119,16 @@ class Classifier:
         key = digest.hexdigest()[:16]
         net = cls.build(data.image_shape, int(data.train_labels.max()) + 1)
         path = None if cache is None else cache / f"classifier-{key}.safetensors"
-        if path is None or not _is_found(path, net):
+        if path is None:
             cls._train(net, data.train, data.train_labels, progress)
-            if path is not None:
-                write_tensors(path, net.state_dict(), {OF: path.stem})
+        elif not _is_found(path, net):
+            # Of cells that are evaluated side by side one trains it, and the others wait for it.
+            damaged = path.stat().st_ino if path.exists() else None
+            with FileLock(path.with_suffix(".lock")):
+                is_new = path.exists() and path.stat().st_ino != damaged
+                if not (is_new and _is_found(path, net)):
+                    cls._train(net, data.train, data.train_labels, progress)
+                    write_tensors(path, net.state_dict(), {OF: path.stem})
         with torch.no_grad():
             guesses = torch.cat([net(part).argmax(1) for part in data.test.split(1024)])
         return cls(net, (guesses == data.test_labels).float().mean().item(), key)
