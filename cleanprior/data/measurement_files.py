@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ..hashed import OF, Damaged
+from ..mapped import map_tensors
 from ..outside import check_regular
 from ..training.checkpoint import write_tensors
 from .measurements import Measurements
@@ -28,6 +29,9 @@ def write_measurements(path: Path, measured: Measurements) -> None:
 def read_measurements(path: Path, owner: str | None = None) -> Measurements:
     """Read what :func:`write_measurements` wrote; the content must have its hash.
 
+    The tensors stay in the file (:mod:`cleanprior.mapped`): whatever their number, what is in
+    memory is a block of the pass that hashes them, and later a batch.
+
     Arguments:
         path: The file.
         owner: The name that it was written under, where it must be that one.
@@ -37,10 +41,9 @@ def read_measurements(path: Path, owner: str | None = None) -> Measurements:
     """
     try:
         check_regular(path)
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("json", "{}"))
-            written = meta["hash"]
-            held = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        held, metadata = map_tensors(path)
+        meta = json.loads(metadata.get("json", "{}"))
+        written = meta["hash"]
         params = {k[7:]: v for k, v in held.items() if k.startswith("params.")}
         found = Measurements(held["y"], params, held["sigma_y"])
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..defaults import plain_tensors
 from ..errors import UserError
+from ..mapped import blocks, rows
 from ..notices import tell
 from ..operators.base import ImageShape, Operator, Params, take
 from ..seeding import generator_for
@@ -87,18 +89,24 @@ class Measurements:
         for key, value in self.params.items():
             if len(value) != n:
                 raise UserError(f"params '{key}' describe {len(value)} images; y holds {n}")
-        for key, value in {"y": self.y, "sigma_y": self.sigma_y, **self.params}.items():
-            if not torch.isfinite(value).all():
-                raise UserError(f"the measurements hold NaN or infinity in '{key}'")
-        if (self.sigma_y < 0).any():
+        if any(bool((part < 0).any()) for part in blocks(self.sigma_y)):
             raise UserError("sigma_y is negative; needed: a noise level >= 0 for each image")
         object.__setattr__(self, "hash", self._digest())
 
     def _digest(self) -> str:
+        """Return the hash of all bytes, in one pass that also finds what is no number.
+
+        Raises:
+            UserError: NaN or infinity.
+        """
         digest = hashlib.sha256()
         for key, value in sorted(self.tensors().items()):
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            digest.update(value.contiguous().numpy().tobytes())
+            for part in blocks(value):
+                if not torch.isfinite(part).all():
+                    name = key.removeprefix("params.")
+                    raise UserError(f"the measurements hold NaN or infinity in '{name}'")
+                digest.update(np.ascontiguousarray(part.numpy()).data)
         return digest.hexdigest()
 
     @classmethod
@@ -123,11 +131,13 @@ class Measurements:
         """Return some of the measurements: a slice, positions, or a mask of booleans."""
         if not isinstance(index, slice | Tensor):
             raise TypeError(f"measurements are taken by a slice, y[3:4], or a tensor; got {index}")
-        return Measurements(self.y[index], take(self.params, index), self.sigma_y[index].clone())
+        params = take(self.params, index)
+        return Measurements(rows(self.y, index), params, rows(self.sigma_y, index).clone())
 
     def batch(self, index: Tensor) -> Batch:
         """Return the measurements at these positions."""
-        return Batch(self.y[index], take(self.params, index), self.sigma_y[index], index)
+        params = take(self.params, index)
+        return Batch(rows(self.y, index), params, rows(self.sigma_y, index), index)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors under flat names: ``y``, ``sigma_y``, ``params.mask``, ..."""

@@ -9,6 +9,7 @@ from deepinv.physics import LinearPhysics
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from ..mapped import rows
 from ..seeding import randn_like
 
 Params = dict[str, Tensor]
@@ -215,7 +216,7 @@ def distinct(params: Tensor) -> int:
 
 def take(params: Params, index: Tensor | slice) -> Params:
     """Select the parameters of some images."""
-    return {k: v[index] for k, v in params.items()}
+    return {k: rows(v, index) for k, v in params.items()}
 
 
 def likelihood_sigma(sigma_y: Float[Tensor, " b"], floor: float) -> Float[Tensor, " b"]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..mapped import rows
 from .base import Operator, Params, likelihood_sigma, take
 
 
@@ -63,7 +64,7 @@ class Likelihood:
     def take(self, index: Tensor | slice) -> "Likelihood":
         """Select some measurements."""
         params = take(self.params, index)
-        return Likelihood(self.operator, self.y[index], params, self.sigma_y[index])
+        return Likelihood(self.operator, rows(self.y, index), params, rows(self.sigma_y, index))
 
     def with_floor(self, floor: float) -> "Likelihood":
         """Return the likelihood with noise of level ``floor`` where there is none.

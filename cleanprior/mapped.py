@@ -1,0 +1,187 @@
+"""Tensors that lie in a file: as large as the disk, read by rows, and not kept in memory.
+
+:func:`map_tensors` gives ordinary tensors over a memory map. Whoever indexes one makes its pages
+resident, as the system has it. :func:`rows` and :func:`blocks` read the same numbers past the map
+into fresh memory, so that a process which goes through all of a file a hundred times is no larger
+than one which has read a batch. Both take any tensor: one in memory is indexed as always.
+"""
+
+import json
+import mmap
+import os
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+#: Bytes that are read, checked or written at a time.
+BLOCK = 8 << 20
+_HAS_READS = hasattr(os, "preadv")
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """A file in the address space of this process.
+
+    Attributes:
+        path: The file, for errors.
+        handle: Its descriptor: it can be read when the file's name is gone.
+        start: Address of its first byte.
+        length: Bytes.
+    """
+
+    path: Path
+    handle: int
+    start: int
+    length: int
+
+    def read(self, offset: int, content: memoryview) -> None:
+        """Fill ``content`` with the bytes from an offset on.
+
+        Raises:
+            OSError: The file has become shorter.
+        """
+        done = 0
+        while done < len(content):
+            count = os.preadv(self.handle, [content[done:]], offset + done)
+            if count == 0:
+                raise OSError(f"'{self.path}' was cut short while it was read")
+            done += count
+
+
+_mappings: dict[int, _Mapping] = {}
+
+
+def map_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, and its metadata; only the header is read.
+
+    What is written into a tensor stays in this process.
+
+    Raises:
+        SafetensorError: It is no such file.
+        OSError: It cannot be read.
+    """
+    with safe_open(path, framework="np") as file:  # checks that names, shapes and bytes agree
+        metadata = file.metadata() or {}
+        names = list(file.keys())
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        head = int.from_bytes(os.read(handle, 8), "little")
+        described = json.loads(os.read(handle, head))
+        held = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_RANDOM"):
+            held.madvise(mmap.MADV_RANDOM)
+        content = np.frombuffer(held, np.uint8)
+    except BaseException:
+        os.close(handle)
+        raise
+    start = content.ctypes.data
+    _mappings[start] = _Mapping(path, handle, start, len(content))
+    weakref.finalize(held, _close, start)
+    found = {}
+    for name in names:
+        entry = described[name]
+        first, last = (8 + head + int(v) for v in entry["data_offsets"])
+        flat = torch.from_numpy(content[first:last])
+        found[name] = flat.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return found, metadata
+
+
+def _close(start: int) -> None:
+    os.close(_mappings.pop(start).handle)
+
+
+#: safetensors' names of what measurements may be made of.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {v: k for k, v in _DTYPES.items()}
+
+
+def _place(tensor: Tensor) -> tuple[_Mapping, int] | None:
+    """Return the file and the offset of a tensor in it, or None where it lies in memory."""
+    if not _mappings or not _HAS_READS or tensor.device.type != "cpu":
+        return None
+    if tensor.dim() == 0 or not tensor.is_contiguous():
+        return None
+    address = tensor.data_ptr()
+    for mapping in _mappings.values():
+        if mapping.start <= address < mapping.start + mapping.length:
+            return mapping, address - mapping.start
+    return None
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    content: Any = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return memoryview(content)
+
+
+def _read(mapping: _Mapping, offset: int, like: Tensor, first: int, count: int) -> Tensor:
+    """Read consecutive rows of a tensor that begins at an offset."""
+    found = torch.empty((count, *like.shape[1:]), dtype=like.dtype, device="cpu")
+    if found.numel():
+        size = found.nbytes // count
+        mapping.read(offset + first * size, _bytes(found))
+    return found
+
+
+def rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
+    """Return ``tensor[index]``; of a tensor in a file only these rows are in memory.
+
+    Arguments:
+        tensor: Shape (n, ...).
+        index: Positions, a mask, or a slice, as torch takes them.
+    """
+    place = _place(tensor)
+    if place is None or not isinstance(index, Tensor) or index.dtype != torch.int64:
+        return tensor[index]
+    if index.dim() != 1 or len(index) == 0:
+        return tensor[index]
+    low, high = (int(v) for v in index.aminmax())
+    if low < 0 or high >= len(tensor):
+        return tensor[index]  # counted from the end, or refused
+    mapping, offset = place
+    if high - low + 1 == len(index) and bool((index.diff() == 1).all()):
+        return _read(mapping, offset, tensor, low, len(index))
+    found = torch.empty((len(index), *tensor.shape[1:]), dtype=tensor.dtype, device="cpu")
+    if found.numel():
+        content, size = _bytes(found), found.nbytes // len(index)
+        for i, position in enumerate(index.tolist()):
+            mapping.read(offset + position * size, content[i * size : (i + 1) * size])
+    return found
+
+
+def blocks(tensor: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
+    """Yield consecutive rows of a tensor, about ``size`` bytes at a time.
+
+    Arguments:
+        tensor: Shape (n, ...).
+        size: Bytes of a block; at least one row is read.
+    """
+    place = _place(tensor)
+    each = max(1, tensor[:1].numel() * tensor.element_size())
+    count = max(1, size // each)
+    for first in range(0, len(tensor), count):
+        n = min(count, len(tensor) - first)
+        if place is None:
+            yield tensor[first : first + n]
+        else:
+            yield _read(*place, tensor, first, n)
+
+
+__all__ = ["BLOCK", "DTYPE_NAMES", "blocks", "map_tensors", "rows"]

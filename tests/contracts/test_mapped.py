@@ -1,0 +1,145 @@
+"""Tensors in a file: the same numbers as in memory, and no more memory than what is read."""
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cleanprior.data import Measurements
+from cleanprior.data.measurement_files import read_measurements, write_measurements
+from cleanprior.mapped import blocks, map_tensors, rows
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Tensors in memory, and the same in a file."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(50, 2, 3, generator=generator)
+    held = {"y": y, "mask": y > 0, "count": torch.arange(50), "none": torch.zeros(50, 0)}
+    save_file(held, tmp_path / "held.safetensors", metadata={"json": "{}"})
+    found, metadata = map_tensors(tmp_path / "held.safetensors")
+    assert metadata == {"json": "{}"}
+    return held, found
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        torch.tensor([7, 2, 7, 49]),
+        torch.arange(3, 20),
+        torch.tensor([5]),
+        torch.tensor([], dtype=torch.long),
+        torch.tensor([-1, 0]),
+        torch.tensor([[1, 2], [3, 4]]),
+        torch.arange(50) % 3 == 0,
+        torch.tensor([1, 2], dtype=torch.int32),
+        slice(4, 9),
+        slice(None, None, 7),
+    ],
+    ids=str,
+)
+def test_rows_of_a_file_are_those_of_memory(pair, index):
+    for name, held in pair[0].items():
+        taken = rows(pair[1][name], index)
+        assert taken.dtype == held.dtype
+        assert torch.equal(taken, held[index]) and torch.equal(rows(held, index), held[index])
+        part = pair[1][name][10:40]  # a part of a file is a file too
+        if isinstance(index, slice) or int(index.max() if len(index) else 0) < 30 > len(index):
+            assert torch.equal(rows(part, index), held[10:40][index])
+
+
+def test_a_position_beyond_the_end_is_refused(pair):
+    for tensor in (pair[0]["y"], pair[1]["y"]):
+        with pytest.raises(IndexError):
+            rows(tensor, torch.tensor([3, 50]))
+
+
+@pytest.mark.parametrize("size", [1, 100, 1 << 20])
+def test_blocks_are_all_rows_in_their_order(pair, size):
+    for name, held in pair[0].items():
+        for tensor in (held, pair[1][name], held.expand(2, *held.shape)[0]):
+            found = list(blocks(tensor, size))
+            assert torch.equal(torch.cat(found), held)
+            assert all(len(b) == 1 or b.nbytes <= size for b in found)
+
+
+def test_what_is_written_into_a_tensor_does_not_reach_the_file(pair, tmp_path):
+    before = (tmp_path / "held.safetensors").read_bytes()
+    pair[1]["y"][0] = 7
+    assert pair[1]["y"][0, 0, 0] == 7
+    assert (tmp_path / "held.safetensors").read_bytes() == before
+
+
+def test_a_file_can_be_read_when_its_name_is_gone_and_is_closed_with_its_tensors(pair, tmp_path):
+    (tmp_path / "held.safetensors").unlink()
+    assert torch.equal(rows(pair[1]["y"], torch.tensor([3, 1])), pair[0]["y"][[3, 1]])
+    opened = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    pair[1].clear()
+    gc.collect()
+    if opened is not None:
+        assert len(os.listdir("/proc/self/fd")) < opened
+
+
+def test_measurements_in_a_file_are_those_in_memory(make_operator, tmp_path):
+    operator = make_operator("inpainting", (1, 8, 8), "sigma=0.1")
+    drawn = Measurements.draw(torch.zeros(40, 1, 8, 8), operator, 0, "train")
+    write_measurements(tmp_path / "m.safetensors", drawn)
+    found = read_measurements(tmp_path / "m.safetensors", "m")
+    assert found.hash == drawn.hash
+    index = torch.tensor([30, 2, 39])
+    one, other = drawn.batch(index), found.batch(index)
+    assert torch.equal(one.y, other.y) and torch.equal(one.sigma_y, other.sigma_y)
+    assert torch.equal(one.params["mask"], other.params["mask"])
+    for some in (slice(3, 9), index, torch.arange(40) > 20):
+        assert found[some].hash == drawn[some].hash
+
+
+GROWTH = """
+import resource, sys
+from pathlib import Path
+import torch
+from cleanprior.cells.folder import TrainingFiles
+from cleanprior.progress import Progress
+from cleanprior.training.job import Job
+torch.set_num_threads(1)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+peaks = []
+for name in sys.argv[1:]:
+    files = TrainingFiles(Path(name))
+    job = Job.read(files)
+    read = peak()  # the training sets the mark back
+    assert job.train(files, Progress())["status"] == "done"
+    peaks.append(max(read, peak()))
+print(peaks[1] - peaks[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts in other units elsewhere")
+def test_a_training_is_no_larger_on_more_measurements(tmp_path):
+    """4 MB of measurements, then 64 MB of them, in one process."""
+    from cleanprior.cells.folder import TrainingFiles
+    from cleanprior.config import compose
+    from cleanprior.operators.building import build_operator
+    from cleanprior.training.job import Job
+
+    keys = ["operator.sigma=0.1", "training.budget=64", "backbone.hid_channels=[8,8]"]
+    config = compose(["method=ambient", "training.device=cpu", *keys])
+    shape = (3, 32, 32)
+    operator = build_operator(config["operator"], shape, 0)
+    for n in (250, 4000):
+        measured = Measurements.draw(torch.zeros(n, *shape), operator, 0, "train")
+        Job(config, shape, False, measured, None).write(TrainingFiles(tmp_path / str(n)))
+    out = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(tmp_path / "250"), str(tmp_path / "4000")],
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr
+    assert int(out.stdout) < 20
