@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 from cleanprior.errors import UserError
@@ -50,11 +51,16 @@ class Request:
         Raises:
             UserError: A name, key or value that does not exist.
         """
+        check_forced(self._plan, forced)
+        return self._plan
+
+    @cached_property
+    def _plan(self) -> Plan:
         if self.table is None:
             chosen = description.bench(self.bench)
         else:
             chosen = description.table(self.table, self.scale)
-        plan = make_plan(
+        return make_plan(
             chosen,
             self.methods,
             self.operators,
@@ -63,8 +69,6 @@ class Request:
             self.overrides,
             self.with_references,
         )
-        check_forced(plan, forced)
-        return plan
 
     def write(self, folder: Path) -> None:
         """Write the request beside its tables."""

@@ -31,8 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, digamma, ndtri, polygamma, stdtr
-from scipy.stats import chi2
+from scipy.special import betaincinv, digamma, gammaincinv, ndtri, polygamma, stdtr
 
 LEVEL = 0.05
 #: Fewer training runs do not hold the level where rows differ in their spread.
@@ -89,7 +88,8 @@ def moderate(variance: Array, freedom: Array) -> tuple[Array, Array]:
     z = np.where(known, np.log(safe) - digamma(half) + np.log(half), 0.0)
     mean = z.sum(-1, keepdims=True) / np.maximum(count, 1)
     seen = np.where(known, (z - mean) ** 2, 0.0).sum(-1, keepdims=True)
-    spread = seen / chi2.ppf(1 - CAUTION, np.maximum(count - 1, 1))
+    # The quantile of chi-squared; scipy.stats has it too, and takes half a second to load.
+    spread = seen / (2 * gammaincinv(np.maximum(count - 1, 1) / 2, 1 - CAUTION))
     by_chance = np.where(known, polygamma(1, half), 0.0).sum(-1, keepdims=True)
     spread = spread - by_chance / np.maximum(count, 1)
     prior = np.where(spread > 0, 2 * _trigamma_inverse(np.where(spread > 0, spread, 1.0)), np.inf)

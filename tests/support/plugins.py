@@ -58,7 +58,7 @@ def forget():
     """Let the registry look again at what is installed."""
     for known in (registry._all_installed, registry.installed, registry._roots):
         known.cache_clear()
-    composition._composed.cache_clear()
+    composition._hydra.cache_clear()
     metric_names.further.cache_clear()
 
 
