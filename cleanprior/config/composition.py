@@ -173,30 +173,22 @@ def _composed(groups: Mapping[str, str]) -> Config:
     """Return what Hydra composes of a choice of groups, references to other keys unresolved.
 
     It composes the defaults once and then each other choice alone, which is a ninth of the work for
-    each further method of a benchmark. A stranger's file may set keys of other groups.
+    each further method of a benchmark. With a stranger's file, which may set keys of other groups,
+    it composes all at once.
     """
+    if any(registry.package_of(group, name) != registry.OWN for group, name in groups.items()):
+        return _hydra("config", *(f"{group}={_quoted(name)}" for group, name in groups.items()))
     defaults = {group: name for each in registry_defaults() for group, name in each.items()}
+    chosen = {group: name for group, name in groups.items() if name != defaults[group]}
     tree = dict(_hydra("config"))
-    tree |= {group: {} for group, name in groups.items() if name != defaults[group]}
-    for group, name in groups.items():
-        if name != defaults[group]:
-            tree = _over(tree, _hydra(f"{group}/{name}"))
+    for group, name in chosen.items():
+        tree = {**tree, **_hydra(f"{group}/{name}")}
     return tree
 
 
-def _over(below: Config, above: Config) -> Config:
-    """Return values with others in their places, key by key at any depth."""
-    found = dict(below)
-    for key, value in above.items():
-        own = found.get(key)
-        is_inside = isinstance(own, dict) and isinstance(value, dict)
-        found[key] = _over(own or {}, value) if is_inside else value
-    return found
-
-
 @lru_cache(maxsize=256)
-def _hydra(name: str) -> Config:
-    """Return what Hydra composes of one file and those that it begins from."""
+def _hydra(name: str, *chosen: str) -> Config:
+    """Return what Hydra composes of one file, those that it begins from, and those chosen."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
@@ -217,7 +209,7 @@ def _hydra(name: str) -> Config:
         ):
             # A file's own keys come after those that it begins from, said (`_self_`) or not.
             warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
-            composed = hydra_compose(name, overrides=search)
+            composed = hydra_compose(name, overrides=[*chosen, *search])
         return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         text = str(error.__cause__ or error).splitlines()[0]
