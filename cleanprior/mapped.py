@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 #: Bytes that are read, checked or written at a time.
-BLOCK = 8 << 20
+BLOCK = 1 << 20
 _HAS_READS = hasattr(os, "preadv")
 
 
