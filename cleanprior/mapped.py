@@ -126,7 +126,10 @@ def _place(tensor: Tensor) -> tuple[_Mapping, int] | None:
     return None
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor in memory, not copied."""
+    if not tensor.numel():
+        return memoryview(b"")
     content: Any = tensor.reshape(-1).view(torch.uint8).numpy().data
     return memoryview(content)
 
@@ -136,7 +139,7 @@ def _read(mapping: _Mapping, offset: int, like: Tensor, first: int, count: int) 
     found = torch.empty((count, *like.shape[1:]), dtype=like.dtype, device="cpu")
     if found.numel():
         size = found.nbytes // count
-        mapping.read(offset + first * size, _bytes(found))
+        mapping.read(offset + first * size, bytes_of(found))
     return found
 
 
@@ -160,7 +163,7 @@ def rows(tensor: Tensor, index: Tensor | slice) -> Tensor:
         return _read(mapping, offset, tensor, low, len(index))
     found = torch.empty((len(index), *tensor.shape[1:]), dtype=tensor.dtype, device="cpu")
     if found.numel():
-        content, size = _bytes(found), found.nbytes // len(index)
+        content, size = bytes_of(found), found.nbytes // len(index)
         for i, position in enumerate(index.tolist()):
             mapping.read(offset + position * size, content[i * size : (i + 1) * size])
     return found
@@ -184,4 +187,4 @@ def blocks(tensor: Tensor, size: int = BLOCK) -> Iterator[Tensor]:
             yield _read(*place, tensor, first, n)
 
 
-__all__ = ["BLOCK", "DTYPE_NAMES", "blocks", "map_tensors", "rows"]
+__all__ = ["BLOCK", "DTYPE_NAMES", "blocks", "bytes_of", "map_tensors", "rows"]

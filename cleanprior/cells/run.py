@@ -24,8 +24,7 @@ from .. import __version__
 from ..config import Config, build, capabilities
 from ..data.datasets import CleanData
 from ..data.measured import MeasuredData, write_splits
-from ..data.measurement_files import DamagedMeasurements, read_measurements
-from ..data.measurement_files import write_measurements as store_measurements
+from ..data.measurement_files import DamagedMeasurements, draw_measurements, read_measurements
 from ..data.measurements import Measurements
 from ..defaults import exact_products, plain_tensors
 from ..errors import UserError
@@ -108,9 +107,7 @@ class Cell:
                 except DamagedMeasurements as error:
                     tell([Notice(f"{error}; they are drawn again", is_warning=True)])
             x = self.data.train if split == "train" else self.data.test
-            drawn = Measurements.draw(x, self.operator, self.config["data_seed"], split)
-            store_measurements(path, drawn)
-        return drawn
+            return draw_measurements(path, x, self.operator, self.config["data_seed"], split)
 
     def stored(self, split: str) -> Path:
         """Return where the measurements of a split are stored for all methods."""

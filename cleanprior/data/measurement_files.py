@@ -1,15 +1,25 @@
 """Measurements that the framework keeps: written once, read again as they were, or not at all."""
 
 import json
+import math
+from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import IO
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
+from ..defaults import plain_tensors
+from ..files import write_with
 from ..hashed import OF, Damaged
-from ..mapped import map_tensors
+from ..mapped import DTYPE_NAMES, blocks, bytes_of, map_tensors
+from ..operators.base import Operator
+from ..operators.parts import measure_parts
 from ..outside import check_regular
-from ..training.checkpoint import write_tensors
-from .measurements import Measurements
+from ..seeding import generator_for
+from .measurements import Content, Measurements
 
 
 class DamagedMeasurements(Damaged):
@@ -17,13 +27,102 @@ class DamagedMeasurements(Damaged):
 
 
 def write_measurements(path: Path, measured: Measurements) -> None:
-    """Write measurements with the hash of their content, atomically.
+    """Write measurements with the hash of their content, atomically and block by block.
 
     Raises:
         UserError: The disk refuses the write.
     """
-    meta = {"hash": measured.hash, OF: path.stem}
-    write_tensors(path, measured.tensors(), meta, is_hashed=False)
+
+    def write(file: IO[bytes]) -> None:
+        tensors = measured.tensors()
+        places = _write_head(file, tensors, measured.hash, path.stem)
+        for name, value in tensors.items():
+            file.seek(places[name])
+            for part in blocks(value):
+                file.write(bytes_of(part.contiguous()))
+
+    _write(path, write)
+
+
+@plain_tensors()
+def draw_measurements(
+    path: Path, x: Tensor, operator: Operator, data_seed: int, split: str
+) -> Measurements:
+    """Draw measurements (:meth:`Measurements.draw`) into a file, and return them as they lie there.
+
+    Where the operator measures in parts, y is never in memory as a whole.
+
+    Arguments:
+        path: The file.
+        x: Clean images, (n, c, h, w) in [-1, 1].
+        operator: Its parameter law and noise are used.
+        data_seed: The data seed.
+        split: ``"train"`` or ``"test"``.
+
+    Raises:
+        UserError: The disk refuses the write, or a value that is no number.
+    """
+    params = operator.draw(len(x), generator_for(data_seed, "operator", split=split))
+    parts = measure_parts(operator, x, params, generator_for(data_seed, "noise", split=split))
+    sigma_y = torch.full((len(x),), operator.sigma)
+    first = next(parts)
+    if len(first) == len(x):
+        drawn = Measurements(first, params, sigma_y)
+        write_measurements(path, drawn)
+        return drawn
+
+    def write(file: IO[bytes]) -> None:
+        y = first.new_empty(1, *first.shape[1:]).expand(len(x), *first.shape[1:])
+        tensors = {f"params.{k}": v for k, v in params.items()} | {"sigma_y": sigma_y, "y": y}
+        places = _write_head(file, tensors, "0" * 64, path.stem)
+        content = Content()
+        for name in sorted(tensors):
+            content.begin(name, tensors[name])
+            file.seek(places[name])
+            for part in chain([first], parts) if name == "y" else blocks(tensors[name]):
+                file.write(content.add(part))
+        file.seek(0)
+        _write_head(file, tensors, content.hash, path.stem)
+
+    _write(path, write)
+    return read_measurements(path, path.stem)
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file atomically by what ``write`` does to it."""
+
+    def staged(staging: Path) -> None:
+        with staging.open("wb") as file:
+            write(file)
+
+    write_with(path, staged)
+
+
+def _write_head(
+    file: IO[bytes], tensors: Mapping[str, Tensor], content: str, owner: str
+) -> dict[str, int]:
+    """Write the header of a safetensors file; return where each tensor begins.
+
+    Wide numbers come first, so that each is aligned.
+    """
+    described: dict[str, object] = {
+        "__metadata__": {"json": json.dumps({"hash": content, OF: owner})}
+    }
+    begins = {}
+    end = 0
+    for name in sorted(tensors, key=lambda k: (-tensors[k].element_size(), k)):
+        value, begin = tensors[name], end
+        end += math.prod(value.shape) * value.element_size()
+        described[name] = {
+            "dtype": DTYPE_NAMES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [begin, end],
+        }
+        begins[name] = begin
+    head = json.dumps(described, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    file.write(len(head).to_bytes(8, "little") + head)
+    return {name: 8 + len(head) + begin for name, begin in begins.items()}
 
 
 def read_measurements(path: Path, owner: str | None = None) -> Measurements:

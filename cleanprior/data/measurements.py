@@ -1,21 +1,22 @@
 r"""Measurements: :math:`(y, \mathrm{params}, \sigma_y)` of every image, drawn once, hashed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..defaults import plain_tensors
 from ..errors import UserError
-from ..mapped import blocks, rows
+from ..mapped import blocks, bytes_of, rows
 from ..notices import tell
 from ..operators.base import ImageShape, Operator, Params, take
+from ..operators.parts import measure_parts
 from ..seeding import generator_for
 from .measured_arrays import arrange, read_arrays, y_layout
 
@@ -64,6 +65,37 @@ class TrainingSet(Protocol):
         ...
 
 
+class Content:
+    """The hash of measurements, from their tensors in the order of their names, part by part."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._name = ""
+
+    def begin(self, name: str, like: Tensor) -> None:
+        """Begin with a tensor of this shape and type."""
+        self._name = name
+        self._digest.update(f"{name}{tuple(like.shape)}{like.dtype}".encode())
+
+    def add(self, part: Tensor) -> memoryview:
+        """Take the next rows of the tensor; return their bytes.
+
+        Raises:
+            UserError: NaN or infinity.
+        """
+        if not torch.isfinite(part).all():
+            name = self._name.removeprefix("params.")
+            raise UserError(f"the measurements hold NaN or infinity in '{name}'")
+        content = bytes_of(part.contiguous())
+        self._digest.update(content)
+        return content
+
+    @property
+    def hash(self) -> str:
+        """sha256 of all so far."""
+        return self._digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class Measurements:
     """The measurements of a data set under one operator.
@@ -99,15 +131,12 @@ class Measurements:
         Raises:
             UserError: NaN or infinity.
         """
-        digest = hashlib.sha256()
+        content = Content()
         for key, value in sorted(self.tensors().items()):
-            digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            content.begin(key, value)
             for part in blocks(value):
-                if not torch.isfinite(part).all():
-                    name = key.removeprefix("params.")
-                    raise UserError(f"the measurements hold NaN or infinity in '{name}'")
-                digest.update(np.ascontiguousarray(part.numpy()).data)
-        return digest.hexdigest()
+                content.add(part)
+        return content.hash
 
     @classmethod
     @plain_tensors()
@@ -121,8 +150,8 @@ class Measurements:
             split: ``"train"`` or ``"test"``: separate random streams.
         """
         params = operator.draw(len(x), generator_for(data_seed, "operator", split=split))
-        y = operator.measure(x, params, generator_for(data_seed, "noise", split=split))
-        return cls(y, params, torch.full((len(x),), operator.sigma))
+        parts = measure_parts(operator, x, params, generator_for(data_seed, "noise", split=split))
+        return cls(_joined(parts, len(x)), params, torch.full((len(x),), operator.sigma))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -206,6 +235,18 @@ class Measurements:
         if level.dim() == 0 and y.dim() > 0:
             level = level.expand(len(y))
         return cls(y, params, level.float().clone())
+
+
+def _joined(parts: Iterator[Tensor], n: int) -> Tensor:
+    """Return parts as one tensor of n rows, which is never there twice."""
+    first = next(parts)
+    if len(first) == n:
+        return first
+    whole, filled = first.new_empty(n, *first.shape[1:]), 0
+    for part in chain([first], parts):
+        whole[filled : filled + len(part)] = part
+        filled += len(part)
+    return whole
 
 
 @dataclass(frozen=True)

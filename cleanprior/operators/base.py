@@ -2,7 +2,7 @@ r"""The Operator: :math:`y = A x + \sigma_y z`, its parameters' law, further cor
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from deepinv.physics import LinearPhysics
@@ -39,6 +39,9 @@ class Operator:
     """
 
     capabilities: frozenset[str] = frozenset()
+    #: Whether :meth:`measure` draws its noise by one call and some images have the same y, bit for
+    #: bit, without the others. A class says it for itself: those that inherit from it do not.
+    has_parts: ClassVar[bool] = False
 
     def __init__(self, physics: LinearPhysics, image_shape: ImageShape, sigma: float) -> None:
         if not 0 <= sigma < float("inf"):

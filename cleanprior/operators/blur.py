@@ -26,6 +26,8 @@ class GaussianBlur(Operator):
         ValueError: A kernel that is even, larger than the image, or of no width.
     """
 
+    has_parts = True
+
     def __init__(
         self, image_shape: ImageShape, kernel_size: int, blur_std: float, sigma: float
     ) -> None:
@@ -83,6 +85,8 @@ class MotionBlur(Operator):
     Raises:
         ValueError: A length that is below 1 or does not fit the image.
     """
+
+    has_parts = True
 
     def __init__(self, image_shape: ImageShape, length: float, angle: float, sigma: float) -> None:
         shorter = min(image_shape[1:])

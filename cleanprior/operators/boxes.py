@@ -31,6 +31,8 @@ class BoxInpainting(Operator):
         Ambient Diffusion (Daras et al., 2023), section 3.1, arXiv:2305.19256
     """
 
+    has_parts = True
+
     def __init__(self, image_shape: ImageShape, side: int, overlap: bool, sigma: float) -> None:
         _, height, width = image_shape
         longest = max(height, width)

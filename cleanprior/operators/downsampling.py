@@ -29,6 +29,8 @@ class Downsampling(Operator):
             larger than the image.
     """
 
+    has_parts = True
+
     def __init__(self, image_shape: ImageShape, factor: int, filter: str, sigma: float) -> None:
         _, height, width = image_shape
         divisors = [

@@ -49,6 +49,8 @@ class RandomInpainting(Operator):
         ValueError: ``p`` outside [0, 1) or ``sigma`` negative.
     """
 
+    has_parts = True
+
     def __init__(self, image_shape: ImageShape, p: float, per_channel: bool, sigma: float) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"p={p} is not a share of missing pixels; allowed: [0, 1)")

@@ -29,6 +29,8 @@ class CartesianMRI(Operator):
         Ambient Diffusion Posterior Sampling (Aali et al., 2024), section 4, arXiv:2403.08728
     """
 
+    has_parts = True
+
     def __init__(
         self,
         image_shape: ImageShape,

@@ -14,6 +14,8 @@ class Denoising(Operator):
         sigma: Noise level in units of x (images in [-1, 1]), at least 0.
     """
 
+    has_parts = True
+
     def __init__(self, image_shape: ImageShape, sigma: float) -> None:
         super().__init__(DenoisingPhysics(), image_shape, sigma)
 

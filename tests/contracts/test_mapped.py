@@ -7,11 +7,18 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cleanprior.data import Measurements
-from cleanprior.data.measurement_files import read_measurements, write_measurements
+from cleanprior.data.measurement_files import (
+    draw_measurements,
+    read_measurements,
+    write_measurements,
+)
+from cleanprior.errors import UserError
 from cleanprior.mapped import blocks, map_tensors, rows
+from cleanprior.operators import parts
+from cleanprior.seeding import generator_for
 
 
 @pytest.fixture
@@ -147,3 +154,59 @@ def test_a_training_is_no_larger_on_more_measurements(tmp_path):
     )
     assert out.returncode == 0, out.stderr
     assert int(out.stdout) < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "keys"),
+    [
+        ("inpainting", (3, 16, 16), []),
+        ("inpainting", (1, 5, 3), ["per_channel=true"]),
+        ("box", (1, 8, 8), []),
+        ("denoising", (1, 3, 3), []),
+        ("blur", (3, 16, 16), []),
+        ("motion_blur", (1, 15, 14), []),
+        ("downsampling", (3, 16, 16), []),
+        ("mri", (2, 16, 16), []),
+        ("compressed_sensing", (1, 8, 8), []),
+    ],
+)
+@pytest.mark.parametrize("n", [15, 48, 203])
+@pytest.mark.parametrize("sigma", [0, 0.1])
+def test_drawing_in_parts_gives_the_bytes_of_one_call(
+    make_operator, monkeypatch, tmp_path, name, shape, keys, n, sigma
+):
+    operator = make_operator(name, shape, f"sigma={sigma}", *keys)
+    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    params = operator.draw(n, generator_for(7, "operator", split="test"))
+    y = operator.measure(x, params, generator_for(7, "noise", split="test"))
+    whole = Measurements(y, params, torch.full((n,), operator.sigma))
+    monkeypatch.setattr(parts, "PART", 20 * x[:1].nbytes)
+    count = len(list(parts.measure_parts(operator, x, params, torch.Generator())))
+    assert count == (1 if name == "compressed_sensing" else {15: 1, 48: 3, 203: 12}[n])
+    assert Measurements.draw(x, operator, 7, "test").hash == whole.hash
+    path = tmp_path / "drawn.safetensors"
+    assert draw_measurements(path, x, operator, 7, "test").hash == whole.hash
+    assert read_measurements(path, "drawn").hash == whole.hash
+    assert load_file(path).keys() == whole.tensors().keys()
+    for key, value in load_file(path).items():
+        assert torch.equal(value, whole.tensors()[key])
+
+
+def test_an_operator_that_says_nothing_of_its_parts_measures_at_once(make_operator, monkeypatch):
+    """What inherits from a built-in one may draw in another way."""
+    monkeypatch.setattr(parts, "PART", 4096)
+    operator = make_operator("denoising", (1, 8, 8), "sigma=0.1")
+    heir = type("Heir", (type(operator),), {})((1, 8, 8), 0.1)
+    x = torch.zeros(64, 1, 8, 8)
+    assert len(list(parts.measure_parts(operator, x, {}, torch.Generator()))) == 4
+    assert len(list(parts.measure_parts(heir, x, {}, torch.Generator()))) == 1
+
+
+def test_drawing_nan_leaves_no_file(make_operator, monkeypatch, tmp_path):
+    operator = make_operator("denoising", (1, 8, 8), "sigma=0.1")
+    monkeypatch.setattr(parts, "PART", 4096)
+    x = torch.zeros(64, 1, 8, 8)
+    x[40, 0, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="NaN or infinity in 'y'"):
+        draw_measurements(tmp_path / "drawn.safetensors", x, operator, 0, "train")
+    assert list(tmp_path.iterdir()) == []
