@@ -26,7 +26,7 @@ from trained import (
 )
 
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
-from cleanprior.training import Loss, Method, Round
+from cleanprior.training import Loss, Method, Round, batches
 from cleanprior.training.batches import batch_index
 
 
@@ -219,11 +219,20 @@ def test_weights_are_averaged(planned):
 # -- batches ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["listed", "computed"], scope="module")
+def orders(request):
+    """Orders of epochs as lists, and as those of very many images are computed."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "computed":
+            patch.setattr(batches, "LISTED", 0)
+        yield request.param
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(1, 40), batch=st.integers(1, 17), seed=st.integers(0, 5), ranks=st.integers(1, 3)
 )
-def test_each_image_comes_once_an_epoch_whatever_the_batch(n, batch, seed, ranks):
+def test_each_image_comes_once_an_epoch_whatever_the_batch(orders, n, batch, seed, ranks):
     epochs = 3
     steps = -(-epochs * n // (batch * ranks))
     parts = [
@@ -238,20 +247,32 @@ def test_each_image_comes_once_an_epoch_whatever_the_batch(n, batch, seed, ranks
         assert sorted(inside.tolist()) == list(range(n))
 
 
-def test_processes_share_an_epoch_without_overlap():
+def test_processes_share_an_epoch_without_overlap(orders):
     together = batch_index(64, 16, 1, 0, 0)
     split = [batch_index(64, 8, 1, 0, 0, rank, 2) for rank in range(2)]
     assert torch.equal(torch.cat(split), together)
 
 
-def test_epochs_rounds_and_seeds_have_their_own_order():
-    orders = [
+def test_the_order_of_very_many_images_is_no_list_and_no_pattern(monkeypatch):
+    monkeypatch.setattr(batches, "_permutation", None)
+    order = torch.cat([batch_index(10**8, 4096, k, 0, 0) for k in range(5)])
+    assert len(order.unique()) == len(order)
+    x = order.double() / 10**8
+    # Uniform, and no place follows from the one before: five standard deviations of 20,480 draws.
+    assert abs(x.mean() - 0.5) < 5 * 12**-0.5 * len(x) ** -0.5
+    assert abs(torch.corrcoef(torch.stack([x[1:], x[:-1]]))[0, 1]) < 5 * len(x) ** -0.5
+    again = batch_index(10**8, 4096, 3, 0, 0)
+    assert torch.equal(again, order[3 * 4096 : 4 * 4096])
+
+
+def test_epochs_rounds_and_seeds_have_their_own_order(orders):
+    found = [
         batch_index(50, 50, 0, 0, 0),
         batch_index(50, 50, 1, 0, 0),
         batch_index(50, 50, 0, 0, 1),
         batch_index(50, 50, 0, 1, 0),
     ]
-    assert len({tuple(o.tolist()) for o in orders}) == 4
+    assert len({tuple(o.tolist()) for o in found}) == 4
 
 
 DISTRIBUTED = """
