@@ -41,6 +41,7 @@ EQUAL = {
     "28a17a8c1420bf22": "96732f6a79cf35ef",  # flowdiff
     "764da71172479171": "ce585822d1643bc7",  # gsure
     "3dcd05bec745edd4": "3f6436575af80f42",  # sure_score
+    "38538225f8eaaa1a": "9df27e10dd5dd10d",  # ambient_gan
 }
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

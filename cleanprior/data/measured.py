@@ -31,6 +31,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
+from ..mapped import rows
 from ..notices import Notice
 from ..operators.base import ImageShape, Operator, take
 from ..seeding import generator_for
@@ -241,7 +242,7 @@ def _check_params(measured: Measurements | Batch, operator: Operator, split: str
 def _check_y(
     measured: Measurements, index: Tensor, operator: Operator, split: str, total: _Seen
 ) -> None:
-    y, params = measured.y[index], take(measured.params, index)
+    y, params = rows(measured.y, index), take(measured.params, index)
     seen = operator.observed(y, params)
     first = int(index[0])
     if not ((seen == 0) | (seen == 1)).all():

@@ -27,6 +27,8 @@ UNSEEN = 0.03
 TOLERANCE = 1e-3
 # Least variance of a direction in the moment estimate, as a share of the mean variance.
 LEAST = 1e-3
+# Measurements whose moments are summed at a time.
+COUNTED = 65536
 
 
 @dataclass(frozen=True)
@@ -191,14 +193,28 @@ def moment_start(data: Measurements, operator: Operator) -> GaussianPrior | None
     """
     if "identity" not in operator.capabilities:
         return None
-    y = data.y.flatten(1).double()
-    mean, d = y.mean(0), y.shape[1]
-    centred = y - mean
+    mean, second = _moments(data)
+    d = len(mean)
     noise = data.sigma_y.double().square().mean() * torch.eye(d, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(y) - noise)
+    values, vectors = torch.linalg.eigh(second - noise)
     values = values.clamp_min(LEAST * values.clamp_min(0).mean().item())
     covariance = (vectors * values) @ vectors.T
     return GaussianPrior(mean, (covariance + covariance.T) / 2, operator.image_shape)
+
+
+def _moments(data: Measurements) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Return the mean and the covariance of y, in two passes of :data:`COUNTED` rows each."""
+    parts = torch.arange(len(data)).split(COUNTED)
+    total = sum(_flat(data, part).sum(0) for part in parts)
+    assert isinstance(total, Tensor)
+    mean = total / len(data)
+    products = sum(c.T @ c for c in (_flat(data, part) - mean for part in parts))
+    assert isinstance(products, Tensor)
+    return mean, products / len(data)
+
+
+def _flat(data: Measurements, index: Tensor) -> Float[Tensor, "b d"]:
+    return data.batch(index).y.flatten(1).double()
 
 
 def fit_gaussian(

@@ -9,7 +9,7 @@ from deepinv.physics import LinearPhysics
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from ..mapped import rows
+from ..mapped import blocks, rows
 from ..seeding import randn_like
 
 Params = dict[str, Tensor]
@@ -93,7 +93,7 @@ class Operator:
             return self
         found = set(self.capabilities)
         twin = copy.copy(self)
-        if n > 1 and all(bool((v == v[:1]).all()) for v in params.values()):
+        if n > 1 and all(bool((b == v[:1]).all()) for v in params.values() for b in blocks(v)):
             found = found - {"random"} | {"fixed"}
             twin.__dict__["draw"] = _Same(take(params, slice(0, 1)))
         shown = self.shown(params)

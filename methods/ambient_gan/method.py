@@ -66,6 +66,8 @@ from .networks import Critic, Generator
 
 LOSSES = ("hinge", "wgan_gp", "dcgan")
 SCALES = ("none", "inverse_keep")
+#: Measurements whose seen entries are counted at a time.
+COUNTED = 512
 
 
 class Fake(NamedTuple):
@@ -177,12 +179,21 @@ class AmbientGAN(Method):
         self._session = session
         self._measurements: Measurements = session.measurements
         data = session.measurements
-        seen = self.problem.operator.observed(data.y, data.params)
-        self._keep = float(seen.mean())
+        self._keep = self._share_seen(data)
         self._parts: dict[str, Tensor] = {}
         return session.measurements
 
     # -- measurements --------------------------------------------------------------------------
+
+    def _share_seen(self, data: Measurements) -> float:
+        """Return the share of entries of y that were measured, by an exact count."""
+        seen = entries = 0
+        for part in torch.arange(len(data)).split(COUNTED):
+            batch = data.batch(part)
+            observed = self.problem.operator.observed(batch.y, batch.params)
+            seen += int(observed.sum(dtype=torch.float64))
+            entries += observed.numel()
+        return float(torch.tensor(float(seen)) / entries)
 
     def simulate(self, n: int, random: Random) -> Fake:
         """Generate n images and measure them as other training images were measured."""
