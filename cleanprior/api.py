@@ -268,6 +268,10 @@ def train(
     tell(check_split(measurements, operator))
     operator = operator.with_law_of(measurements.params)
     trainer: Trainer = build(config["training"])
+    if folder is None and trainer.tracker != "none":
+        raise UserError(
+            f"tracker={trainer.tracker} writes into the training's folder: give folder="
+        )
     problem = trainer.problem(operator, config)
     _check(name, learner, problem, clean, trainer)
     kept = None if folder is None else check_folder("folder", Path(folder))
@@ -360,9 +364,10 @@ def _claim(
     Raises:
         UserError: It belongs to another training, or holds other files.
     """
+    training = {k: v for k, v in config["training"].items() if k != "tracker"}
     values = {**asdict(learner), "needs": earlier(learner.needs)}
     described = {
-        "config": {k: config[k] for k in ("operator", "backbone", "training", "seed")},
+        "config": {k: config[k] for k in ("operator", "backbone", "seed")} | {"training": training},
         "method": [type(learner).__module__, type(learner).__qualname__, repr(values)],
         "measurements": measurements.hash,
         "operator": state_hash(operator),

@@ -60,6 +60,16 @@ class TrainingFiles:
         return self.folder / "code.txt"
 
     @property
+    def tracked(self) -> Path:
+        """The folder of what a tracker of experiments keeps of the training."""
+        return self.folder / "tracker"
+
+    @property
+    def tracked_run(self) -> Path:
+        """Which of the tracker's runs is the training's."""
+        return self.tracked / "run.json"
+
+    @property
     def outcome(self) -> Path:
         """How the training ended and what it spent: its part of the record."""
         return self.folder / "outcome.json"

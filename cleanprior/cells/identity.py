@@ -23,7 +23,7 @@ STAGES = {"measure": 1, "train": 1, "evaluate": 1}
 # What decides a cell's numbers. `training.device` and the like decide only where it runs.
 _KEYS = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
-_NO_PART = ("device", "checkpoint_seconds", "snapshots", "about", "unless")
+_NO_PART = ("device", "checkpoint_seconds", "snapshots", "tracker", "about", "unless")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download")
 

@@ -292,6 +292,7 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
         )
     record["rows"] = [row.to_json() for row in rows]
     record["evaluation"] = notes
+    cell.trainer.log_metrics(files, record["rows"])
     _add_costs(cell, record, averaged, shared, own)
     write_tensors(folder.pictures, pictures, {OF: folder.identity.evaluation})
     write_record(folder, record)

@@ -24,6 +24,7 @@ from .method import Method, Problem, Round, Session
 from .ranks import Ranks
 from .report import TrainingReport
 from .snapshots import Snapshots
+from .tracking import Tracking
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -67,6 +68,8 @@ class Run:
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
         kept = files.snapshots if files and self.ranks.is_first else None
         self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps, self.identity)
+        title = f"{method.name}, seed {seed}, {self.identity}"
+        self.tracking = Tracking(trainer.tracker, trainer.accelerator, files, title)
         self.memory, self.energy = PeakMemory(), Energy()
         self.meter = Meter()
         self.meter.watch(self.networks)  # averages and other copies are counted with them
@@ -137,8 +140,10 @@ class Run:
             self.method.begin_round(0, Round("observe", 0), self.session)
             self._note_memory()
         try:
-            for n in range(number, len(self.rounds)):
-                self._round(n, step if n == number else 0, saved if n == number else {})
+            with self.tracking.running(self._steps_before(number) + step):
+                self.tracking.begin(self.report)
+                for n in range(number, len(self.rounds)):
+                    self._round(n, step if n == number else 0, saved if n == number else {})
         except Diverged:
             self.report.status = "diverged"
         self.report.costs, self.report.log = self.session.costs, self.session.log
@@ -207,6 +212,8 @@ class Run:
         if first == 0:
             self.report.add_time("E-step", start)
         self._note_energy(is_counted=first == 0)
+        found = {"E-step": self.session.log, "spent": self.session.costs}
+        self.tracking.log(found, self._steps_before(number) + first)
         self._begin(number, plan)
         if first > 0:
             # Resumed inside the round: the E-step's results came from the store and were counted
@@ -249,7 +256,7 @@ class Run:
                     self._turn(turn, training_set, len(plan.turns), self._rate(number, step), keys)
                 self.snapshots.keep(self.report.steps[self.method.budgeted], self.averages.modules)
                 told = self.report.add_time("training", told)
-                note = self._note(plan, step)
+                note = self._note(number, step)
                 is_due = told[0] - saved_at[0] > t.checkpoint_seconds and step + 1 < plan.steps
                 if is_due or stopping.is_asked():
                     self._note_energy()
@@ -337,9 +344,17 @@ class Run:
         low = self.trainer.final_lr
         return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * k / total)))
 
-    def _note(self, plan: Round, step: int) -> str:
+    def _steps_before(self, number: int) -> int:
+        return sum(r.steps for r in self.rounds[:number])
+
+    def _note(self, number: int, step: int) -> str:
+        plan = self.rounds[number]
         if step % self.trainer.log_every == 0 or step + 1 == plan.steps:
             entry: dict[str, float | str] = {"round": plan.name, "step": step, **self._last}
             self.report.history.append(entry)
             self._note_energy()
+            rate = self.method.learning_rates.get(self.method.budgeted, self.trainer.lr)
+            rate *= self._rate(number, step)
+            k = self._steps_before(number) + step
+            self.tracking.log_steps(self._last, rate, number, self.report, k)
         return f"loss {self._last['loss']:.3f}"

@@ -1,8 +1,10 @@
 """The one way to train: a budget that is the same for every method, optimiser, precision."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +27,7 @@ from ..seeding import scoped_rng, seed_for
 from .method import Method, Problem
 from .report import TrainingReport
 from .run import Run
+from .tracking import TRACKERS, Tracking, check_installed
 
 
 class Trainer:
@@ -47,6 +50,7 @@ class Trainer:
         accumulate: Batches of a process in one step. Two of one process are the same training as
             one of two processes.
         snapshots: Averaged weights kept while training goes on, evenly spaced; 0 keeps none.
+        tracker: Where the training is logged: ``none``, ``tensorboard``, ``wandb`` or ``mlflow``.
 
     Raises:
         ValueError: A value outside its range.
@@ -69,6 +73,7 @@ class Trainer:
         log_every: int,
         snapshots: int = 0,
         accumulate: int = 1,
+        tracker: str = "none",
     ) -> None:
         if batch < 1 or budget < batch:
             raise ValueError(f"budget={budget}, batch={batch}; needed: 1 <= batch <= budget")
@@ -77,6 +82,8 @@ class Trainer:
             raise ValueError(f"ema={ema}; allowed: [0, 1)")
         if not 0 < final_lr <= 1:
             raise ValueError(f"final_lr={final_lr}; allowed: (0, 1]")
+        check_choice("tracker", tracker, TRACKERS)
+        check_installed(tracker)
         check_choice("device", device, ("auto", "cpu", "cuda"))
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda, and torch finds no CUDA device; use device=cpu")
@@ -92,7 +99,7 @@ class Trainer:
                 raise ValueError(f"{name}={value}; allowed: at least {least}")
         check_positive("clip", clip)
         check_positive("sigma_data", sigma_data)
-        self.snapshots = snapshots
+        self.snapshots, self.tracker = snapshots, tracker
         self.batch, self.accumulate = batch, accumulate
         self.lr, self.weight_decay, self.warmup, self.final_lr = lr, weight_decay, warmup, final_lr
         self.ema, self.clip = ema, clip
@@ -181,9 +188,20 @@ class Trainer:
         """Remove what a training has computed so far."""
         if self.accelerator.is_main_process:
             files.checkpoint.unlink(missing_ok=True)
-            for left in (files.rounds, files.snapshots):
+            for left in (files.rounds, files.snapshots, files.tracked):
                 shutil.rmtree(left, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def log_metrics(self, files: TrainingFiles, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log what a finished training's evaluation has found to its run.
+
+        Arguments:
+            files: Of the training's folder.
+            rows: Of its record.
+        """
+        found = {row["way"]: row["metrics"] for row in rows}
+        with Tracking(self.tracker, self.accelerator, files).running() as tracking:
+            tracking.log(found, self.steps)
 
     @plain_tensors()
     def trained(
