@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cleanprior.commands.options import GIVEN, Out, live_progress, offered, offers
+from cleanprior.commands.options import (
+    GIVEN,
+    Json,
+    Out,
+    Quiet,
+    Verbose,
+    asked_progress,
+    offered,
+    offers,
+)
+from cleanprior.errors import UserError
 from cleanprior.terminal import Screen
 
 Wide = Annotated[
@@ -103,6 +113,9 @@ def bench(
     ] = False,
     out: Out = Path("runs"),
     wide: Wide = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: Json = False,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="key=value for every row, e.g. operator.p=0.3", autocompletion=offered),
@@ -113,6 +126,9 @@ def bench(
     from .request import Request, names
     from .runner import Part
 
+    if dry_run and as_json:
+        raise UserError("--dry-run trains nothing, and --json prints what was trained")
+    progress = asked_progress(quiet, verbose)
     settings, overrides = split(overrides or [])
     settings = given(jobs, devices, timeout, retry, fail_fast) + settings
     request = Request(
@@ -132,11 +148,12 @@ def bench(
     if dry_run:
         from .forecast import forecast
 
-        forecast(plan, out, place, Screen(wide), live_progress())
+        forecast(plan, out, place, Screen(wide), progress)
         return
     from .api import run_request
 
-    if not run_request(request, out, Screen(wide), live_progress(), forced, share, place).is_sound:
+    screen = Screen(wide, is_quiet=quiet, has_lines=as_json)
+    if not run_request(request, out, screen, progress, forced, share, place).is_sound:
         raise typer.Exit(1)
 
 

@@ -68,7 +68,8 @@ def report(plan: Plan, out: Path, screen: Screen) -> Report:
     if len(sheets) > 1:
         front += _overviews(plan, sheets, best, folder, screen)
     path = page.write(folder / places.PAGE, plan.name, plan.about, [*front, *sheets])
-    screen.say(f"page: {path}")
+    if not screen.is_quiet:
+        screen.say(f"page: {path}")
     return Report(sheets, path)
 
 
@@ -82,6 +83,8 @@ def _problem(
 ) -> Sheet:
     """Print and write the tables of one problem."""
     records = runner.records(problem, out)
+    found = [record for cells in records.values() for record in cells]
+    screen.records(r for r in found if Status.of(r).kind != "not run")
     frame = tidy(records)
     summary = summarise(frame)
     shown = display(summary, plan.references)
@@ -110,7 +113,7 @@ def _problem(
         print_notes(screen, heading, lines)
     screen.say()
     named = [f.name for f in files if not f.name.startswith(".")]
-    if named:
+    if named and not screen.is_quiet:
         screen.note(f"files in {folder}/: {', '.join(named)}")
     return Sheet(
         problem.label,

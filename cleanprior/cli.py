@@ -1,5 +1,6 @@
 """The command line. Light to import: commands load torch when they begin to work."""
 
+import json
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from . import __version__, stopping
 from .commands.evaluate import evaluate
 from .commands.examples import epilog
 from .commands.measure import measure
-from .commands.options import Out, Overrides, live_progress
+from .commands.options import Json, Out, Overrides, Quiet, Verbose, asked_progress
 from .commands.priors import restore, sample
 from .commands.show import list_, new, status
 from .config import capabilities, registry
@@ -53,13 +54,21 @@ def _options(
 
 
 @app.command()
-def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = False) -> None:
+def train(
+    overrides: Overrides = None,
+    out: Out = Path("runs"),
+    force: bool = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: Json = False,
+) -> None:
     """Train and evaluate one method: cleanprior train method=em operator=denoising."""
     from .cells.folder import CellFolder
     from .cells.migration import take_over
     from .cells.record import has_other_code, is_finished, read_record
     from .config import compose
 
+    progress = asked_progress(quiet, verbose)
     config = compose(overrides or [])
     folder = CellFolder(out, config)
     take_over([folder])
@@ -72,14 +81,14 @@ def train(overrides: Overrides = None, out: Out = Path("runs"), force: bool = Fa
         if processes() > 1:
             from .cells.run import run_together
 
-            record = run_together(folder, live_progress(), force)
+            record = run_together(folder, progress, force)
         else:
-            Local(jobs="auto").run([Todo(_title(config), out, config, force)], live_progress())
+            Local(jobs="auto").run([Todo(_title(config), out, config, force)], progress)
             record = read_record(folder)
     assert record is not None
     if is_first():
-        _tell(record, folder.path)
-    if is_finished(record) and has_other_code(folder, record):
+        _tell(record, folder.path, as_json)
+    if not (as_json or quiet) and is_finished(record) and has_other_code(folder, record):
         typer.echo("trained by other code of the method than is installed; --force trains it again")
     if record["status"] != "done":
         raise typer.Exit(1)
@@ -121,7 +130,10 @@ def _title(config: dict[str, Any]) -> str:
     return f"{method} on {operator}, {data}, seed {config['seed']}"
 
 
-def _tell(record: "Record", folder: Path) -> None:
+def _tell(record: "Record", folder: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(record, allow_nan=False))
+        return
     typer.echo(f"{record['method']} on {record['operator']}, {record['data']}: {record['status']}")
     for row in record.get("rows", ()):
         figures = ", ".join(f"{k} {v:.3f}" for k, v in row["metrics"].items())

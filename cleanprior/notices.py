@@ -48,3 +48,8 @@ def show_on_stderr() -> None:
     logger.setLevel(logging.INFO)
     if not any(isinstance(h, _Stderr) for h in logger.handlers):
         logger.addHandler(_Stderr())
+
+
+def hide() -> None:
+    """Show no line from now on."""
+    logger.setLevel(logging.CRITICAL)

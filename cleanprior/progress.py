@@ -67,10 +67,19 @@ class Progress:
     Arguments:
         console: Where to write; None for silence.
         interval: Seconds between plain lines where the console is no terminal.
+        is_quiet: Show errors alone.
+        has_logs: Show what cells print, too.
     """
 
-    def __init__(self, console: Console | None = None, interval: float = 10.0) -> None:
+    def __init__(
+        self,
+        console: Console | None = None,
+        interval: float = 10.0,
+        is_quiet: bool = False,
+        has_logs: bool = False,
+    ) -> None:
         self.console = console
+        self.is_quiet, self.has_logs = is_quiet, has_logs
         self.interval = interval
         self.bars: RichProgress | None = None
 
@@ -79,15 +88,15 @@ class Progress:
         """Whether anything is shown at all."""
         return self.console is not None
 
-    def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        if self.console is not None:
+    def say(self, line: str, is_error: bool = False) -> None:
+        """Print a line above the bars; where it is quiet, errors alone."""
+        if self.console is not None and (is_error or not self.is_quiet):
             self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
     def live(self) -> Iterator["Progress"]:
         """Show bars inside the block when the console is a terminal."""
-        if self.console is None or not self.console.is_terminal:
+        if self.console is None or self.is_quiet or not self.console.is_terminal:
             yield self
             return
         columns = (  # names and notes hold brackets, which are no markup

@@ -4,10 +4,13 @@ A heading may stand on several lines and words may wrap between them, also behin
 never does. Columns that have no room are left out, and the caller is told which.
 """
 
+import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -201,6 +204,8 @@ class Screen:
     Arguments:
         is_wide: Leave no column out, however wide the table gets.
         is_silent: Print nothing.
+        is_quiet: Print tables alone.
+        has_lines: Print records alone, each as a line of JSON.
 
     Attributes:
         width: That of the terminal or of COLUMNS; :data:`PIPE` where there is neither.
@@ -208,8 +213,16 @@ class Screen:
         is_terminal: Whether a person is reading.
     """
 
-    def __init__(self, is_wide: bool = False, is_silent: bool = False) -> None:
+    def __init__(
+        self,
+        is_wide: bool = False,
+        is_silent: bool = False,
+        is_quiet: bool = False,
+        has_lines: bool = False,
+    ) -> None:
+        is_silent = is_silent or has_lines
         self._console = Console(highlight=False, markup=False, emoji=False, quiet=is_silent)
+        self.is_quiet, self.has_lines = is_quiet, has_lines
         self.is_terminal = self._console.is_terminal
         self.is_wide = is_wide
         told = os.environ.get("COLUMNS", "")
@@ -223,6 +236,13 @@ class Screen:
         if isinstance(text, str):
             text = Text(plain(text, self._console.encoding))
         self._console.print(text, soft_wrap=True)
+
+    def records(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Print records where they are asked for, each as a line of JSON."""
+        if self.has_lines:
+            for record in records:
+                sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
+            sys.stdout.flush()
 
     def note(self, text: str, first: str = "", indent: str = "  ") -> None:
         """Print a sentence, wrapped on a terminal and in one piece elsewhere.

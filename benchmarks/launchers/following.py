@@ -60,9 +60,10 @@ class Following:
     def ended(self, cell: Todo, status: str) -> None:
         """Tell that a cell has a record."""
         self._ended += 1
-        self._progress.say(f"[{self._ended}/{self._total}] {cell.label}: {status}")
-        if status.startswith("failed"):
-            self._progress.say(f"  ({cell.folder.files.error})")
+        is_error = status.startswith("failed")
+        self._progress.say(f"[{self._ended}/{self._total}] {cell.label}: {status}", is_error)
+        if is_error:
+            self._progress.say(f"  ({cell.folder.files.error})", is_error)
             self.is_over = self.is_over or self._is_stopping
 
     def lost(self, cell: Todo, reason: str) -> None:

@@ -138,7 +138,7 @@ def print_notes(screen: Screen, heading: str, lines: Sequence[str]) -> None:
         lines: The lines; empty ones are left out.
     """
     said = [line for line in lines if line.strip()]
-    if not said:
+    if not said or screen.is_quiet:
         return
     screen.say()
     if heading:

@@ -4,6 +4,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench": (
         "cleanprior bench --methods ambient,em_mmps --operator inpainting operator.p=0.8",
         "cleanprior bench --table em_table1 --scale cpu",
+        "cleanprior bench --methods ambient,em --json",
     ),
     "evaluate": (
         "cleanprior evaluate RUN/prior --operator blur --to found.json",
@@ -23,6 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": (
         "cleanprior train method=em operator=denoising operator.sigma=0.5",
         "cleanprior train method=em_mmps data=measurements data.path=mine.npz",
+        "cleanprior train method=em --quiet training.tracker=tensorboard",
     ),
 }
 

@@ -8,6 +8,7 @@ import typer
 
 from ..errors import UserError
 from ..files import check_folder, given_path
+from ..notices import hide
 
 
 def _path(text: str | Path) -> Path:
@@ -44,6 +45,15 @@ Out = Annotated[
     typer.Option("--out", help="Folder of all runs.", parser=_folder_of_runs, metavar="PATH"),
 ]
 
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show errors and the result alone.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show what the processes of cells print, too.")
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the record of each finished cell as a line of JSON alone."),
+]
+
 
 def offers(kind: str, *given: str) -> Callable[[str], list[str]]:
     """Return what completes an option, computed when a shell asks.
@@ -62,10 +72,28 @@ def offers(kind: str, *given: str) -> Callable[[str], list[str]]:
     return offer
 
 
-def live_progress() -> Any:
-    """Return a progress display on stderr."""
+def live_progress(is_quiet: bool = False, has_logs: bool = False) -> Any:
+    """Return a progress display on stderr.
+
+    Arguments:
+        is_quiet: Show errors alone.
+        has_logs: Show what cells print, too.
+    """
     from rich.console import Console
 
     from ..progress import Progress
 
-    return Progress(Console(stderr=True))
+    return Progress(Console(stderr=True), is_quiet=is_quiet, has_logs=has_logs)
+
+
+def asked_progress(is_quiet: bool, is_verbose: bool) -> Any:
+    """Return the progress display that ``--quiet`` and ``--verbose`` ask for.
+
+    Raises:
+        UserError: Both are given.
+    """
+    if is_quiet and is_verbose:
+        raise UserError("--quiet and --verbose: give one of them")
+    if is_quiet:
+        hide()
+    return live_progress(is_quiet, is_verbose)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cells.folder import CellFolder
 from ..config import Config
-from ..errors import StageFailed
+from ..errors import StageFailed, one_line
 from ..progress import Progress, Task
 from .workers import Event, Place, Runner
 
@@ -114,6 +114,31 @@ def check(workers: Runner, todo: Sequence[Todo], progress: Progress) -> dict[int
     return rounds
 
 
+class Log:
+    """What is written to the end of a file from now on.
+
+    Arguments:
+        path: The file; it may not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._rest = path, b""
+        self._read = path.stat().st_size if path.exists() else 0
+
+    def lines(self) -> list[str]:
+        """Return the whole lines that are new, without what would move a terminal's cursor."""
+        try:
+            with self._path.open("rb") as file:
+                is_longer = self._path.stat().st_size >= self._read
+                file.seek(self._read if is_longer else 0)  # else the folder was made anew
+                *found, self._rest = (self._rest + file.read()).split(b"\n")
+                self._read = file.tell()
+        except OSError:
+            self._read = 0
+            return []
+        return [one_line(line.decode("utf-8", "replace")) for line in found]
+
+
 class Shown:
     """Shows the events of one cell in the progress of all.
 
@@ -121,9 +146,17 @@ class Shown:
         progress: Of all cells.
         label: The cell's name.
         short: Its name beside a bar, which has little room; None takes the same.
+        log: What its processes print, shown where progress is to have it; None for nothing.
     """
 
-    def __init__(self, progress: Progress, label: str, short: str | None = None) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        label: str,
+        short: str | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self._log = Log(log) if log is not None and progress.has_logs else None
         is_bar = progress.bars is not None and short is not None
         self._progress, self._label = progress, short if is_bar else label
         self._tasks: dict[str, Task] = {}
@@ -131,6 +164,7 @@ class Shown:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        self._tell_log()
         kind, phase = event["event"], event.get("phase", "")
         if kind == "say":
             self._progress.say(event["text"])
@@ -152,9 +186,14 @@ class Shown:
 
     def close(self) -> None:
         """Take what is left away, of a process that ended early."""
+        self._tell_log()
         for task in self._tasks.values():
             task.close()
         self._tasks.clear()
+
+    def _tell_log(self) -> None:
+        for line in self._log.lines() if self._log is not None else ():
+            self._progress.say(f"  {self._label} | {line}")
 
     def _line(self, task: Task, phase: str, is_over: bool, note: str) -> None:
         """Say how far a phase is, where there are no bars: at its end, and once a minute."""

@@ -77,7 +77,7 @@ class SentProgress(Progress):
         super().__init__(None)
         self.sender, self.pulse = sender, pulse
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, is_error: bool = False) -> None:  # noqa: ARG002
         """Have a line printed."""
         self.sender.send("say", text=line)
 

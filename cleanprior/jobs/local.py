@@ -130,7 +130,7 @@ def _run_here(todo: Sequence[Todo], progress: Progress, is_stopping: bool) -> No
         except Exception as error:
             # The boundary of a cell: what a method, a file or a disk raises is its row's status.
             status = write_failure(folder, error)["status"]
-            progress.say(f"  {cell.label} {status} ({folder.files.error})")
+            progress.say(f"  {cell.label} {status} ({folder.files.error})", is_error=True)
             if is_stopping:
                 return
 
@@ -206,7 +206,8 @@ class _Pool:
             return  # by another process, since this one began
         if tried >= 0:
             progress.say(f"[{number}/{self._total}] {cell.label}")
-        shown = Shown(progress, cell.label, f"[{number}] {folder.names['method']}")
+        short = f"[{number}] {folder.names['method']}"
+        shown = Shown(progress, cell.label, short, folder.files.log)
         try:
             timeout = self._options.timeout
             is_forced = cell.is_forced and tried == 0
@@ -216,7 +217,7 @@ class _Pool:
         except (UserError, StageFailed) as error:
             is_last = tried >= self._options.retries or isinstance(error, UserError | TimedOut)
             status = write_failure(folder, error)["status"]
-            progress.say(f"  {cell.label} {status} ({folder.files.error})")
+            progress.say(f"  {cell.label} {status} ({folder.files.error})", is_error=True)
             if not is_last:
                 with self._guard:
                     self._waiting.append((number, cell, tried + 1))
