@@ -243,7 +243,7 @@ def test_a_job_that_slurm_lost_is_its_row_and_one_that_left_a_record_is_done(tmp
     monkeypatch.setattr(slurm_launcher, "LOST", 0.05)
     told = []
     shown = Progress()
-    shown.say = told.append
+    shown.say = lambda line, is_error=False: told.append(line)
     slurm_launcher._follow(waiting, Following(cells, shown, False))
     lines = [line for line in told if line.startswith("[")]
     assert len(lines) == 3
