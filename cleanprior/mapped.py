@@ -130,7 +130,9 @@ def bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor in memory, not copied."""
     if not tensor.numel():
         return memoryview(b"")
-    content: Any = tensor.reshape(-1).view(torch.uint8).numpy().data
+    # A single number may have any stride.
+    flat = tensor.as_strided((tensor.numel(),), (1,))
+    content: Any = flat.view(torch.uint8).numpy().data
     return memoryview(content)
 
 

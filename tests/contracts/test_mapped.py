@@ -16,7 +16,7 @@ from cleanprior.data.measurement_files import (
     write_measurements,
 )
 from cleanprior.errors import UserError
-from cleanprior.mapped import blocks, map_tensors, rows
+from cleanprior.mapped import blocks, bytes_of, map_tensors, rows
 from cleanprior.operators import parts
 from cleanprior.seeding import generator_for
 
@@ -72,6 +72,12 @@ def test_blocks_are_all_rows_in_their_order(pair, size):
             found = list(blocks(tensor, size))
             assert torch.equal(torch.cat(found), held)
             assert all(len(b) == 1 or b.nbytes <= size for b in found)
+
+
+def test_the_bytes_of_a_number_that_was_expanded():
+    """One noise level for the one image of a file."""
+    one = torch.tensor(0.25).expand(1)
+    assert bytes(bytes_of(one)) == torch.tensor([0.25]).numpy().tobytes()
 
 
 def test_what_is_written_into_a_tensor_does_not_reach_the_file(pair, tmp_path):
