@@ -20,6 +20,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "sample": ("cleanprior sample RUN/prior -n 64 --to samples",),
     "snapshots": ("cleanprior snapshots method=em training.snapshots=8 --to best",),
+    "speed": ("cleanprior speed trainer posterior", "cleanprior speed --device cuda"),
     "status": ("cleanprior status runs --all",),
     "train": (
         "cleanprior train method=em operator=denoising operator.sigma=0.5",

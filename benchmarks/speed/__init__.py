@@ -1,0 +1,1 @@
+"""``cleanprior speed``: what the software takes, beside peers in the same process."""
