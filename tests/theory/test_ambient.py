@@ -4,7 +4,7 @@ import itertools
 import re
 from dataclasses import replace
 
-import cleanprior.methods.ambient as ambient_module
+import cleanprior.methods.ambient.method as ambient_module
 import pytest
 import torch
 from torch import nn

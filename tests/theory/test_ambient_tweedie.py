@@ -2,7 +2,7 @@
 
 import re
 
-import cleanprior.methods.ambient_tweedie as tweedie_module
+import cleanprior.methods.ambient_tweedie.method as tweedie_module
 import pytest
 import torch
 from cleanprior.methods.ambient_tweedie.method import draw_sigma_above, tweedie_loss

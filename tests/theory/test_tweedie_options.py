@@ -68,7 +68,7 @@ def test_warps_are_rotations_and_scales_of_edms_spread():
 def test_the_denoiser_sees_the_augmented_image_at_an_unchanged_level(
     make_denoising, monkeypatch, kind
 ):
-    import cleanprior.methods.ambient_tweedie as module
+    import cleanprior.methods.ambient_tweedie.method as module
 
     model = Recorded()
     keys = [f"augment={kind}", "augment_probability=1"]
@@ -85,7 +85,7 @@ def test_the_denoiser_sees_the_augmented_image_at_an_unchanged_level(
 
 
 def test_the_weight_of_ambient_o_is_divided_by_the_squared_coefficient(make_denoising, monkeypatch):
-    import cleanprior.methods.ambient_tweedie as module
+    import cleanprior.methods.ambient_tweedie.method as module
 
     monkeypatch.setattr(module, "draw_sigma_above", lambda low, g: low * 2)
     y = white(8)
