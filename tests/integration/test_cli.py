@@ -101,18 +101,24 @@ EM = [
 ]
 
 
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    (prior,) = folder.glob("runs/cells/*/prior")
+    return load_file(prior / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The weights of EM that nobody has killed."""
+    whole = tmp_path_factory.mktemp("whole")
+    assert run(whole, *EM).returncode == 0
+    return weights(whole)
+
+
 @pytest.mark.parametrize("moment", ["E-step", "M-step"])
 def test_killed_in_an_em_round_and_resumed_equals_uninterrupted(
-    tmp_path: Path, moment: str
+    tmp_path: Path, moment: str, uninterrupted: dict[str, np.ndarray]
 ) -> None:
-    def weights(folder: Path) -> dict[str, np.ndarray]:
-        (prior,) = folder.glob("runs/cells/*/prior")
-        return load_file(prior / "weights.safetensors")
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
-    assert run(whole, *EM).returncode == 0
+    killed = tmp_path
     env = {**os.environ, "PYTHONPATH": ""}
     process = subprocess.Popen([PROGRAM, *EM], cwd=killed, stderr=subprocess.DEVNULL, env=env)
     deadline = time.monotonic() + 120
@@ -129,7 +135,7 @@ def test_killed_in_an_em_round_and_resumed_equals_uninterrupted(
     assert was_found, "the run was not caught in the round"
     assert not list(killed.glob("runs/cells/*/record-*.json"))
     assert run(killed, *EM).returncode == 0
-    expected, found = weights(whole), weights(killed)
+    expected, found = uninterrupted, weights(killed)
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[k], found[k]) for k in expected)
 
