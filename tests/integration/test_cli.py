@@ -97,6 +97,7 @@ EM = [
     "training.checkpoint_seconds=0.1",
     "method.posterior.steps=3",
     "method.chunk=64",
+    "method.resume_rounds=2",
     *TINY[1:5],
 ]
 
