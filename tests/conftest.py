@@ -1,6 +1,7 @@
 """Fixtures of all tests. Shape annotations of the core are executed while tests run."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -11,14 +12,16 @@ import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
+# A shell lets what it starts in the background ignore Ctrl-C, and its children with it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 CORE = (
-    "cleanprior.config.capabilities",
     "cleanprior.config",
     "cleanprior.data",
     "cleanprior.diffusion",
+    "cleanprior.gaussian",
     "cleanprior.operators",
     "cleanprior.prior",
-    "cleanprior.config.registry",
     "cleanprior.seeding",
     "cleanprior.training",
 )
