@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+#: Characters of an error; a stranger's file or a script may name something of any length.
+LONGEST = 1400
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: the command line prints it without a traceback (exit 2)."""
@@ -35,6 +38,12 @@ def unknown(kind: str, word: str, choices: Iterable[str]) -> UserError:
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line; what would move a terminal's cursor is written as its code."""
+    """Return a text on one line; what would move a terminal's cursor is written as its code.
+
+    Of a text longer than :data:`LONGEST` the middle is left out.
+    """
     words = " ".join(text.splitlines())
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    if len(line) <= LONGEST:
+        return line
+    return f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"

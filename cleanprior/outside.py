@@ -86,22 +86,46 @@ def read_yaml(path: Path, limit: int = CARD) -> Any:
     Raises:
         UserError: It cannot be read, is no YAML, or stands for more than :data:`VALUES` values.
     """
-    text = read_text(path, limit)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    try:
+        return parse_yaml(read_text(path, limit))
+    except TooMuch as error:
+        raise UserError(f"'{path}' {error}") from error
+    except ValueError as error:
+        raise UserError(f"'{path}' is not YAML: {error}") from error
+
+
+class TooMuch(ValueError):
+    """A text that is nested too deep, or stands for too many values."""
+
+
+def parse_yaml(text: str, is_plain: bool = False) -> Any:
+    """Return what a text in YAML stands for, within limits; nothing is called.
+
+    Arguments:
+        text: Anybody's.
+        is_plain: Every scalar stays the text that it is.
+
+    Raises:
+        TooMuch: It is nested deeper than :data:`DEPTH`, holds itself, or stands for more than
+            :data:`VALUES` values.
+        ValueError: It is no YAML.
+    """
+    name = "BaseLoader" if is_plain else "SafeLoader"
+    loader = getattr(yaml, f"C{name}", getattr(yaml, name))(text)
     try:
         node = loader.get_single_node()
         if node is None:
             return None
         if _size(node, {}, 0) > VALUES:
-            raise UserError(f"'{path}' stands for more than {VALUES:,} values")
+            raise TooMuch(f"stands for more than {VALUES:,} values")
         return loader.construct_document(node)
-    except UserError:
+    except TooMuch:
         raise
     except RecursionError as error:
-        raise UserError(f"'{path}' is nested too deep") from error
+        raise TooMuch("is nested too deep") from error
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
         told = " ".join(str(error).split()).replace('in "<unicode string>", ', "")
-        raise UserError(f"'{path}' is not YAML: {told}") from error
+        raise ValueError(told) from error
     finally:
         loader.dispose()
 

@@ -37,12 +37,17 @@ def speed(
     ),
 ) -> None:
     """Time the software beside its peers, in one process, and write tables of ratios."""
-    for name in what or ():
+    chosen = list(dict.fromkeys(what or SECTIONS))
+    for name in chosen:
         if name not in SECTIONS:
             raise unknown("section", name, list(SECTIONS))
     if device not in DEVICES:
         raise unknown("device", device, DEVICES)
     check_folder("--out", out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from error
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -52,10 +57,11 @@ def speed(
     from .timing import Bench, threads
 
     screen, progress = Screen(False), live_progress()
-    with progress.live(), threads(1):
-        bench = Bench(torch.device("cuda" if is_gpu else "cpu"), repeats, progress)
-        found = [_section(name)(bench) for name in what or SECTIONS]
-    write(found, bench, out, screen)
+    bench = Bench(torch.device("cuda" if is_gpu else "cpu"), repeats, progress)
+    for name in chosen:  # each is written before the next begins, which may take minutes
+        with progress.live(), threads(1):
+            found = _section(name)(bench)
+        write(found, bench, out, screen)
 
 
 def _section(name: str) -> "Callable[[Bench], Section]":

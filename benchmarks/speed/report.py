@@ -22,22 +22,19 @@ PEERS = ("azula", "deepinv")
 OURS, OTHERS = "#4269d0", "#e08a00"
 
 
-def write(sections: list[Section], bench: Bench, out: Path, screen: Screen) -> None:
-    """Print each section and write its files."""
-    where = machine(bench)
-    for section in sections:
-        shown = section.frame.map(_text)
-        bold = shown.map(lambda _: False)
-        notes = [*section.notes, where]
-        files = write_plain(out, section.name, section.title, shown, section.frame, notes, bold)
-        if section.points is not None:
-            files.append(out / f"{section.name}.png")
-            figure = plot(section)
-            assert figure is not None
-            write_bytes(files[-1], layout.png(figure))
-        print_table(screen, section.title, shown, bold, files[0])
-        print_notes(screen, "", [*section.notes, f"files: {', '.join(map(str, files))}"])
-    print_notes(screen, "", [where])
+def write(section: Section, bench: Bench, out: Path, screen: Screen) -> None:
+    """Print a section and write its files."""
+    shown = section.frame.map(_text)
+    bold = shown.map(lambda _: False)
+    notes = [*section.notes, machine(bench)]
+    files = write_plain(out, section.name, section.title, shown, section.frame, notes, bold)
+    if section.points is not None:
+        figure = plot(section)
+        assert figure is not None
+        files.append(out / f"{section.name}.png")
+        write_bytes(files[-1], layout.png(figure))
+    print_table(screen, section.title, shown, bold, files[0])
+    print_notes(screen, "", [*notes, f"files: {', '.join(map(str, files))}"])
 
 
 def machine(bench: Bench) -> str:

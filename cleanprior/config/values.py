@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
 from ..errors import UserError
+from ..outside import parse_yaml
 
 #: Keys whose text is a place on disk: ``~`` is the home folder there.
 PLACES = ("path", "repository")
@@ -143,9 +142,8 @@ def read(key: str, text: str, kind: Kind, default: Any = None) -> Any:
     try:
         value = _value(text, kind)
     except ValueError as error:
-        raise UserError(f"{key}={text}; allowed: {_allowed(key, kind)}{_hint(text, kind)}") from (
-            error
-        )
+        told = f"{key}={text}; allowed: {_allowed(key, kind)}{_hint(text, kind)}"
+        raise UserError(told) from error
     last = key.rpartition(".")[2]
     if last.endswith(("seed", "seeds")) and _has_negative(value):
         raise UserError(f"{key}={text}; allowed: {_allowed(key, kind)}")
@@ -217,10 +215,7 @@ def _number(text: str, types: Iterable[str]) -> int | float | None:
 
 
 def _parsed(text: str, wanted: type) -> Any:
-    try:
-        found = yaml.load(text, Loader=yaml.BaseLoader)  # every scalar stays a text
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(text) from error
+    found = parse_yaml(text, is_plain=True)
     if not isinstance(found, wanted):
         raise ValueError(text)
     return found

@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import pairwise
 
 import pytest
 from hostile import (
@@ -19,6 +20,9 @@ CALL = "os.mkdir"
 
 # -- names and values of the command line, requests ------------------------------------------------
 
+BOMB = f"""[&a [{",".join("x" * 10)}],{
+    ",".join(f"&{b} [{','.join([f'*{a}'] * 10)}]" for a, b in pairwise("abcdefghij"))
+}]"""
 LINES = {
     "a bench outside of its folder": (["bench", "--bench", "../../x"], "unknown bench '../../x'"),
     "a table outside of its folder": (["bench", "--table", "../x"], "unknown table '../x'"),
@@ -43,6 +47,26 @@ LINES = {
     ),
     "a group of Hydra's": (["train", "hydra.run.dir=CANARY"], "unknown key 'hydra.run.dir'"),
     "a deletion": (["train", "~method"], "is not an override"),
+    "a list that repeats itself 10^9 times": (
+        ["train", f"method.scales={BOMB}"],
+        "allowed: a list",
+    ),
+    "keys that hold such a list": (
+        ["train", "posterior=deepinv", f"posterior.options={{a: {BOMB}}}"],
+        "allowed: keys with values",
+    ),
+    "keys that hold themselves": (
+        ["train", "posterior=deepinv", "posterior.options={a: &a {b: *a}}"],
+        "allowed: keys with values",
+    ),
+    "lists within lists": (["train", f"method.scales={nested(20_000)}"], "allowed: a list"),
+    "a list that calls": (
+        ["train", "method.scales=!!python/object/apply:os.mkdir [CANARY]"],
+        "allowed: a list",
+    ),
+    "a name of 100,000 letters": (["train", f"method={'x' * 100_000}"], "unknown method 'xxx"),
+    "a key of 100,000 letters": (["train", f"{'x' * 100_000}=1"], "unknown key 'xxx"),
+    "a folder that no disk has": (["speed", "startup", "--out", "/proc/none"], "--out /proc/none"),
     "escapes of a terminal": (["train", "method=\x1b[31mred\x07"], r"\x1b[31mred\x07"),
     "lines within a name": (["train", "method=a\nerror: b"], "unknown method 'a error: b'"),
 }
