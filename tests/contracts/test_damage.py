@@ -6,17 +6,26 @@ import shutil
 
 import hostile
 import pytest
-import torch
 from cleanprior.benchmarks import places
 from cleanprior.benchmarks.request import Request
-from hostile import device, pickled, pipe
+from damage import (
+    changed_number,
+    cut,
+    empty,
+    flip,
+    lacking,
+    newer,
+    of_another,
+    other_cell,
+    pickle_in,
+    text,
+    unlink,
+    without_hash,
+)
+from hostile import device, pipe
 
-from cleanprior.cells.reading import encode, read_sealed, sealed
-from cleanprior.evaluation import references
-from cleanprior.evaluation.metrics import features
-from cleanprior.evaluation.metrics.generation import MeanStd
+from cleanprior.cells.reading import read_sealed, sealed
 from cleanprior.training.checkpoint import read_tensors, write_tensors
-from cleanprior.training.snapshots import snapshot_files
 
 VALUES = [
     "training.device=cpu",
@@ -100,73 +109,6 @@ def copy(whole, tmp_path, monkeypatch):
 @pytest.fixture
 def run(monkeypatch, capsys):
     return lambda *arguments: hostile.command(monkeypatch, capsys, *arguments)
-
-
-# -- what may happen to a file ---------------------------------------------------------------------
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[-9] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def text(path):
-    path.write_text("no such thing")
-
-
-def without_hash(change):
-    """Change a JSON file as somebody would who takes its hash away."""
-
-    def changed(path):
-        record = json.loads(path.read_text())
-        del record["sha256"]
-        change(record)
-        path.write_text(json.dumps(record))
-
-    return changed
-
-
-def changed_number(path):
-    text = path.read_text()
-    assert text.count('"psnr": ') >= 1
-    before, _, after = text.partition('"psnr": ')
-    path.write_text(f'{before}"psnr": 9{after}')
-
-
-def other_cell(path):
-    record = json.loads(path.read_text())
-    path.write_text(encode({k: v for k, v in record.items() if k != "sha256"} | {"cell": "0" * 16}))
-
-
-def newer(path):
-    without_hash(lambda r: r.update(format=2))(path)
-
-
-def of_another(path):
-    tensors, meta = read_tensors(path)
-    write_tensors(path, tensors, meta | {"of": "0" * 16})
-
-
-def lacking(path):
-    tensors, meta = read_tensors(path)
-    write_tensors(path, dict(list(tensors.items())[1:]), meta)
-
-
-def pickle_in(path):
-    path.write_bytes(pickled(path.with_name("canary")))
-
-
-def unlink(path):
-    path.unlink()
 
 
 RECORDS = {
@@ -360,95 +302,3 @@ def test_what_is_on_a_disk_that_takes_no_file_is_printed(run, copy, monkeypatch)
         assert code == 2 and word in told and told.count("\n") == 1
         assert "naive" in shown and "PSNR" in shown and "Traceback" not in shown
     assert run("report", copy.tables)[0] == 0
-
-
-# -- what cells share: classifiers, features, reference distances; snapshots -----------------------
-
-CACHED = {
-    "flipped": flip,
-    "cut": cut,
-    "empty": empty,
-    "a pickle": pickle_in,
-    "a pipe": pipe,
-    "of something else": of_another,
-    "of other networks": lambda p: write_tensors(p, {"x": torch.zeros(2)}, {"of": p.stem}),
-    "of NaN": lambda p: write_tensors(
-        p, {k: v * float("nan") for k, v in read_tensors(p)[0].items()}, {"of": p.stem}
-    ),
-}
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", CACHED)
-def test_a_damaged_classifier_is_named_and_trained_again(
-    digits_data, tmp_path, monkeypatch, caplog, kind
-):
-    monkeypatch.setattr(features, "STEPS", 2)
-    first = features.Classifier.of(digits_data, tmp_path)
-    (file,) = tmp_path.glob("classifier-*.safetensors")
-    CACHED[kind](file)
-    again = features.Classifier.of(digits_data, tmp_path)
-    assert again.accuracy == first.accuracy
-    assert all(torch.equal(v, first.net.state_dict()[k]) for k, v in again.net.state_dict().items())
-    (line,) = [r.getMessage() for r in caplog.records if "computed again" in r.getMessage()]
-    assert file.name in line and not (tmp_path / "canary").exists()
-    caplog.clear()
-    features.Classifier.of(digits_data, tmp_path)
-    assert not caplog.records
-
-
-class Slow:
-    """Features that are worth keeping."""
-
-    key = name = "slow"
-    is_slow = True
-
-    def with_scores(self, x):
-        return x.flatten(1).double().numpy(), None
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", [k for k in CACHED if k != "of NaN"])
-def test_damaged_features_are_named_and_computed_again(tmp_path, caplog, kind):
-    x = torch.arange(12.0).reshape(3, 1, 2, 2)
-    first = features.reference_features(Slow(), x, tmp_path)
-    (file,) = tmp_path.glob("slow-*.safetensors")
-    CACHED[kind](file)
-    again = features.reference_features(Slow(), x, tmp_path)
-    assert (again == first).all() and first.shape == (3, 4)
-    assert file.name in caplog.text and "computed again" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        cut,
-        text,
-        lambda p: p.write_text("[]"),
-        lambda p: p.write_text(p.read_text().replace("0.5", "0.7")),
-        lambda p: p.write_text(sealed(read_sealed(p) | {"of": "x", "mean": 9.0})),
-        without_hash(lambda r: r.update(mean="x")),
-    ],
-)
-def test_a_damaged_distance_is_computed_again(tmp_path, caplog, damage):
-    def once():
-        return references.remembered(tmp_path, "floor", ["a"], lambda: MeanStd(0.5, 0.25))
-
-    first = once()
-    (file,) = tmp_path.glob("floor-*.json")
-    damage(file)
-    assert once() == first == MeanStd(0.5, 0.25)
-    assert "computed again" in caplog.text
-    caplog.clear()
-    assert once() == first and not caplog.records
-
-
-@pytest.mark.parametrize("damage", [flip, cut, pipe, of_another])
-def test_a_damaged_snapshot_is_left_out(tmp_path, caplog, damage):
-    paths = [tmp_path / f"snapshot-{i:03d}.safetensors" for i in (1, 2)]
-    for path in paths:
-        write_tensors(path, {"a": torch.ones(4)}, {"of": "me", "step": 1})
-    assert snapshot_files(tmp_path, "me") == paths
-    damage(paths[0])
-    assert snapshot_files(tmp_path, "me") == paths[1:]
-    assert "it is left out" in caplog.text and paths[0].name in caplog.text
