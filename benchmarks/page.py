@@ -22,7 +22,7 @@ from cleanprior.metric_names import describe, in_order
 from . import cell_commands
 from .figures.grids import STRIPS
 from .figures.palette import looks
-from .tables.columns import DASH, TEXTS, all_columns
+from .tables.columns import DASH, IMPORTANT, TEXTS, all_columns
 from .tables.display import number
 from .tables.matrix import matrix
 
@@ -45,16 +45,7 @@ KINDS = {
     "unfinished": "skipped and failed",
 }
 #: Columns that are shown before anybody asks for all.
-MAIN = (
-    "clean_images",
-    "psnr",
-    "psnr_point",
-    "spread_ratio",
-    "fd",
-    "proximal_fd",
-    "train_flops",
-    "train_seconds",
-)
+MAIN = (*IMPORTANT, "train_seconds")
 #: Where nobody has a clean image, this tells restorations apart.
 WITHOUT_CLEAN = ("consistency", "consistency_point")
 #: Bytes from which a picture of photographs is embedded as JPEG.

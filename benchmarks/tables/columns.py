@@ -91,6 +91,16 @@ COLUMNS: tuple[Column, ...] = (
 )
 #: Headings of columns that hold words.
 TEXTS = ("method", "restores by", "status", "problem", "published row", "our row")
+#: Keys of the columns that matter most, the first ones first.
+IMPORTANT = (
+    "psnr",
+    "psnr_point",
+    "spread_ratio",
+    "fd",
+    "proximal_fd",
+    "train_flops",
+    "clean_images",
+)
 #: Columns that stand even where no row has a value: the reason stands under the table.
 ALWAYS = ("clean_images", "psnr", "fd", "proximal_fd", "train_seconds", "nfe", "parameters")
 

@@ -8,19 +8,8 @@ import pandas as pd
 
 from cleanprior.terminal import Column, Screen, choose
 
-from .columns import COLUMNS, TEXTS
+from .columns import COLUMNS, IMPORTANT, TEXTS
 
-#: Columns by importance: those before one that has no room are shown. The first cost that a table
-#: has stands for both.
-IMPORTANT = (
-    "psnr",
-    "psnr_point",
-    "spread_ratio",
-    "fd",
-    "proximal_fd",
-    "train_flops",
-    "clean_images",
-)
 #: After those and the status.
 THEN = ("train_seconds", "ssim", "ssim_point", "fd_inf", "nfe", "consistency", "consistency_point")
 

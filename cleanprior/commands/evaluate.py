@@ -10,7 +10,7 @@ from .. import __version__
 from ..config import registry
 from ..errors import UserError
 from ..files import check_folder, write_text
-from .options import GIVEN, Out, Overrides, live_progress, offers
+from .options import GIVEN, Out, Overrides, PriorsOperator, live_progress, offers
 from .priors import remembered
 
 if TYPE_CHECKING:
@@ -33,12 +33,7 @@ def evaluate(
             help="Data set; default: the prior's.", autocompletion=offers("one_of", "data")
         ),
     ] = None,
-    operator: Annotated[
-        str | None,
-        typer.Option(
-            help="Operator; default: the prior's.", autocompletion=offers("one_of", "operator")
-        ),
-    ] = None,
+    operator: PriorsOperator = None,
     point: Annotated[
         bool, typer.Option("--point", help="The restorations are point estimates, not draws.")
     ] = False,

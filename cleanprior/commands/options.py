@@ -72,6 +72,15 @@ def offers(kind: str, *given: str) -> Callable[[str], list[str]]:
     return offer
 
 
+#: An operator beside a saved prior, which has one of its own.
+PriorsOperator = Annotated[
+    str | None,
+    typer.Option(
+        help="Operator; default: the prior's.", autocompletion=offers("one_of", "operator")
+    ),
+]
+
+
 def live_progress(is_quiet: bool = False, has_logs: bool = False) -> Any:
     """Return a progress display on stderr.
 

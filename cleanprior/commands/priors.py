@@ -10,7 +10,7 @@ from ..config import registry
 from ..errors import UserError
 from ..files import check_folder
 from ..notices import tell
-from .options import GIVEN, Overrides, live_progress, offers
+from .options import GIVEN, Overrides, PriorsOperator, live_progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,12 +70,7 @@ def sample(
 
 def restore(
     prior: PriorFolder,
-    operator: Annotated[
-        str | None,
-        typer.Option(
-            help="Operator; default: the prior's.", autocompletion=offers("one_of", "operator")
-        ),
-    ] = None,
+    operator: PriorsOperator = None,
     measurements: Annotated[
         Path | None,
         typer.Option(help="Your measurements (.npz, .h5, ...); default: held-out ones.", **GIVEN),
