@@ -27,7 +27,7 @@ from .config.parts import part
 from .data.datasets import CleanData
 from .data.measured import MeasuredData, check_split
 from .data.measurements import Measurements
-from .defaults import exact_products
+from .defaults import check_dense, exact_products
 from .diffusion.denoiser import Denoiser
 from .diffusion.posterior import PosteriorSampler
 from .diffusion.samplers import Sampler
@@ -98,7 +98,7 @@ def _image_shape(given: Any) -> ImageShape:
 
 def _images(name: str, given: Any, shape: ImageShape, largest: float = RANGE) -> Tensor:
     """Return images in [-1, 1] as float32 on the CPU, checked up to a largest absolute value."""
-    x = torch.as_tensor(given).detach().cpu()
+    x = check_dense(name, torch.as_tensor(given)).detach().cpu()
     if x.dim() != 4 or tuple(x.shape[1:]) != shape or len(x) == 0:
         needed = ", ".join(map(str, shape))
         raise UserError(f"{name} have shape {tuple(x.shape)}; needed: (n, {needed}), n above 0")

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .errors import UserError
+
 
 @contextmanager
 def plain_tensors() -> Iterator[None]:
@@ -33,3 +35,21 @@ def exact_products() -> None:
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+
+
+def check_dense(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that holds a number in each of its places.
+
+    Arguments:
+        name: What it is, for the error.
+        tensor: Anybody's.
+
+    Raises:
+        UserError: It lies on torch's meta device, where tensors have a shape alone, or is sparse.
+    """
+    if tensor.is_meta:
+        raise UserError(f"{name}: a tensor on torch's meta device has a shape and no numbers")
+    if tensor.layout != torch.strided:
+        kind = str(tensor.layout).removeprefix("torch.")
+        raise UserError(f"{name}: a {kind} tensor is not read; give its to_dense()")
+    return tensor

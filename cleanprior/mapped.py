@@ -119,6 +119,8 @@ def _place(tensor: Tensor) -> tuple[_Mapping, int] | None:
         return None
     if tensor.dim() == 0 or not tensor.is_contiguous():
         return None
+    if not tensor.is_inference() and tensor._version:
+        return None  # somebody has written into it: the map has what the file has not
     address = tensor.data_ptr()
     for mapping in _mappings.values():
         if mapping.start <= address < mapping.start + mapping.length:

@@ -21,7 +21,7 @@ from .config.checks import check_kind, check_seed
 from .config.parts import part
 from .data.measured import check_shapes
 from .data.measurements import Batch, Measurements
-from .defaults import plain_tensors
+from .defaults import check_dense, plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
 from .diffusion.denoiser import Denoiser
 from .diffusion.limits import at_most, check_finite, check_weight_shapes, shapes_of, without_memory
@@ -74,6 +74,14 @@ class Prior(nn.Module):
         """Number of weights."""
         return parameter_count(self.denoiser)
 
+    def _device(self) -> torch.device:
+        """Return where the network lies.
+
+        Raises:
+            UserError: On torch's meta device, where weights have a shape and no numbers.
+        """
+        return check_dense("the prior's weights", next(self.parameters())).device
+
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "..."] | float, *_: Any
     ) -> Float[Tensor, "b c h w"]:
@@ -105,7 +113,7 @@ class Prior(nn.Module):
             raise UserError(f"n={n}; allowed: at least 1 image")
         check_seed(seed)
         walk: Sampler = _part("sampler", sampler)
-        device = next(self.parameters()).device
+        device = self._device()
         images = []
         for start in range(first, first + n, chunk):
             numbers = range(start, min(start + chunk, first + n))
@@ -157,7 +165,7 @@ class Prior(nn.Module):
                 f"{self.image_shape}"
             )
         check_shapes(measurements, operator)
-        device = next(self.parameters()).device
+        device = self._device()
         generators = image_generators(seed, range(len(measurements)))
         draw = draw_in_chunks(
             _part("posterior", posterior),
@@ -176,6 +184,7 @@ class Prior(nn.Module):
             UserError: The disk refuses the write, or something else than a prior stands there; it
                 is intact.
         """
+        self._device()
         folder = Path(folder)
         check_replaceable(folder)
         card = PriorCard(

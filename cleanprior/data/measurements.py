@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..defaults import plain_tensors
+from ..defaults import check_dense, plain_tensors
 from ..errors import UserError
 from ..mapped import blocks, bytes_of, rows
 from ..notices import tell
@@ -101,7 +101,7 @@ class Measurements:
     """The measurements of a data set under one operator.
 
     Attributes:
-        y: (n, ...) float32.
+        y: (n, ...), kept as float32.
         params: Tensors with leading dimension n; empty for a fixed operator.
         sigma_y: (n,) noise level of each measurement, in units of x.
         hash: sha256 of all bytes; the same for every method of a benchmark.
@@ -113,6 +113,14 @@ class Measurements:
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
+        for key, value in {"y": self.y, "sigma_y": self.sigma_y, **self.params}.items():
+            check_dense(key, value)
+        for key in ("y", "sigma_y"):
+            value = getattr(self, key)
+            if not value.is_floating_point():
+                more = " (complex values: as two channels)" if value.is_complex() else ""
+                raise UserError(f"{key} holds {value.dtype}; needed: floats{more}")
+            object.__setattr__(self, key, value.detach().float())
         if self.y.dim() < 2 or len(self.y) == 0:
             raise UserError(f"y has shape {tuple(self.y.shape)}; needed: (n, ...) with n above 0")
         n = len(self.y)

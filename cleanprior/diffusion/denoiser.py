@@ -102,7 +102,8 @@ class Denoiser(nn.Module):
             condition = condition * c_in
         is_large = self.training or len(x) >= REDUCED_BATCH
         use_autocast = is_large and self.autocast is not None
-        with torch.autocast(x.device.type, self.autocast, enabled=use_autocast):
+        kind = "cpu" if x.is_meta else x.device.type  # shapes alone: no precision to choose
+        with torch.autocast(kind, self.autocast, enabled=use_autocast):
             output = self.backbone(c_in * x, sigma.log() / 4, condition)
         output = output.to(x.dtype)
         if self.preconditioning != "split" or seen is None:

@@ -216,3 +216,12 @@ def test_drawing_nan_leaves_no_file(make_operator, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="NaN or infinity in 'y'"):
         draw_measurements(tmp_path / "drawn.safetensors", x, operator, 0, "train")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_into_a_tensor_is_what_its_rows_are(pair):
+    _, found = pair
+    found["y"][2:4].zero_()
+    index = torch.tensor([1, 2, 3])
+    assert torch.equal(rows(found["y"], index), found["y"][1:4])
+    assert rows(found["y"], index)[1:].abs().sum() == 0
+    assert torch.equal(torch.cat(list(blocks(found["y"], 24))), found["y"])

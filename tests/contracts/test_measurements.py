@@ -202,3 +202,31 @@ def test_a_file_of_no_images_is_refused(tmp_path):
     np.savez(tmp_path / "m.npz", y=np.float32(3), sigma_y=0.0)
     with pytest.raises(UserError, match="y has shape"):
         Measurements.load(tmp_path / "m.npz")
+
+
+Y, MASK, LEVEL = torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8), torch.zeros(4)
+
+
+@pytest.mark.parametrize(
+    ("y", "mask", "level", "message"),
+    [
+        (Y.to("meta"), MASK, LEVEL, "y: a tensor on torch's meta device"),
+        (Y, MASK.to("meta"), LEVEL, "mask: a tensor on torch's meta device"),
+        (Y, MASK, LEVEL.to("meta"), "sigma_y: a tensor on torch's meta device"),
+        (Y.to_sparse(), MASK, LEVEL, "y: a sparse_coo tensor is not read"),
+        (Y.to(torch.complex64), MASK, LEVEL, "complex values: as two channels"),
+        (Y.long(), MASK, LEVEL, "y holds torch.int64"),
+        (Y, MASK, LEVEL.bool(), "sigma_y holds torch.bool"),
+    ],
+)
+def test_tensors_without_real_numbers_are_refused(y, mask, level, message):
+    with pytest.raises(UserError, match=message):
+        Measurements(y, {"mask": mask}, level)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_kept_as_float32(kind):
+    half = torch.full((4, 1, 8, 8), 0.5)
+    found = Measurements(half.to(kind).requires_grad_(), {"mask": MASK}, LEVEL.to(kind))
+    assert found.y.dtype == found.sigma_y.dtype == torch.float32 and not found.y.requires_grad
+    assert found.hash == Measurements(half, {"mask": MASK}, LEVEL).hash

@@ -313,3 +313,19 @@ def test_drawing_leaves_the_global_generator_alone(prior, posteriors, make_opera
     prior.sample(2, Heun(3, 0.05, 5.0, 7.0), 0)
     prior.restore(data, operator, posteriors["mmps"], 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_prior_without_numbers_gives_shapes_and_nothing_else(prior, make_operator, tmp_path):
+    operator = make_operator("inpainting", SHAPE, "sigma=0.1")
+    data = Measurements.draw(torch.zeros(2, *SHAPE), operator, 0, "test")
+    prior.to("meta")
+    x = torch.empty(2, *SHAPE, device="meta")
+    assert prior(x, torch.ones(2, device="meta")).shape == x.shape
+    for call in (
+        lambda: prior.sample(2),
+        lambda: prior.restore(data, operator),
+        lambda: prior.save(tmp_path / "prior"),
+    ):
+        with pytest.raises(UserError, match="the prior's weights: a tensor on torch's meta device"):
+            call()
+    assert list(tmp_path.iterdir()) == []
