@@ -56,23 +56,37 @@ def _is_wide(values: pd.Series) -> bool:
     return bool(len(found) and found.min() > 0 and found.max() > 8 * found.min())
 
 
+#: Where a number may stand beside its point, in typographic points, best first.
+BESIDE = (
+    *((side * 9, up) for up in (0, 5, -5) for side in (1, -1)),
+    *((side, up) for up in (10, -10) for side in (0, 5, -5)),
+    *((side * 9, up) for up in (12, -12, 18, -18, 24, -24) for side in (1, -1)),
+)
+
+
 def _place(names: list[tuple[float, float, str]], axes: Axes) -> None:
-    """Write numbers beside points; one that would cover another is moved up."""
-    taken: list[tuple[float, float]] = []
-    for x, y, text in sorted(names, key=lambda item: item[1]):
-        px, py = axes.transData.transform((x, y))
-        shift = 0.0
-        while any(abs(px - tx) < 22 and abs(py + shift - ty) < 18 for tx, ty in taken):
-            shift += 6
-        taken.append((px, py + shift))
-        points = shift * 72 / layout.DPI
+    """Write numbers beside points, where they cover neither each other nor another's marker."""
+    points = []
+    for x, y, _ in names:
+        px, py = axes.transData.transform((x, y)) * 72 / layout.DPI
+        points.append((float(px), float(py)))
+    numbers: list[tuple[float, float]] = []
+    for (x, y, text), (px, py) in zip(names, points, strict=True):
+        for dx, dy in BESIDE:
+            at = px + dx, py + dy
+            others = [point for point in points if point != (px, py)]
+            if not any(abs(at[0] - u) < 8 and abs(at[1] - v) < 9 for u, v in (*others, *numbers)):
+                break
+        numbers.append(at)
         axes.annotate(
             text,
             (x, y),
-            (6, -3 + points),
+            (dx, dy),
             textcoords="offset points",
             fontsize=layout.SMALL,
             annotation_clip=False,
+            ha="center",
+            va="center_baseline",
         )
 
 

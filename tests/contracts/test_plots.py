@@ -209,3 +209,20 @@ def test_ticks_are_few_and_read_as_numbers(low: float, high: float) -> None:
     assert 2 <= len(ticks) <= 6
     assert len({layout.lettered(t) for t in ticks}) == len(ticks)
     assert layout.lettered(1.5e12) == "1.5 T" and layout.lettered(999.9e9) == "1 T"
+
+
+def test_a_number_stands_beside_its_own_marker_and_covers_no_other() -> None:
+    figure = Figure(figsize=(6, 4), dpi=layout.DPI)
+    axes = figure.add_subplot()
+    close = [(1.0, 1.0), (1.004, 1.001), (1.03, 1.0), (1.0, 1.04), (0.97, 1.0), (2.0, 2.0)]
+    axes.plot(*zip(*close, strict=True), "o")
+    figure.draw_without_rendering()
+    plots._place([(x, y, str(i)) for i, (x, y) in enumerate(close)], axes)
+    pixels = axes.transData.transform(close)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(close)
+    for i, box in enumerate(boxes):
+        centre = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+        assert math.dist(centre, pixels[i]) < 60
+        assert not any(box.contains(*p) for k, p in enumerate(pixels) if k != i)
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
