@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from ..cells.folder import TrainingFiles
 from ..environment import hidden_from_accelerate
 from ..files import write_text
+from ..notices import Notice, tell
 from ..outside import read_json
 from .report import TrainingReport
 
@@ -72,20 +73,37 @@ class Tracking:
         if self.files is None:
             yield self
             return
-        folder = self.files.tracked.absolute()
+        try:
+            self._open(self.files.tracked.absolute(), step)
+        except Exception as error:
+            self._give_up(error)
+        try:
+            yield self
+        finally:
+            # Not end_training(): the processes of this training are not done with each other.
+            trackers = () if self._logger is None else self._logger.trackers
+            try:
+                for tracker in trackers:
+                    tracker.finish()
+            except Exception as error:
+                self._give_up(error)
+            self._logger = None
+
+    def _open(self, folder: Path, step: int | None) -> None:
+        """Open the run; see :meth:`running`."""
         folder.mkdir(parents=True, exist_ok=True)
         with hidden_from_accelerate():
             logger = Accelerator(cpu=self._is_cpu, log_with=self.name, project_dir=str(folder))
         logger.init_trackers(PROJECT, init_kwargs={self.name: self._arguments(folder, step)})
         self._logger = logger
-        try:
-            self._remember()
-            yield self
-        finally:
-            self._logger = None
-            # Not end_training(): the processes of this training are not done with each other.
-            for tracker in logger.trackers:
-                tracker.finish()
+        self._remember()
+
+    def _give_up(self, error: Exception) -> None:
+        """Log no more, and say why: a server or a disk that fails ends no training."""
+        self._logger = None
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        text = f"{self.name} failed, and nothing more is logged; the training goes on ({why})"
+        tell([Notice(text, is_warning=True)])
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Log numbers by name; what is none is left out.
@@ -95,7 +113,10 @@ class Tracking:
             step: Optimiser steps of the budgeted network so far.
         """
         if self._logger is not None and (kept := dict(_numbers(values))):
-            self._logger.log(kept, step=step)
+            try:
+                self._logger.log(kept, step=step)
+            except Exception as error:
+                self._give_up(error)
 
     def log_steps(
         self, losses: Mapping[str, float], rate: float, number: int, report: TrainingReport, k: int

@@ -195,3 +195,21 @@ def test_a_cell_of_sealed_processes_is_one_run_that_ends_with_its_metrics(tmp_pa
     row = record["rows"][0]
     (last,) = logged.Scalars(f"{row['way'].replace(':', '')}/psnr")
     assert (last.step, last.value) == (20, pytest.approx(row["metrics"]["psnr"], rel=1e-6))
+
+
+@pytest.mark.parametrize("moment", ["__init__", "log", "finish"])
+def test_a_tracker_that_fails_ends_no_training(
+    setting, trained, tmp_path, runs, monkeypatch, caplog, moment
+):
+    *_, expected = trained("naive")
+
+    def refuse(*_, **__):
+        raise ConnectionError(f"no server\nat {moment}")  # a notice is told once
+
+    monkeypatch.setattr(accelerated.LOGGER_TYPE_TO_CLASS["tensorboard"], moment, refuse)
+    trainer = make_trainer(tracker="tensorboard", log_every=5)
+    networks, report = fit(setting("naive"), 0, tmp_path, trainer)
+    assert report.status == "done"
+    assert_same(weights(networks), expected)
+    (line,) = [r.getMessage() for r in caplog.records if "the training goes on" in r.getMessage()]
+    assert f"ConnectionError: no server at {moment}" in line
