@@ -51,7 +51,7 @@ def _walk(folder: Path, hidden: bool, above: frozenset[str]) -> Iterator[tuple[P
             yield from _walk(path, below, above | {place})
 
 
-def fingerprint(path: str | Path) -> str | None:
+def fingerprint(path: str | Path, is_every: bool = False) -> str | None:
     """Return the sha256 of a file, or of the names and contents of a folder's files.
 
     Of a folder that holds images only the images count: a note beside them changes no data set.
@@ -60,6 +60,7 @@ def fingerprint(path: str | Path) -> str | None:
 
     Arguments:
         path: A file or a folder.
+        is_every: Of a folder count every file that is not hidden, whatever it is.
 
     Returns:
         16 hexadecimal digits, or None where nothing is there.
@@ -72,7 +73,9 @@ def fingerprint(path: str | Path) -> str | None:
         files = [root]
     elif root.is_dir():
         every = [(p, hidden) for p, hidden in files_below(root) if p.is_file()]
-        files = [p for p, hidden in every if not hidden and is_picture(p.name)]
+        shown = [p for p, hidden in every if not hidden]
+        is_zarr = root.suffix.lower() == ".zarr"
+        files = shown if is_every and not is_zarr else [p for p in shown if is_picture(p.name)]
         files = sorted(files or [p for p, _ in every])  # zarr keeps its types in hidden files
     else:
         return None

@@ -25,7 +25,15 @@ _KEYS = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
 _NO_PART = ("device", "checkpoint_seconds", "snapshots", "tracker", "about", "unless")
 # Where a data set lies is not what it is.
-_PLACE = ("path", "download")
+_PLACE = ("path", "download", "mask")
+# Keys that came after the first records: where they say nothing, the data set is what it was.
+_LATER = ("key", "mask", "missing", "patch", "range", "sigma_y", "stride")
+# Of which each had these from the first.
+_FIRST = {name: ("range",) for name in ("folder", "zip", "huggingface")} | {
+    "arrays": ("key", "range")
+}
+# Data sets whose folders are files of arrays.
+_ARRAYS = ("arrays", "measurements")
 
 
 def placeless(data: Mapping[str, Any]) -> Config:
@@ -34,9 +42,16 @@ def placeless(data: Mapping[str, Any]) -> Config:
     Where the files are the user's own (``own_files``) their content takes the place of the path. A
     published data set is known by its name.
     """
-    kept = {k: v for k, v in data.items() if k not in _PLACE}
-    if "own_files" in data.get("capabilities", ()) and data.get("path") is not None:
-        kept["content"] = fingerprint(data["path"])
+    first = _FIRST.get(str(data.get("name")), ())
+    is_said = {k: v is not None or k not in _LATER or k in first for k, v in data.items()}
+    kept = {k: v for k, v in data.items() if k not in _PLACE and is_said[k]}
+    if "own_files" in data.get("capabilities", ()):
+        # A folder of arrays may hold pictures, too.
+        is_every = data.get("name") in _ARRAYS
+        if data.get("path") is not None:
+            kept["content"] = fingerprint(data["path"], is_every)
+        if data.get("mask") is not None:
+            kept["mask"] = fingerprint(data["mask"], True)
     return kept
 
 

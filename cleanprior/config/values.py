@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..outside import parse_yaml
 
 #: Keys whose text is a place on disk: ``~`` is the home folder there.
-PLACES = ("path", "repository")
+PLACES = ("path", "repository", "mask")
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True} | {
     "false": False,
     "no": False,

@@ -5,7 +5,8 @@ from .datasets import CleanData, digits
 from .downloads import celeba, cifar10, fashion_mnist, mnist
 from .hub import huggingface
 from .image_files import afhq, image_folder, image_zip
-from .measured import MeasuredData, measured_file, write_splits
+from .loading import measured_file
+from .measured import MeasuredData, write_splits
 from .measurements import Batch, Images, Measurements, TrainingSet
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Named arrays in a file: npy, npz, HDF5, zarr, safetensors; read by rows where that is possible.
 
 ``.npy`` is memory-mapped; HDF5, zarr and safetensors read the rows that are asked for; an array of
-an ``.npz`` is decompressed whole.
+an ``.npz`` is decompressed whole. Files of instruments are read by :mod:`cleanprior.data.formats`.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,10 +20,14 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
 from .claims import bytes_of, check_claim
+from .formats import FORMATS, Format, format_of, suffix_of
 from .hdf5_files import arrays_of
 from .zarr_files import check_zarr
 
+#: Files of arrays, which may hold several by name.
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".zarr", ".safetensors")
+#: All that is read: those, and what instruments write.
+READ = (*SUFFIXES, *(suffix for found in FORMATS for suffix in found.suffixes))
 
 
 @runtime_checkable
@@ -73,16 +78,23 @@ def named_arrays(
         UserError: No such file, an ending that is not known, a library that is not installed, or a
             file that is damaged (also when that shows while rows are read).
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"'{path}' has no known ending; allowed: {', '.join(SUFFIXES)}")
+    suffix = suffix_of(path)
+    if suffix not in READ:
+        raise UserError(f"'{path}' has no known ending; allowed: {', '.join(READ)}")
     if not (path.is_dir() if suffix == ".zarr" else path.is_file()):
-        raise UserError(f"'{path}' is not a file; allowed endings: {', '.join(SUFFIXES)}")
-    library = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}.get(suffix)
-    module = optional(library, f"read '{path}'") if library else None
+        raise UserError(f"'{path}' is not a file; allowed endings: {', '.join(READ)}")
+    found = format_of(path)
+    if found is not None:
+        module = optional(found.library, f"read '{path}'", found.extra)
+    else:
+        library = {".h5": "h5py", ".hdf5": "h5py", ".zarr": "zarr"}.get(suffix)
+        module = optional(library, f"read '{path}'") if library else None
     try:
         with ExitStack() as stack:
-            yield _opened(path, suffix, module, stack)
+            if found is not None:
+                yield _guarded(found, path, module, stack)
+            else:
+                yield _opened(path, suffix, module, stack)
     except UserError:
         raise
     except (
@@ -112,6 +124,23 @@ def _opened(
         raise
     except Exception as error:
         raise ValueError(f"{error}" or type(error).__name__) from error
+
+
+def _guarded(
+    found: Format, path: Path, module: Any, stack: ExitStack
+) -> Mapping[str, Callable[[], Rows]]:
+    """Return how to read the arrays of an instrument's file; each may be damaged anywhere."""
+
+    def guard(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except (UserError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(f"{error}" or type(error).__name__) from error
+
+    arrays = guard(lambda: found.functions().read(path, module, stack))
+    return {name: partial(guard, get) for name, get in arrays.items()}
 
 
 def _open(
@@ -202,8 +231,13 @@ def _walk(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", child
 
 
-def optional(library: str, purpose: str) -> Any:
+def optional(library: str, purpose: str, extra: str = "data") -> Any:
     """Import a library that is not installed with the package.
+
+    Arguments:
+        library: The module.
+        purpose: What it is needed for, as the end of a sentence.
+        extra: Which extra of this package installs it.
 
     Raises:
         UserError: It is missing; the message says how to install it.
@@ -212,6 +246,6 @@ def optional(library: str, purpose: str) -> Any:
         return importlib.import_module(library)
     except ImportError as error:
         raise UserError(
-            f"'{library}' is needed to {purpose} and is not installed; "
-            "pip install 'cleanprior[data]'"
+            f"'{library.partition('.')[0]}' is needed to {purpose} and is not installed; "
+            f"pip install 'cleanprior[{extra}]'"
         ) from error

@@ -1,8 +1,10 @@
 """Which axis of an array is what: one rule for images and for measurements.
 
-``N`` counts images, ``C`` channels, ``H`` rows, ``W`` columns.
+``N`` counts images, ``C`` channels, ``H`` rows, ``W`` columns. Files of instruments say what their
+axes are (:class:`cleanprior.data.formats.Frames`), unless the user says it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import UserError
 from .containers import Rows
 
-LAYOUTS = ("NCHW", "NHWC", "NHW", "HWN", "HWCN")
+LAYOUTS = ("NCHW", "NHWC", "NHW", "HWN", "HWCN", "HW", "CHW", "HWC")
 #: An axis that is at most this long can be one of channels.
 CHANNELS = 4
 #: Images are rarely longer than this many times their width; slices of a volume are.
@@ -63,7 +65,8 @@ def layout_of(what: str, shape: Sequence[int], given: str | None) -> str:
             raise UserError(f"{held}; layout={given} has {len(given)} axes")
         return given
     if len(shape) not in (3, 4):
-        raise UserError(f"{held}; needed: (n, h, w) or 4 axes")
+        more = " (one image: data.layout=HW)" if len(shape) == 2 else ""
+        raise UserError(f"{held}; needed: (n, h, w) or 4 axes{more}")
     found = detect(shape)
     if found is None:
         offered = [k for k in LAYOUTS if len(k) == len(shape)]
@@ -74,7 +77,53 @@ def layout_of(what: str, shape: Sequence[int], given: str | None) -> str:
 
 def _reading(shape: Sequence[int], layout: str) -> str:
     size = dict(zip(layout, shape, strict=True))
-    return f"{size['N']} images of {size.get('C', 1)}x{size['H']}x{size['W']}"
+    return f"{size.get('N', 1)} images of {size.get('C', 1)}x{size['H']}x{size['W']}"
+
+
+class _One:
+    """An array of one image, as an array of images."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.dtype = rows, rows.dtype
+        self.shape = (1, *rows.shape)
+
+    def __getitem__(self, chosen: Any) -> NDArray[Any]:
+        return np.asarray(self.rows[:])[None][chosen]
+
+
+def with_axes(rows: Rows, given: str | None) -> tuple[Rows, str | None]:
+    """Return an array and its layout, by the user or else by its file; None where none says it.
+
+    Of a file that names its axes all that count images become one, and so do all of channels.
+    """
+    axes = getattr(rows, "axes", None)
+    if given is not None or axes is None or not {"H", "W"} <= set(axes):
+        return rows, given
+    return gather(rows[:], axes), "NCHW" if "C" in axes else "NHW"
+
+
+def gather(values: NDArray[Any], axes: str) -> NDArray[Any]:
+    """Return an array with one letter an axis as (n, c, h, w), or (n, h, w) without channels."""
+    order = [i for letter in "NCHW" for i, a in enumerate(axes) if a == letter]
+    size = {k: [n for n, a in zip(values.shape, axes, strict=True) if a == k] for k in "NCHW"}
+    shape = [math.prod(size[k]) for k in ("NCHW" if size["C"] else "NHW")]
+    return values.transpose(order).reshape(shape)
+
+
+def scatter(images: NDArray[Any], axes: str, shape: Sequence[int]) -> NDArray[Any]:
+    """Undo :func:`gather`: (n, c, h, w) as an array of these axes and this shape.
+
+    Arguments:
+        images: (n, c, h, w); n is that of ``shape``, or 1 and more for axes with one ``N``.
+        axes: A letter an axis.
+        shape: The shape of the whole; the length of a single ``N`` is that of ``images``.
+    """
+    order = [i for letter in "NCHW" for i, a in enumerate(axes) if a == letter]
+    sizes = list(shape)
+    if axes.count("N") == 1:
+        sizes[axes.index("N")] = len(images)
+    found = images.reshape([sizes[i] for i in order])
+    return found.transpose(np.argsort(order))
 
 
 class ByImage:
@@ -86,6 +135,8 @@ class ByImage:
     """
 
     def __init__(self, rows: Rows, layout: str) -> None:
+        if "N" not in layout:
+            rows, layout = _One(rows), f"N{layout}"
         self.rows, self.axis = rows, layout.index("N")
         self.inner = layout.replace("N", "")
         size = dict(zip(layout, rows.shape, strict=True))

@@ -16,10 +16,10 @@ name                shape                 what
 
 For masks, blur and noise y has the shape of the images, (n, c, h, w); :mod:`measured_arrays
 <cleanprior.data.measured_arrays>` says which other ways to store it are read. ``.`` instead of
-``/`` in a name is the same.
+``/`` in a name is the same. Files of instruments, which hold y alone, and folders of them are read
+with what the user says of them, :class:`cleanprior.data.reading.Reading`.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,10 +37,7 @@ from ..operators.base import ImageShape, Operator, take
 from ..seeding import generator_for
 from .containers import SUFFIXES, optional
 from .contents import LEAST_SHARE
-from .layouts import check_layout
-from .measured_arrays import arrange, read_arrays, y_layout
 from .measurements import Batch, Measurements
-from .splits import LEAST_HELD_OUT, held_out
 
 #: Measurements that are checked at a time.
 CHUNK = 512
@@ -60,6 +57,7 @@ class MeasuredData:
         test: Held-out measurements, for restoration.
         image_shape: Shape of one image, (channels, height, width).
         notices: What a user should know of them, told when they are loaded.
+        are_patches: Whether they are cut from larger ones, which A must not mix.
     """
 
     name: str
@@ -67,6 +65,7 @@ class MeasuredData:
     test: Measurements
     image_shape: ImageShape
     notices: tuple[Notice, ...] = ()
+    are_patches: bool = False
 
     def split(self, name: str) -> Measurements:
         """Return the measurements of ``train`` or ``test``."""
@@ -83,6 +82,10 @@ class MeasuredData:
                 of another shape or scale, values where nothing was measured, or another noise
                 level.
         """
+        if self.are_patches and not operator.capabilities & {"mask", "identity"}:
+            raise UserError(
+                f"data.patch cuts y, and {operator.name} mixes pixels beyond a patch; leave it out"
+            )
         train = check_measurements(self.train, operator)
         test = check_measurements(self.test, operator, "test/")
         for split, measured in (("", self.train), ("test/", self.test)):
@@ -264,7 +267,8 @@ def _check_y(
         raise UserError(
             f"{split}y of image {first + place} reaches {y[place].abs().max():g}; images are in "
             f"[-1, 1] and sigma_y is {measured.sigma_y[index][place]:g} in the same units: scale "
-            "both (8 bits: y = 2 y / 255 - 1 where measured, sigma_y = 2 sigma_y / 255)"
+            "both (8 bits: y = 2 y / 255 - 1 where measured, sigma_y = 2 sigma_y / 255), or set "
+            "data.range=[LOW,HIGH] to the values that shall become -1 and 1"
         )
 
 
@@ -279,76 +283,6 @@ def _advice(y: Tensor, operator: Operator, shape: tuple[int, ...]) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-
-
-def measured_file(
-    path: str | None,
-    image_shape: Sequence[int] | None,
-    test_share: float,
-    layout: str | None = None,
-) -> MeasuredData:
-    """Load a user's measurements; the module says what the file holds.
-
-    Arguments:
-        path: The file.
-        image_shape: (channels, height, width) of the images, or None where y has their shape.
-        test_share: Share of measurements held out by a hash of y, where the file holds no
-            ``test/y``.
-        layout: Order of y's axes, one of :data:`cleanprior.data.layouts.LAYOUTS`; None tells it
-            from the shape, by the rule of arrays.
-
-    Raises:
-        UserError: The file is missing, damaged, lacks an array or holds one that is not known, or
-            holds shapes or values that are none of measurements.
-    """
-    if path is None:
-        raise UserError(
-            "data=measurements needs data.path=FILE with the arrays y, sigma_y and params/NAME"
-        )
-    if not 0 < test_share < 1:
-        raise UserError(f"test_share={test_share} is not a share; allowed: between 0 and 1")
-    if image_shape is not None and (len(image_shape) != 3 or min(image_shape) < 1):
-        raise UserError(f"image_shape={image_shape}; allowed: [channels,height,width]")
-    check_layout(layout)
-    file = Path(path)
-    splits = read_arrays(file)
-    axes = y_layout(file, splits["train"]["y"], image_shape, layout)
-    arrays, notices = arrange(file, splits["train"], axes)
-    train = Measurements.of(file, arrays)
-    if splits["test"]:
-        if "y" not in splits["test"]:
-            found = ", ".join(f"test/{k}" for k in sorted(splits["test"]))
-            raise UserError(f"'{file}' holds no array 'test/y'; found: {found}")
-        arrays, more = arrange(file, splits["test"], axes, "test/")
-        test, how = Measurements.of(file, arrays, split="test/"), "of the file's arrays test/"
-        notices += more
-        if len(test) < LEAST_HELD_OUT:
-            raise UserError(
-                f"'{file}' holds one measurement below test/; needed: at least {LEAST_HELD_OUT}, "
-                "or none (a share is held out)"
-            )
-    else:
-        keys = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in train.y]
-        is_test = held_out(keys, test_share)
-        train, test = _chosen(train, ~is_test), _chosen(train, is_test)
-        how = "by a hash of each y"
-    if image_shape is None and train.y.dim() != 4:
-        raise UserError(
-            f"'{file}' holds y of shape {_shape(train.y.shape)}, which are not images; set "
-            "data.image_shape=[channels,height,width]"
-        )
-    channels, height, width = image_shape or train.y.shape[1:]
-    counts = f"{len(train)} measurements for training and {len(test)} held out, {how}"
-    notices = (Notice(f"{file.name}: {counts}"), *notices)
-    shape = (int(channels), int(height), int(width))
-    return MeasuredData(file.stem, train, test, shape, notices)
-
-
-def _chosen(measured: Measurements, chosen: Tensor) -> Measurements:
-    index = chosen.nonzero()[:, 0]
-    return Measurements(
-        measured.y[index], take(measured.params, index), measured.sigma_y[index].clone()
-    )
 
 
 def write_splits(path: Path, train: Measurements, test: Measurements | None = None) -> None:

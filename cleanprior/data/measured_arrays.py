@@ -1,7 +1,8 @@
 """Arrays of a measurement file as operators have them.
 
 What a file may hold in another way than :mod:`cleanprior.data.measured` says: images as
-(n, h, w, c) or (n, h, w), complex values, NaN where nothing was measured, one parameter for all.
+(n, h, w, c) or (n, h, w), complex values, NaN where nothing was measured, one parameter for all; y
+alone, in an instrument's units (:mod:`cleanprior.data.reading`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,39 +16,66 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..notices import Notice
-from .containers import named_arrays, whole
+from .array_sources import choose
+from .containers import Rows, named_arrays, whole
+from .formats import Frames, format_of
 from .layouts import CHANNELS, ByImage, detect, layout_of, to_nchw
+from .reading import AS_STORED, Reading
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def read_arrays(path: Path) -> dict[str, Arrays]:
+def read_arrays(path: Path, key: str | None = None) -> dict[str, dict[str, Any]]:
     """Read the arrays of a measurement file as they are stored, by split (``train``, ``test``).
+
+    Arguments:
+        path: The file.
+        key: Name of the array that is y; None is ``y``, or the only array of a file that has one.
+
+    Returns:
+        Arrays by their name; that of an instrument as :class:`cleanprior.data.formats.Frames`.
 
     Raises:
         UserError: The file is missing or damaged, or holds an array that is not known.
     """
-    splits: dict[str, Arrays] = {"train": {}, "test": {}}
+    splits: dict[str, dict[str, Any]] = {"train": {}, "test": {}}
     with named_arrays(path, "measurement file") as found:
         names = ", ".join(sorted(found)) or "none"
-        if "y" not in found:
-            raise UserError(f"'{path}' holds no array 'y'; found: {names}")
+        if key is None and "y" not in found and set(found) == {"array"}:
+            key = "array"
+        if key not in (None, "y") or format_of(path) is not None:
+            splits["train"]["y"] = _numbers(path, key or "y", choose(path, found, key), "biufc")
+            found = {k: get for k, get in found.items() if k != "y" and _is_known(k)}
+        elif "y" not in found:
+            more = "; choose the one that is y by data.key=NAME" if found else ""
+            raise UserError(f"'{path}' holds no array 'y'; found: {names}{more}")
         for stored, get in found.items():
             name = stored.replace(".", "/")
-            key = name.removeprefix("test/")
-            if key not in ("y", "sigma_y") and not key.startswith("params/"):
+            part = name.removeprefix("test/")
+            if not _is_known(stored):
                 raise UserError(
                     f"'{path}' holds '{stored}', which is not a part of measurements; allowed: y, "
                     f"sigma_y, params/NAME, and the same below test/; found: {names}"
                 )
-            array = whole(get())
-            if array.dtype.kind not in ("biufc" if key == "y" else "biuf"):
-                raise UserError(
-                    f"'{path}' is damaged or not a measurement file: '{stored}' holds values of "
-                    f"type {array.dtype}"
-                )
-            splits["train" if name == key else "test"][key] = array
+            array = _numbers(path, stored, get(), "biufc" if part == "y" else "biuf")
+            splits["train" if name == part else "test"][part] = array
     return splits
+
+
+def _is_known(name: str) -> bool:
+    part = name.replace(".", "/").removeprefix("test/")
+    return part in ("y", "sigma_y") or part.startswith("params/")
+
+
+def _numbers(path: Path, name: str, rows: Rows, kinds: str) -> Any:
+    """Return an array in memory; one that names its axes keeps them."""
+    array = rows if isinstance(rows, Frames) else whole(rows)
+    if array.dtype.kind not in kinds:
+        raise UserError(
+            f"'{path}' is damaged or not a measurement file: '{name}' holds values of type "
+            f"{array.dtype}"
+        )
+    return array
 
 
 def y_layout(
@@ -86,7 +114,12 @@ def y_layout(
 
 
 def arrange(
-    path: Path, arrays: Mapping[str, NDArray[Any]], layout: str | None, split: str = ""
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    layout: str | None,
+    split: str = "",
+    reading: Reading = AS_STORED,
+    names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Tensor], tuple[Notice, ...]]:
     """Return one split as float32 tensors, images as (n, c, h, w), and what should be told.
 
@@ -95,9 +128,12 @@ def arrange(
         arrays: One split of :func:`read_arrays`.
         layout: That of y, by :func:`y_layout`.
         split: What stands before the names of this split, ``""`` or ``"test/"``.
+        reading: What the user says of the file.
+        names: The file that each image of a folder comes from.
 
     Raises:
-        UserError: Another number of axes, or complex values that are no images.
+        UserError: Another number of axes, complex values that are no images, NaN, a mask or a range
+            that does not fit.
     """
     y = arrays["y"]
     told = []
@@ -120,7 +156,8 @@ def arrange(
             f"'{path}' holds complex {split}y of shape {y.shape}, which are not images; store real "
             "and imaginary part as two channels"
         )
-    found: dict[str, NDArray[Any]] = {"y": y.astype(np.float32)}
+    kind = np.float32 if reading.range is None else np.float64
+    found: dict[str, NDArray[Any]] = {"y": y.astype(kind)}
     n = len(y) if y.ndim else 0
     for key, value in arrays.items():
         if key == "sigma_y":
@@ -129,9 +166,7 @@ def arrange(
                 found[key] = found[key][:, 0]
         elif key != "y":
             found[key] = _parameter(value, n, sides, layout)
-    gaps = _fill_gaps(found)
-    if gaps:
-        told.append(f"{split}y is NaN where nothing was measured ({gaps} entries), read as 0")
+    told += [f"{split}{text}" for text in reading.apply(path, found, sides, names)]
     tensors = {k: torch.from_numpy(v.astype(np.float32)) for k, v in found.items()}
     return tensors, tuple(Notice(f"{path.name}: {text}") for text in told)
 
@@ -156,19 +191,3 @@ def _parameter(
     if value.ndim and len(value) == 1 and n > 1:
         value = np.broadcast_to(value, (n, *value.shape[1:]))
     return value
-
-
-def _fill_gaps(arrays: dict[str, NDArray[Any]]) -> int:
-    """Set y to 0 where it is NaN and a mask says that nothing was measured; return how often."""
-    y, filled = arrays["y"], 0
-    for key in ("params/mask", "params/rows"):
-        if key not in arrays or not np.isnan(y).any():
-            continue
-        try:
-            hidden = np.broadcast_to(arrays[key] == 0, y.shape) & np.isnan(y)
-        except ValueError:
-            continue  # of another shape: told when it is compared with the operator
-        y = np.where(hidden, np.float32(0), y)
-        filled += int(hidden.sum())
-    arrays["y"] = y
-    return filled

@@ -18,7 +18,9 @@ from ..notices import tell
 from ..operators.base import ImageShape, Operator, Params, take
 from ..operators.parts import measure_parts
 from ..seeding import generator_for
-from .measured_arrays import arrange, read_arrays, y_layout
+from .measured_arrays import arrange
+from .reading import Reading
+from .user_files import read_held
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class Measurements:
         sigma_y: float | None = None,
         image_shape: ImageShape | None = None,
         layout: str | None = None,
+        reading: Reading | None = None,
     ) -> "Measurements":
         """Read a user's measurements; :mod:`cleanprior.data.measured` says what the file holds.
 
@@ -205,15 +208,17 @@ class Measurements:
             sigma_y: Noise level, for a file that holds none.
             image_shape: (channels, height, width) of the images, where it is known.
             layout: One of :data:`cleanprior.data.layouts.LAYOUTS`; None tells it from the shape.
+            reading: What else the user says of the file: its range, gaps, mask.
 
         Raises:
             UserError: The file is missing, damaged, lacks ``y`` or the noise level, or holds an
                 array that is not known.
         """
         file = Path(path)
-        arrays = read_arrays(file)["train"]
-        found, notices = arrange(file, arrays, y_layout(file, arrays["y"], image_shape, layout))
-        tell(notices)
+        how = reading or Reading(layout=layout)
+        held = read_held(file, image_shape, how)
+        found, notices = arrange(file, held.train, held.layout, "", how, held.names)
+        tell((*held.notices, *notices))
         return cls.of(file, found, sigma_y)
 
     @classmethod
@@ -238,7 +243,10 @@ class Measurements:
         y = arrays["y"]
         level = arrays.get("sigma_y", None if sigma_y is None else torch.tensor(sigma_y))
         if level is None:
-            raise UserError(f"'{path}' holds no noise level; add '{split}sigma_y' (0 for none)")
+            raise UserError(
+                f"'{path}' holds no noise level; add '{split}sigma_y' (0 for none), or set "
+                "data.sigma_y in the file's units (`cleanprior inspect` estimates it)"
+            )
         params = {k[7:]: v for k, v in arrays.items() if k.startswith("params/")}
         if level.dim() == 0 and y.dim() > 0:
             level = level.expand(len(y))

@@ -106,8 +106,8 @@ class PictureReader:
         """Return the pixels, (h, w, 1 or 3) in float32, and which values become -1 and 1."""
         depth = 255.0
         pixels: NDArray[Any]
-        if image.mode in ("L", "LA", "RGB", "RGBA") and _is_cut(image):
-            pixels, depth = _sixteen_bits(image, name), 65535.0
+        if image.mode in ("L", "LA", "RGB", "RGBA") and is_cut(image):
+            pixels, depth = sixteen_bits(image, name), 65535.0
         else:
             image = ImageOps.exif_transpose(image)
             pixels = np.asarray(image)
@@ -152,12 +152,12 @@ def _eight_bits(image: Image.Image, name: str | PurePath) -> Image.Image:
     return image
 
 
-def _is_cut(image: Image.Image) -> bool:
+def is_cut(image: Image.Image) -> bool:
     """Whether Pillow cuts the picture's 16 bits a channel to 8."""
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
-def _sixteen_bits(image: Image.Image, name: str | PurePath) -> NDArray[Any]:
+def sixteen_bits(image: Image.Image, name: str | PurePath) -> NDArray[Any]:
     """Read a PNG of several 16-bit channels by torchvision."""
     file = getattr(image, "fp", None)
     if image.format != "PNG" or file is None:

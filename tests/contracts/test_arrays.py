@@ -13,7 +13,7 @@ import torchvision.datasets
 from PIL import Image
 from safetensors.numpy import save_file
 
-from cleanprior.data import array_files, arrays, cifar10, huggingface, mnist
+from cleanprior.data import array_sources, arrays, cifar10, huggingface, mnist
 from cleanprior.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), dtype=np.uint8)
@@ -48,7 +48,7 @@ def everything(data):
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".safetensors"])
 def test_every_format_gives_the_same_images_and_the_same_split(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(array_files, "CHUNK", 7)
+    monkeypatch.setattr(array_sources, "CHUNK", 7)
     data = load(save(tmp_path / f"x{suffix}", images=PIXELS))
     reference = load(save(tmp_path / "y.npy", images=PIXELS))
     assert torch.equal(data.train, reference.train)
@@ -172,8 +172,8 @@ def test_resizing_averages_blocks_and_grey_and_rgb_turn_into_each_other(tmp_path
         ({}, "holds several arrays: a, b; choose one by data.key=NAME"),
         ({"key": "c"}, "holds no array 'c'; found: a, b"),
         (
-            {"key": "a", "layout": "HWC"},
-            "layout='HWC' is not offered; allowed: NCHW, NHWC, NHW, HWN, HWCN",
+            {"key": "a", "layout": "HCW"},
+            "layout='HCW' is not offered; allowed: NCHW, NHWC, NHW, HWN, HWCN",
         ),
         ({"key": "a", "layout": "NCHW"}, "layout=NCHW has 4 axes"),
         ({"key": "a", "limit": 0}, "limit=0"),

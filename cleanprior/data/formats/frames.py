@@ -1,0 +1,60 @@
+"""An array of an instrument's file: its numbers, what each axis is, how they are stored."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Frames:
+    """An array whose file says what its axes are.
+
+    Attributes:
+        values: The numbers that the file means, slope and offset applied, axes as stored.
+        axes: A letter an axis: ``H`` rows, ``W`` columns, ``C`` channels, ``N`` anything that
+            counts pictures (frames, slices, times); ``N`` and ``C`` may stand several times.
+        stored: Type of the numbers on disk.
+        slope: A stored number times this, plus ``offset``, is a value.
+        offset: See ``slope``.
+    """
+
+    values: NDArray[Any]
+    axes: str
+    stored: np.dtype[Any]
+    slope: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape as stored."""
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.values.dtype
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        return np.asarray(self.values[rows])
+
+
+def native(values: NDArray[Any]) -> NDArray[Any]:
+    """Return values in this machine's order of bytes."""
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def to_stored(values: NDArray[Any], frames: Frames) -> NDArray[Any]:
+    """Return values as numbers of the type on disk: rounded and cut to its range, if integers."""
+    if frames.stored.kind == "c":
+        return values.astype(frames.stored)
+    raw = (np.asarray(values, np.float64) - frames.offset) / frames.slope
+    if frames.stored.kind == "b":
+        return raw >= 0.5
+    if frames.stored.kind in "iu":
+        limits = np.iinfo(frames.stored)
+        # float64 has no room for the largest 64-bit integers.
+        top = np.nextafter(float(limits.max), 0) if limits.bits == 64 else limits.max
+        raw = np.clip(np.rint(raw), limits.min, top)
+    return raw.astype(frames.stored)
