@@ -24,6 +24,8 @@ STAGES = {"measure": 1, "train": 1, "evaluate": 1}
 _KEYS = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
 _NO_PART = ("device", "checkpoint_seconds", "snapshots", "tracker", "about", "unless")
+# Keys that came later: one that nobody set was not there, and cells of before are the same.
+_LATER = ("residual", "noise")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download", "mask")
 # Keys that came after the first records: where they say nothing, the data set is what it was.
@@ -155,7 +157,8 @@ def with_metrics(evaluation: Mapping[str, Any]) -> Config:
 def _strip(node: Any) -> Any:
     """Return values without those that decide no number."""
     if isinstance(node, Mapping):
-        return {k: _strip(v) for k, v in sorted(node.items()) if k not in _NO_PART}
+        kept = {k: v for k, v in sorted(node.items()) if k not in _NO_PART}
+        return {k: _strip(v) for k, v in kept.items() if not (k in _LATER and v is None)}
     return node
 
 

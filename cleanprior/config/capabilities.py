@@ -106,7 +106,7 @@ NEEDS: dict[str, Need] = {
     ),
     "FURTHER": Need("{method} has no further corruption for {operator}", "further"),
     "NOISE_FREE": Need(
-        "{method} cannot use noisy measurements (sigma_y={sigma_y}); set operator.sigma=0",
+        "{method} cannot use noisy measurements (sigma_y={sigma_y}); set operator.sigma=0{waiver}",
         lambda facts: facts.sigma_y == 0,
     ),
     "LEVEL": Need("{method} divides by sigma_y^2 and sigma_y is 0{waiver}", _is_noisy),

@@ -1,6 +1,7 @@
 """Clean data sets (for simulation and evaluation only) and measurements, drawn or a user's own."""
 
 from .array_files import arrays
+from .complex_images import complex_images
 from .datasets import CleanData, digits
 from .downloads import celeba, cifar10, fashion_mnist, mnist
 from .hub import huggingface
@@ -20,6 +21,7 @@ __all__ = [
     "arrays",
     "celeba",
     "cifar10",
+    "complex_images",
     "digits",
     "fashion_mnist",
     "huggingface",

@@ -8,6 +8,7 @@ from .downsampling import Downsampling
 from .likelihood import Likelihood
 from .masks import RandomInpainting
 from .mri import CartesianMRI
+from .multicoil import MultiCoil
 from .noise import Denoising
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "GaussianMeasurements",
     "Likelihood",
     "MotionBlur",
+    "MultiCoil",
     "Operator",
     "Params",
     "RandomInpainting",

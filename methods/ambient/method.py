@@ -26,9 +26,13 @@ Differences from the paper and the authors' code, each with its option:
   ``average_masks``);
 - operators that are not masks of pixels: the input is :math:`\tilde A^\top\tilde A x_t`, computed
   from y, with a descriptor of A-tilde as condition where there is one, and :math:`A^\top A h` is
-  compared with :math:`A^\top y` (the recipe of Ambient Diffusion Posterior Sampling); rows that
+  compared with :math:`A^\top y` (the recipe of Ambient Diffusion Posterior Sampling); where y is
+  larger than x, as several coils make it, :math:`A h` is compared with y itself, since A^T would
+  square how ill-conditioned they are (``residual=image`` or ``measurement`` chooses). Rows that
   A-tilde erased have ``hidden_weight``. The minimiser is the same. Preconditioning is EDM's on the
   whole image, as hidden directions are no pixels;
+- noisy measurements are refused: the loss is unbiased without noise alone (``noise=ignore`` trains
+  on them all the same, as Aali et al. do on scans);
 - an operator under which some direction is never supervised is refused before training
   (``identifiability``).
 
@@ -80,6 +84,9 @@ CHOICES = {
     "clip": ("none", "static"),
 }
 
+#: What is compared under operators that are not masks of pixels: A^T A h and A^T y, or A h and y.
+RESIDUALS = ("image", "measurement")
+
 
 def hidden_block(mask: Tensor) -> str:
     """Describe where a mask (c, h, w) is 0: ``rows 2-4, columns 3-5`` (inclusive, from 0)."""
@@ -118,6 +125,9 @@ class Ambient(DenoiserMethod):
         clip: ``none``, or ``static``: what the denoiser returns inside these samplers is cut to
             [-1, 1].
         sampler: Sampler of the fixed-mask generation row; guidance takes its noise levels.
+        residual: One of :data:`RESIDUALS`; None: ``measurement`` where y is larger than x.
+        noise: ``ignore`` takes noisy measurements as if they were not, as Aali et al. do with
+            scans; None refuses them.
     """
 
     gaps = "further"
@@ -138,6 +148,8 @@ class Ambient(DenoiserMethod):
     average_masks: bool
     clip: str
     sampler: Sampler
+    residual: str | None = None
+    noise: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.delta < 1:
@@ -147,6 +159,10 @@ class Ambient(DenoiserMethod):
             )
         for key, allowed in CHOICES.items():
             check_choice(key, getattr(self, key), allowed)
+        if self.residual is not None:
+            check_choice("residual", self.residual, RESIDUALS)
+        if self.noise is not None:
+            check_choice("noise", self.noise, ("ignore",))
         weight = self.hidden_weight
         if not (weight == "auto" if isinstance(weight, str) else weight > 0):
             raise ValueError(f"hidden_weight={weight}; allowed: auto, or a number above 0")
@@ -209,6 +225,8 @@ class Ambient(DenoiserMethod):
         if self.identifiability == "warn" and self.unsupervised(problem) is not None:
             text = "some pixels are never supervised under this operator"
             found.append(Warning("rank", text))
+        if problem.sigma_y > 0:
+            found.append(Warning("noisy", "noise of the measurements is taken for signal"))
         return found
 
     @property
@@ -280,7 +298,7 @@ class Ambient(DenoiserMethod):
         sigma: Tensor,
         generator: Generator,
     ) -> Loss:
-        """Compare A^T A h with A^T y, rows of A-tilde and erased rows each with their weight."""
+        """Compare A^T A h with A^T y, or A h with y; kept and erased rows have their weights."""
         operator, sd = self.problem.operator, self.denoiser.sigma_data
         kept = operator.observed(batch.y, further)
         shape = (len(batch), *self.problem.image_shape)
@@ -291,7 +309,10 @@ class Ambient(DenoiserMethod):
         level = edm_weight(sigma, sd).sqrt().reshape(-1, *[1] * (batch.y.dim() - 1))
         erased = operator.observed(batch.y, batch.params) - kept
         weighted = [level * kept * residual, self.weight_of_hidden**0.5 / sd * erased * residual]
-        images = [operator.A_adjoint(r, batch.params) for r in weighted]
+        is_larger = batch.y[0].numel() > denoised[0].numel()
+        images = weighted
+        if self.residual == "image" or (self.residual is None and not is_larger):
+            images = [operator.A_adjoint(r, batch.params) for r in weighted]
         count = self._count(kept + erased)
         parts = {
             name: (image**2).sum().detach() / count

@@ -22,7 +22,7 @@ EVERY = [
 def arguments_of(group, name):
     """What the software itself hands to the constructor."""
     if group == "operator":
-        return {"image_shape": (2 if name == "mri" else 3, 16, 16)}
+        return {"image_shape": (2 if name.startswith("mri") else 3, 16, 16)}
     if group == "backbone":
         return {"in_channels": 1, "out_channels": 1, "cond_channels": 1}
     return {}

@@ -97,7 +97,7 @@ def compose(keys):
 
 def images(digits_data, operator_name: str) -> torch.Tensor:
     x = digits_data.train[:6].clone()
-    return torch.cat([x, x.flip(0)], 1) if operator_name == "mri" else x
+    return torch.cat([x, x.flip(0)], 1) if operator_name.startswith("mri") else x
 
 
 def run_method(name, operator_name, digits_data, backbone, device, options=()):

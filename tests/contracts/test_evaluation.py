@@ -280,7 +280,9 @@ def test_methods_trained_with_gaps_say_so(
     make_operator, make_problem, name, operator, override, code
 ):
     method = build(compose([f"method={name}"])["method"])
-    problem = make_problem(make_operator(operator, (2 if operator == "mri" else 1, 8, 8), override))
+    problem = make_problem(
+        make_operator(operator, (2 if operator.startswith("mri") else 1, 8, 8), override)
+    )
     assert codes(method.warnings(problem)) == code
     assert method.has_gaps(problem) == (code == "shift")
 

@@ -18,7 +18,7 @@ from cleanprior.testing.parts import uniform
 
 NAMES = sorted(registry.options("operator"))
 SHAPES = [(1, 8, 8), (3, 16, 16)]
-CHANNELS = {"mri": 2}
+CHANNELS = {"mri": 2, "mri_multicoil": 2}
 
 
 def fit(name, shape):

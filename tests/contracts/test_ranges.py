@@ -12,7 +12,7 @@ from cleanprior.errors import UserError
 from cleanprior.operators.building import build_operator
 
 BUILT = ("method", "operator", "posterior", "sampler", "training", "evaluation", "launcher")
-SHAPES = {"mri": (2, 8, 8)}
+SHAPES = {"mri": (2, 8, 8), "mri_multicoil": (2, 8, 8)}
 
 
 def written():
