@@ -24,8 +24,8 @@ STAGES = {"measure": 1, "train": 1, "evaluate": 1}
 _KEYS = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
 _NO_PART = ("device", "checkpoint_seconds", "snapshots", "tracker", "about", "unless")
-# Keys that came later: one that nobody set was not there, and cells of before are the same.
-_LATER = ("residual", "noise")
+# Keys of methods that came after the first records: one that nobody set is no part of a cell.
+_UNSET = ("residual", "noise")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download", "mask")
 # Keys that came after the first records: where they say nothing, the data set is what it was.
@@ -158,7 +158,7 @@ def _strip(node: Any) -> Any:
     """Return values without those that decide no number."""
     if isinstance(node, Mapping):
         kept = {k: v for k, v in sorted(node.items()) if k not in _NO_PART}
-        return {k: _strip(v) for k, v in kept.items() if not (k in _LATER and v is None)}
+        return {k: _strip(v) for k, v in kept.items() if not (k in _UNSET and v is None)}
     return node
 
 
