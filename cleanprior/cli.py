@@ -15,7 +15,8 @@ from .commands.evaluate import evaluate
 from .commands.examples import epilog
 from .commands.measure import measure
 from .commands.options import Json, Out, Overrides, Quiet, Verbose, asked_progress
-from .commands.priors import restore, sample
+from .commands.priors import sample
+from .commands.restore import restore
 from .commands.show import list_, new, status
 from .config import capabilities, registry
 from .environment import is_first, processes, take_precision_away

@@ -23,10 +23,11 @@ from .data.measured import check_shapes
 from .data.measurements import Batch, Measurements
 from .defaults import check_dense, plain_tensors
 from .diffusion.backbones import build_backbone, parameter_count
-from .diffusion.denoiser import Denoiser
+from .diffusion.denoiser import Denoise, Denoiser
 from .diffusion.limits import at_most, check_finite, check_weight_shapes, shapes_of, without_memory
 from .diffusion.posterior import Draw, PosteriorSampler, draw_in_chunks
 from .diffusion.samplers import Sampler
+from .diffusion.windows import Windows
 from .errors import UserError
 from .files import replace_folder, staging_path, sweep
 from .operators.base import ImageShape, Operator
@@ -142,7 +143,9 @@ class Prior(nn.Module):
         Whatever device the prior is on: what is handed in and the result lie on the CPU, and the
         operator of the caller is not moved.
 
-        Image i depends on its measurement, ``seed`` and i only, not on ``chunk``.
+        Image i depends on its measurement, ``seed`` and i only, not on ``chunk``. Images may be
+        larger than the prior's where A keeps or hides single pixels: then the denoiser is that of
+        overlapping :class:`~cleanprior.diffusion.windows.Windows`.
 
         Arguments:
             measurements: What to restore.
@@ -159,23 +162,34 @@ class Prior(nn.Module):
         """
         check_kind("operator", operator, Operator)
         check_seed(seed)
-        if operator.image_shape != self.image_shape:
-            raise UserError(
-                f"the measurements are of images {operator.image_shape}; the prior makes "
-                f"{self.image_shape}"
-            )
+        denoise = self._denoise(operator)
         check_shapes(measurements, operator)
         device = self._device()
         generators = image_generators(seed, range(len(measurements)))
         draw = draw_in_chunks(
             _part("posterior", posterior),
-            self,
+            denoise,
             Likelihood.of(operator, measurements).to(device),
             generators,
             chunk,
             advance,
         )
         return Draw(draw.x.cpu(), draw.evaluations, draw.backwards)
+
+    def _denoise(self, operator: Operator) -> Denoise:
+        """Return the denoiser of an operator's images, which may be larger than the prior's.
+
+        Raises:
+            UserError: They have another shape.
+        """
+        if operator.image_shape == self.image_shape:
+            return self
+        if operator.capabilities & {"mask", "identity"} and "fourier" not in operator.capabilities:
+            return Windows(self, self.image_shape, operator.image_shape)
+        raise UserError(
+            f"the measurements are of images {operator.image_shape}; the prior makes "
+            f"{self.image_shape}"
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write ``prior.yaml`` and ``weights.safetensors``; the folder appears whole or not at all.

@@ -1,22 +1,14 @@
-"""The commands ``cleanprior sample`` and ``cleanprior restore``: what a saved prior is for."""
+"""The command ``cleanprior sample``, and what commands on a saved prior share."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..config import registry
 from ..errors import UserError
 from ..files import check_folder
-from ..notices import tell
-from .options import GIVEN, Overrides, PriorsOperator, live_progress
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..diffusion.posterior import Draw
-    from ..operators.likelihood import Likelihood
+from .options import GIVEN, Overrides, live_progress
 
 #: What :func:`write_images` writes, beside the names that have another meaning.
 _ENDINGS = (".npz", ".png")
@@ -66,92 +58,6 @@ def sample(
     import torch
 
     write_images(torch.cat(parts).numpy(), written)
-
-
-def restore(
-    prior: PriorFolder,
-    operator: PriorsOperator = None,
-    measurements: Annotated[
-        Path | None,
-        typer.Option(help="Your measurements (.npz, .h5, ...); default: held-out ones.", **GIVEN),
-    ] = None,
-    n: Annotated[int | None, typer.Option("-n", min=1, help="The first n measurements.")] = None,
-    seed: Seed = 0,
-    to: Annotated[
-        Path | None,
-        typer.Option(help="Where to write: NAME.npz and NAME.png; default restored.", **GIVEN),
-    ] = None,
-    overrides: Overrides = None,
-) -> None:
-    """Restore measurements with a saved prior and a posterior sampler."""
-    from ..cells.folder import CellFolder
-    from ..config import build, compose
-    from ..config.composition import check_name
-
-    written = destination(to, "restored")
-    if operator is not None:
-        check_name("operator", operator, list(registry.options("operator")))
-    given = list(overrides or [])
-    compose(given)
-
-    from ..cells.run import Cell, load_prior
-    from ..data.datasets import CleanData
-    from ..data.measured import check_measurements
-    from ..data.measurements import Measurements
-    from ..defaults import exact_products
-    from ..operators.base import Operator
-    from ..operators.building import build_operator
-
-    exact_products()
-    loaded = load_prior(prior)
-    trained = loaded.about.get("config", {})
-    config = compose(*remembered(trained, operator, given))
-    truth = None
-    if measurements is None:
-        cell = Cell(CellFolder(Path("runs"), config))
-        physics: Operator = cell.operator
-        if isinstance(cell.data, CleanData):
-            truth = cell.data.test
-            measured = Measurements.draw(truth, physics, config["data_seed"], "test")
-        else:
-            measured = cell.data.test
-    else:
-        physics = build_operator(config["operator"], loaded.image_shape, config["data_seed"])
-        level = config["operator"]["sigma"]
-        measured = Measurements.load(measurements, level, loaded.image_shape)
-        tell(check_measurements(measured, physics))
-    if physics.image_shape != loaded.image_shape:
-        raise UserError(
-            f"the measurements are of images {physics.image_shape}; the prior makes "
-            f"{loaded.image_shape}"
-        )
-    count = min(n or len(measured), len(measured))
-    if count == 0:
-        raise UserError(f"'{measurements}' holds no measurement")
-    some = measured[:count]
-    posterior = build(config["posterior"])
-    with live_progress().live() as progress, progress.task("restore", count) as task:
-        draw = loaded.restore(some, physics, posterior, seed, 64, task.advance)
-    from ..operators.likelihood import Likelihood
-
-    _tell_fit(draw, Likelihood.of(physics, some), config["posterior"]["name"], truth)
-    write_images(draw.x.numpy(), written)
-
-
-def _tell_fit(draw: "Draw", likelihood: "Likelihood", name: str, truth: "Tensor | None") -> None:
-    """Print how restorations fit their measurements, and the held-out images where there are."""
-    from ..evaluation.metrics.restoration import consistency, expected_consistency, psnr
-
-    residual = consistency(draw.x, likelihood).mean().item()
-    expected = expected_consistency(likelihood).mean().item()
-    typer.echo(
-        f"{len(draw.x)} restorations by {name}, one sample each, "
-        f"{draw.evaluations} evaluations (+{draw.backwards} backward) an image; "
-        f"||y - A x|| per observed pixel {residual:.4f} (the noise alone: {expected:.4f})"
-    )
-    if truth is not None:
-        mean = psnr(draw.x, truth[: len(draw.x)]).mean().item()
-        typer.echo(f"PSNR against the held-out images: {mean:.2f} dB")
 
 
 def remembered(

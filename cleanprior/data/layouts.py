@@ -111,19 +111,22 @@ def gather(values: NDArray[Any], axes: str) -> NDArray[Any]:
 
 
 def scatter(images: NDArray[Any], axes: str, shape: Sequence[int]) -> NDArray[Any]:
-    """Undo :func:`gather`: (n, c, h, w) as an array of these axes and this shape.
+    """Undo :func:`gather`: (n, c, h, w) as an array of these axes.
 
     Arguments:
-        images: (n, c, h, w); n is that of ``shape``, or 1 and more for axes with one ``N``.
+        images: (n, c, h, w), complex ones with half of the channels.
         axes: A letter an axis.
-        shape: The shape of the whole; the length of a single ``N`` is that of ``images``.
+        shape: The shape of the whole array, for axes of which there are several. Where the images
+            are fewer than it counts, the first axis that counts them has them all.
     """
+    sizes = dict(zip("NCHW", images.shape, strict=True))
+    counts = [i for i, a in enumerate(axes) if a == "N"]
+    if len(counts) > 1 and math.prod(shape[i] for i in counts) != len(images):
+        kept = [i for i, a in enumerate(axes) if a != "N" or i == counts[0]]
+        axes, shape = "".join(axes[i] for i in kept), [shape[i] for i in kept]
     order = [i for letter in "NCHW" for i, a in enumerate(axes) if a == letter]
-    sizes = list(shape)
-    if axes.count("N") == 1:
-        sizes[axes.index("N")] = len(images)
-    found = images.reshape([sizes[i] for i in order])
-    return found.transpose(np.argsort(order))
+    lengths = [n if axes.count(a) > 1 else sizes[a] for a, n in zip(axes, shape, strict=True)]
+    return images.reshape([lengths[i] for i in order]).transpose(np.argsort(order))
 
 
 class ByImage:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..claims import bytes_of, check_claim
-from .frames import Frames
+from .frames import Form, Frames
 
 #: Transfer syntaxes whose pixels are plain numbers -> their order of bytes.
 SYNTAXES = {
@@ -89,9 +89,7 @@ def _pixels(path: Path, held: Any, order: str) -> tuple[NDArray[Any], str]:
     return values, axes
 
 
-def write(
-    path: Path, values: NDArray[Any], frames: Frames, like: Path | None, library: Any
-) -> None:
+def write(path: Path, values: NDArray[Any], form: Form, like: Path | None, library: Any) -> None:
     """Write a derived, secondary image with the header of ``like`` and a name of its own.
 
     Raises:
@@ -103,7 +101,7 @@ def write(
         raise UserError(f"'{path}': DICOM holds integers, not {values.dtype}; write .tif or .nii")
     held = library.dcmread(like)
     order = SYNTAXES[str(held.file_meta.TransferSyntaxUID)]
-    axes = frames.axes
+    axes = form.axes
     held.Rows, held.Columns = (values.shape[axes.index(a)] for a in "HW")
     if "N" in axes:
         held.NumberOfFrames = values.shape[0]

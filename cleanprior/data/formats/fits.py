@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..claims import bytes_of, check_claim
-from .frames import Frames, native
+from .frames import Form, Frames, native
 
 #: Parts of a file that are listed.
 MOST = 10_000
@@ -56,9 +56,7 @@ def _frames(path: Path, name: str, part: Any, stored: int) -> Frames:
     return Frames(values, axes, np.dtype("uint8" if bits == 8 else f"int{bits}"), slope, offset)
 
 
-def write(
-    path: Path, values: NDArray[Any], frames: Frames, like: Path | None, library: Any
-) -> None:
+def write(path: Path, values: NDArray[Any], form: Form, like: Path | None, library: Any) -> None:
     """Write one image with the header of the first image of ``like`` that has its size."""
     header = None
     with _quiet():
@@ -69,7 +67,7 @@ def write(
                 header = same[0].header.copy()
             for key in ("CHECKSUM", "DATASUM", "BLANK", "XTENSION"):
                 header.remove(key, ignore_missing=True)
-        is_scaled = (frames.slope, frames.offset) != (1.0, 0.0)
+        is_scaled = (form.slope, form.offset) != (1.0, 0.0)
         if header is not None:
             header.remove("BSCALE", ignore_missing=True)
             header.remove("BZERO", ignore_missing=True)
@@ -78,8 +76,8 @@ def write(
         part = library.PrimaryHDU(values, header)
         if is_scaled:
             # The header's words come last: astropy would scale the numbers again.
-            part.header["BSCALE"], part.header["BZERO"] = frames.slope, frames.offset
-            part._bscale, part._bzero = frames.slope, frames.offset
+            part.header["BSCALE"], part.header["BZERO"] = form.slope, form.offset
+            part._bscale, part._bzero = form.slope, form.offset
         library.HDUList([part]).writeto(path, overwrite=True)
 
 

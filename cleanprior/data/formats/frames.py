@@ -8,6 +8,25 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class Form:
+    """How an array lies in a file: what is needed to write another one like it.
+
+    Attributes:
+        axes: A letter an axis, see :class:`Frames`.
+        shape: Its shape.
+        stored: Type of the numbers on disk.
+        slope: A stored number times this, plus ``offset``, is a value.
+        offset: See ``slope``.
+    """
+
+    axes: str
+    shape: tuple[int, ...]
+    stored: np.dtype[Any]
+    slope: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
 class Frames:
     """An array whose file says what its axes are.
 
@@ -36,6 +55,11 @@ class Frames:
         """Type of the values."""
         return self.values.dtype
 
+    @property
+    def form(self) -> Form:
+        """How it lies in its file."""
+        return Form(self.axes, self.shape, self.stored, self.slope, self.offset)
+
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         return np.asarray(self.values[rows])
 
@@ -45,16 +69,16 @@ def native(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def to_stored(values: NDArray[Any], frames: Frames) -> NDArray[Any]:
+def to_stored(values: NDArray[Any], form: Form) -> NDArray[Any]:
     """Return values as numbers of the type on disk: rounded and cut to its range, if integers."""
-    if frames.stored.kind == "c":
-        return values.astype(frames.stored)
-    raw = (np.asarray(values, np.float64) - frames.offset) / frames.slope
-    if frames.stored.kind == "b":
+    if form.stored.kind == "c":
+        return values.astype(form.stored)
+    raw = (np.asarray(values, np.float64) - form.offset) / form.slope
+    if form.stored.kind == "b":
         return raw >= 0.5
-    if frames.stored.kind in "iu":
-        limits = np.iinfo(frames.stored)
+    if form.stored.kind in "iu":
+        limits = np.iinfo(form.stored)
         # float64 has no room for the largest 64-bit integers.
         top = np.nextafter(float(limits.max), 0) if limits.bits == 64 else limits.max
         raw = np.clip(np.rint(raw), limits.min, top)
-    return raw.astype(frames.stored)
+    return raw.astype(form.stored)

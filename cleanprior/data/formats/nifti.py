@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..claims import bytes_of, check_claim
-from .frames import Frames, native
+from .frames import Form, Frames, native
 
 
 def read(
@@ -48,9 +48,7 @@ def read(
     return {"array": get}
 
 
-def write(
-    path: Path, values: NDArray[Any], frames: Frames, like: Path | None, library: Any
-) -> None:
+def write(path: Path, values: NDArray[Any], form: Form, like: Path | None, library: Any) -> None:
     """Write one image with the header and the affine of ``like``."""
     header, affine = None, np.eye(4)
     if like is not None:
@@ -60,5 +58,5 @@ def write(
         values = values.astype(np.uint8 if values.dtype == np.bool_ else np.float32)
     image = library.Nifti1Image(values, affine, header, dtype=values.dtype)
     image.header.set_data_dtype(values.dtype)
-    image.header.set_slope_inter(frames.slope, frames.offset)
+    image.header.set_slope_inter(form.slope, form.offset)
     library.save(image, path)

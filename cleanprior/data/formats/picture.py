@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..pictures import is_cut, sixteen_bits
-from .frames import Frames
+from .frames import Form, Frames
 
 _MODES = ("1", "L", "RGB", "I", "F")
 #: Formats that change the numbers that they are given.
@@ -59,7 +59,7 @@ def _frames(path: Path, image: Any) -> Frames:
 def write(
     path: Path,
     values: NDArray[Any],
-    frames: Frames,
+    form: Form,
     like: Path | None,  # noqa: ARG001  (nothing else belongs to a measurement)
     library: Any,
 ) -> None:
@@ -70,7 +70,7 @@ def write(
     """
     if path.suffix.lower() in _LOSSY:
         raise UserError(f"'{path}': JPEG changes the numbers; write .png or .tif")
-    if "N" in frames.axes and values.shape[0] == 1:
+    if "N" in form.axes and values.shape[0] == 1:
         values = values[0]
     is_grey = values.ndim == 2
     kinds = (np.bool_, np.uint8, np.uint16) if is_grey else (np.uint8,)
@@ -80,7 +80,7 @@ def write(
             f"'{path}': a picture of this kind cannot hold {shape} numbers of type {values.dtype}; "
             "write .tif"
         )
-    if not is_grey and "C" in frames.axes.replace("N", "")[:1]:
+    if not is_grey and "C" in form.axes.replace("N", "")[:1]:
         values = np.moveaxis(values, 0, 2)
     image = library.fromarray(np.ascontiguousarray(values))
     image.save(path)

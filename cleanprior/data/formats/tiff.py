@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from ..claims import bytes_of, check_claim
-from .frames import Frames, native
+from .frames import Form, Frames, native
 
 #: Compressions that turn bytes into bytes, by their number: none, LZW, Deflate (two numbers),
 #: PackBits, Zstandard. Those of pictures (JPEG and its kin) change the numbers.
@@ -105,11 +105,9 @@ def _frames(values: NDArray[Any], axes: str) -> Frames:
     return Frames(values, "".join(letters.get(a, "N") for a in axes), values.dtype)
 
 
-def write(
-    path: Path, values: NDArray[Any], frames: Frames, like: Path | None, library: Any
-) -> None:
+def write(path: Path, values: NDArray[Any], form: Form, like: Path | None, library: Any) -> None:
     """Write values as pages, in the dialect, the compression and the resolution of ``like``."""
-    letters = _letters(frames.axes)
+    letters = _letters(form.axes)
     options: dict[str, Any] = {}
     metadata: dict[str, Any] = {"axes": letters}
     if like is not None:
