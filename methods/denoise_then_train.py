@@ -117,9 +117,7 @@ class DenoiseThenTrain(DenoiserMethod):
         if batch.images is not None:
             return Loss(denoising_loss(self.denoiser, batch.images, generator))
         probe = draw_probe(self.probe, batch.y, generator)
-        f, divergence = denoise_and_divergence(
-            self.denoiser, batch.y, batch.sigma_y, probe, 0.0, generator
-        )
+        f, divergence = denoise_and_divergence(self.denoiser, batch.y, batch.sigma_y, probe)
         self._session.count("evaluations", float(len(batch)))
         return Loss(stein_risk(f, divergence, batch.y, batch.sigma_y).mean())
 

@@ -63,7 +63,13 @@ from cleanprior.training import (
     Session,
     Warning,
 )
-from cleanprior.training.stein import PROBES, denoise_and_divergence, draw_probe, stein_risk
+from cleanprior.training.stein import (
+    PROBES,
+    denoise_and_difference,
+    denoise_and_divergence,
+    draw_probe,
+    stein_risk,
+)
 
 DIVERGENCES = ("jvp", "finite")
 REDUCTIONS = ("mean", "official")
@@ -101,7 +107,7 @@ class SureScore(DenoiserMethod):
     Arguments:
         needs: See :class:`cleanprior.training.Method`.
         probe: ``rademacher`` or ``gaussian``.
-        divergence: ``jvp`` (exact directional derivative) or ``finite`` (difference).
+        divergence: ``jvp`` (the exact directional derivative) or ``finite`` (a difference).
         epsilon: Step of the finite difference, units of y, above 0.
         detach: Take f(y) as a constant in the score term.
         reduction: ``mean`` or ``official``.
@@ -213,10 +219,11 @@ class SureScore(DenoiserMethod):
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         batch = self.noisy_images(batch)
         probe = draw_probe(self.probe, batch.y, generator)
-        epsilon = 0.0 if self.divergence == "jvp" else self.epsilon
-        f, divergence = denoise_and_divergence(
-            self.denoiser, batch.y, batch.sigma_y, probe, epsilon, generator
-        )
+        given = (self.denoiser, batch.y, batch.sigma_y, probe)
+        if self.divergence == "jvp":
+            f, divergence = denoise_and_divergence(*given)
+        else:
+            f, divergence = denoise_and_difference(*given, self.epsilon, generator)
         risk = stein_risk(f, divergence, batch.y, batch.sigma_y).mean()
         score = self._score_term(f.detach() if self.detach else f, generator)
         self._session.count("evaluations", 2.0 * len(batch))

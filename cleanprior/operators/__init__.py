@@ -1,6 +1,6 @@
 """Forward operators: deepinv physics, how their per-image parameters are drawn, and the noise."""
 
-from .base import Operator, Params
+from .base import PROJECTIONS, Operator, Params
 from .blur import GaussianBlur, MotionBlur
 from .boxes import BoxInpainting
 from .compressed_sensing import GaussianMeasurements
@@ -12,6 +12,7 @@ from .multicoil import MultiCoil
 from .noise import Denoising
 
 __all__ = [
+    "PROJECTIONS",
     "BoxInpainting",
     "CartesianMRI",
     "Denoising",

@@ -14,6 +14,8 @@ from ..seeding import randn_like
 
 Params = dict[str, Tensor]
 ImageShape = tuple[int, int, int]
+#: Capabilities of operators whose A A^T is a projection.
+PROJECTIONS = frozenset({"mask", "identity", "fourier"})
 
 
 class Operator:

@@ -53,7 +53,7 @@ from cleanprior.diffusion.denoiser import Denoise, denoising_loss
 from cleanprior.diffusion.posterior import DPS, GuidedSampler, PosteriorSampler, draw_in_chunks
 from cleanprior.gaussian.dense import MAX_PIXELS
 from cleanprior.gaussian.low_rank import cheaper_fit
-from cleanprior.operators import Likelihood
+from cleanprior.operators import PROJECTIONS, Likelihood
 from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session
 
 from .start import exact_draws, fit_start
@@ -343,7 +343,9 @@ class EM(DenoiserMethod):
     def _choose_scale(self, denoise: Denoise, number: int, session: Session) -> PosteriorSampler:
         """Choose the guidance scale on training measurements (Eq. 12), with common random numbers.
 
-        The scale with the smallest :func:`misfit`; of those that nearly tie, the largest.
+        The scale with the smallest :func:`misfit`; of those that nearly tie, the largest. Under a
+        projection without noise (a mask) the cap of the sampler is the residual itself, and the
+        largest scale of every search was the one chosen: it is taken without a search.
         """
         if self.lambda_schedule:
             return self._logged(float(self.lambda_schedule[number - 1]), session)
@@ -351,6 +353,8 @@ class EM(DenoiserMethod):
             return self.posterior
         assert isinstance(self.posterior, DPS)
         last = float(session.log.get("scales", [self.posterior.scale])[-1])
+        if self._is_capped(session):
+            return self._logged(last * max(self.scales), session)
 
         def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
             data = session.measurements
@@ -378,6 +382,13 @@ class EM(DenoiserMethod):
         for name, amount in costs.items():
             session.count(name, amount)
         return self._logged(float(tensors["scale"]), session)
+
+    def _is_capped(self, session: Session) -> bool:
+        """Whether the sampler's cap is the residual itself, so that a larger scale fits better."""
+        assert isinstance(self.posterior, DPS)
+        is_projection = bool(PROJECTIONS & self.problem.operator.capabilities)
+        has_cap = self.posterior.cap and self.posterior.guidance == "norm"
+        return is_projection and has_cap and not session.measurements.sigma_y.any()
 
     def _logged(self, scale: float, session: Session) -> DPS:
         session.log["scales"] = [*session.log.get("scales", []), scale]

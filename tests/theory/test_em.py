@@ -106,7 +106,7 @@ def guided_em(scales, cap: bool):
 
 
 def test_the_scale_is_the_same_for_two_searches_with_one_seed() -> None:
-    operator, data, prior = gaussian_toy(0.0)
+    operator, data, prior = gaussian_toy(0.3)
     found = []
     for _ in range(2):
         method = guided_em([0.5, 1.0, 2.0], cap=True)
@@ -121,7 +121,7 @@ def test_the_scale_is_the_same_for_two_searches_with_one_seed() -> None:
 
 
 def test_a_search_compares_scales_on_one_noise_and_begins_at_the_last_scale(monkeypatch) -> None:
-    operator, data, prior = gaussian_toy(0.0)
+    operator, data, prior = gaussian_toy(0.3)
     method = guided_em([0.5, 1.0, 2.0], cap=True)
     attach(method, operator)
     seen, call = [], DPS.__call__
@@ -138,6 +138,23 @@ def test_a_search_compares_scales_on_one_noise_and_begins_at_the_last_scale(monk
     assert [scale for scale, _ in seen] == pytest.approx([0.4, 0.8, 1.6])
     assert seen[0][1] == seen[1][1] == seen[2][1]
     assert session.costs["backwards"] == session.costs["evaluations"] == 3 * 200 * 40
+
+
+@pytest.mark.parametrize(("sigma", "cap"), [(0.0, True), (0.0, False), (0.3, True)])
+def test_a_mask_without_noise_and_a_cap_need_no_search(monkeypatch, sigma, cap) -> None:
+    operator, data, prior = gaussian_toy(sigma)
+    operator.capabilities = frozenset({"mask"})
+    method = guided_em([0.5, 1.0, 2.0], cap)
+    attach(method, operator)
+    session = make_session(data)
+    scale = method._choose_scale(prior, 1, session).scale
+    is_searched = not (cap and sigma == 0)
+    assert bool(session.costs.get("evaluations")) is is_searched
+    if not is_searched:
+        assert session.log["scales"] == [0.4]
+        # ... which is what the search would have chosen.
+        monkeypatch.setattr(type(method), "_is_capped", lambda *_: False)
+        assert method._choose_scale(prior, 1, make_session(data)).scale == scale == 0.4
 
 
 def resumed_rounds(seed: int = 0, **changes):

@@ -12,7 +12,12 @@ from cleanprior.diffusion.denoiser import Denoiser
 from cleanprior.diffusion.samplers import Heun
 from cleanprior.errors import UserError
 from cleanprior.seeding import generator_for, scoped_rng
-from cleanprior.training.stein import denoise_and_divergence, draw_probe, stein_risk
+from cleanprior.training.stein import (
+    denoise_and_difference,
+    denoise_and_divergence,
+    draw_probe,
+    stein_risk,
+)
 
 SIGMA = 0.5
 SHAPE = (1, 1, 2)
@@ -58,7 +63,10 @@ def test_the_risk_is_unbiased(draw, probe, epsilon):
     level = torch.full((len(y),), SIGMA)
     generator = generator_for(0, "probe")
     b = draw_probe(probe, y, generator)
-    f, divergence = denoise_and_divergence(model, y, level, b, epsilon, generator)
+    if epsilon:
+        f, divergence = denoise_and_difference(model, y, level, b, epsilon, generator)
+    else:
+        f, divergence = denoise_and_divergence(model, y, level, b)
     gap = (stein_risk(f, divergence, y, level) - ((f - x) ** 2).flatten(1).mean(1)).double()
     z = gap.mean() / (gap.std() / len(y) ** 0.5)
     assert abs(z) < 4
@@ -73,7 +81,7 @@ def test_the_divergence_of_both_probes_is_the_trace_and_signs_vary_less(draw):
     for probe in ("rademacher", "gaussian"):
         generator = generator_for(0, probe)
         b = draw_probe(probe, y, generator)
-        _, found = denoise_and_divergence(model, y, level, b, 0.0, generator)
+        _, found = denoise_and_divergence(model, y, level, b)
         error = found.mean() - H.trace() / 2
         assert abs(error) < 4 * found.std() / len(y) ** 0.5
         spread[probe] = found.var()
@@ -100,8 +108,8 @@ def test_the_derivative_of_a_network_is_its_finite_difference(network, digits_da
     b = draw_probe("rademacher", y, generator_for(0, "b"))
     # The finite difference seeds dropout from its generator, the derivative leaves it alone.
     with scoped_rng(int(torch.randint(2**31, (), generator=generator_for(0, "g")))):
-        f, exact = denoise_and_divergence(denoiser, y, level, b, 0.0, generator_for(0, "g"))
-    again, finite = denoise_and_divergence(denoiser, y, level, b, 1e-2, generator_for(0, "g"))
+        f, exact = denoise_and_divergence(denoiser, y, level, b)
+    again, finite = denoise_and_difference(denoiser, y, level, b, 1e-2, generator_for(0, "g"))
     torch.testing.assert_close(f, again)
     assert (exact - finite).abs().max() < 1e-3
 
@@ -181,12 +189,11 @@ def test_a_noise_level_an_image_gives_the_losses_of_single_images(draw):
     _, y = draw(3)
     levels = torch.tensor([0.2, 0.5, 1.0])
     b = draw_probe("rademacher", y, generator_for(0, "b"))
-    g = generator_for(0, "g")
-    f, divergence = denoise_and_divergence(model, y, levels, b, 0.0, g)
+    f, divergence = denoise_and_divergence(model, y, levels, b)
     together = stein_risk(f, divergence, y, levels)
     for i in range(3):
         part = slice(i, i + 1)
-        f, divergence = denoise_and_divergence(model, y[part], levels[part], b[part], 0.0, g)
+        f, divergence = denoise_and_divergence(model, y[part], levels[part], b[part])
         torch.testing.assert_close(
             together[part], stein_risk(f, divergence, y[part], levels[part]), rtol=1e-6, atol=1e-7
         )

@@ -8,14 +8,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from ...config.checks import check_choice, check_iterations
-from ...operators.base import Operator, likelihood_sigma
+from ...operators.base import PROJECTIONS, Operator, likelihood_sigma
 from ...operators.likelihood import Likelihood
 from ...operators.solve import conjugate_gradient
 from ..denoiser import Denoise
 from .base import GuidedSampler, with_graph
-
-#: Capabilities of operators whose A A^T is a projection.
-PROJECTIONS = frozenset({"mask", "identity", "fourier"})
 
 
 @dataclass(eq=False)
