@@ -20,6 +20,7 @@ SECTIONS = {
     "posterior": "posterior",
     "estep": "estep",
     "backbone": "network",
+    "memory": "memory",
     "scaling": "network",
     "startup": "startup",
 }

@@ -1,6 +1,8 @@
 """What a pass of the network takes: against the machine's own rates, the batch and the side."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,9 +10,13 @@ import torch
 from torch import Tensor
 
 from cleanprior.config import compose
+from cleanprior.data import Measurements
+from cleanprior.data.measurement_files import draw_measurements, read_measurements
 from cleanprior.diffusion.backbones import build_backbone
 from cleanprior.diffusion.denoiser import Denoiser
+from cleanprior.operators.building import build_operator
 from cleanprior.passes import Meter
+from cleanprior.seeding import generator_for
 
 from .timing import Bench, Section, exponent, machine_rates, ratio
 
@@ -23,6 +29,8 @@ TABLE: tuple[tuple[str, tuple[int, int, int], tuple[int, ...]], ...] = (
 LARGE = (("large", (3, 32, 32), (1, 64, 256)),)
 #: Sides of square images whose passes are compared.
 SIDES = (8, 16, 32, 64)
+#: Numbers of measurements, their images, and batches of 64 that are read of them.
+NUMBERS, MEASURED, BATCHES = (500, 2_000, 8_000), (3, 16, 16), 50
 
 
 def denoiser(name: str, shape: tuple[int, int, int], bench: Bench, **keys: Any) -> Denoiser:
@@ -98,8 +106,7 @@ def backbone(bench: Bench) -> Section:
 
 
 def scaling(bench: Bench) -> Section:
-    """Time a pass over the batch and over the side, and fit exponents."""
-    lines = []
+    """Time a pass over the batch and the side, measurements over their number; fit exponents."""
     by_batch, by_side = {}, {}
     for batch in (1, 2, 8, 32, 128):
         network = denoiser("small", (1, 8, 8), bench)
@@ -107,26 +114,59 @@ def scaling(bench: Bench) -> Section:
     for side in SIDES:
         network = denoiser("small", (1, side, side), bench)
         by_side[side] = passes(network, 4, (1, side, side), bench)[0]
-    for what, runs, size in (("batch", by_batch, "1x8x8"), ("side", by_side, "batch 4")):
-        seconds = bench.interleaved(
-            f"scaling with the {what}", {str(k): run for k, run in runs.items()}
-        )
-        medians = [float(pd.Series(seconds[str(k)]).median()) for k in runs]
-        fitted = exponent(list(runs), medians)
-        largest = exponent(list(runs)[-2:], medians[-2:])
-        for k, middle in zip(runs, medians, strict=True):
-            lines.append(
-                {
-                    "over": what,
-                    "size": k,
-                    "ms a pass": 1e3 * middle,
-                    "times the least": ratio(seconds[str(k)], seconds[str(next(iter(runs)))])[0],
-                    "exponent": fitted,
-                    "of the last two": largest,
-                    "at": size,
-                }
-            )
+    lines = _growth("a pass: images in a batch", by_batch, "1x8x8", bench)
+    lines += _growth("a pass: side of an image", by_side, "batch 4", bench)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn, read = _measured(Path(folder))
+        size = "x".join(map(str, MEASURED))
+        lines += _growth("draw, write, read and hash: measurements", drawn, size, bench)
+        lines += _growth(f"{BATCHES} batches of 64 read: measurements", read, size, bench)
     note = (
         "exponent: b of the fit seconds = a size^b; of the last two sizes, where overhead is past"
     )
-    return Section("scaling", "How a pass grows", pd.DataFrame(lines), [note])
+    return Section("scaling", "How costs grow", pd.DataFrame(lines), [note])
+
+
+def _growth(
+    what: str, runs: Mapping[int, Callable[[], Any]], at: str, bench: Bench
+) -> list[dict[str, Any]]:
+    """Time the same thing at several sizes; return its lines, with the fitted exponents."""
+    seconds = bench.interleaved(what, {str(k): run for k, run in runs.items()})
+    medians = [float(pd.Series(seconds[str(k)]).median()) for k in runs]
+    fitted, largest = (exponent(list(runs)[n:], medians[n:]) for n in (0, -2))
+    return [
+        {
+            "what": what,
+            "size": k,
+            "ms": 1e3 * middle,
+            "times the least": ratio(seconds[str(k)], seconds[str(next(iter(runs)))])[0],
+            "exponent": fitted,
+            "of the last two": largest,
+            "at": at,
+        }
+        for k, middle in zip(runs, medians, strict=True)
+    ]
+
+
+def _measured(folder: Path) -> tuple[dict[int, Callable[[], Any]], dict[int, Callable[[], Any]]]:
+    """Return what draws measurements into a file and reads them, and what reads batches of them."""
+    operator = build_operator(compose(["operator=inpainting"])["operator"], MEASURED, 0)
+    drawn: dict[int, Callable[[], Any]] = {}
+    read: dict[int, Callable[[], Any]] = {}
+    for n in NUMBERS:
+        x = torch.rand((n, *MEASURED), generator=generator_for(0, "images")) * 2 - 1
+        path = folder / f"{n}.safetensors"
+
+        def draw(x: Tensor = x, path: Path = path) -> Measurements:
+            draw_measurements(path, x, operator, 0, "train")
+            return read_measurements(path)
+
+        held = draw()
+        order = torch.randperm(n, generator=generator_for(0, "order"))
+
+        def batches(held: Measurements = held, order: Tensor = order) -> None:
+            for k in range(BATCHES):
+                held.batch(order[64 * k % len(order) :][:64])
+
+        drawn[n], read[n] = draw, batches
+    return drawn, read

@@ -26,7 +26,7 @@ def write(section: Section, bench: Bench, out: Path, screen: Screen) -> None:
     """Print a section and write its files."""
     shown = section.frame.map(_text)
     bold = shown.map(lambda _: False)
-    notes = [*section.notes, machine(bench)]
+    notes = [*section.notes, machine(bench, section.is_timed)]
     files = write_plain(out, section.name, section.title, shown, section.frame, notes, bold)
     if section.points is not None:
         figure = plot(section)
@@ -37,15 +37,18 @@ def write(section: Section, bench: Bench, out: Path, screen: Screen) -> None:
     print_notes(screen, "", [*notes, f"files: {', '.join(map(str, files))}"])
 
 
-def machine(bench: Bench) -> str:
-    """Return what the figures were measured on, and how."""
+def machine(bench: Bench, is_timed: bool = True) -> str:
+    """Return what the figures were measured on, and how seconds were taken."""
     if bench.device.type == "cuda":
         name, how = torch.cuda.get_device_name(bench.device), "wall seconds of an idle GPU"
     else:
         name, how = f"{platform.machine()} CPU", "CPU seconds of one thread"
+    where = f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    if not is_timed:
+        return where
     return (
-        f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}; {how}, median of "
-        f"{bench.repeats} interleaved repeats, ± half of the middle half's width"
+        f"{where}; {how}, median of {bench.repeats} interleaved repeats, ± half of the middle "
+        "half's width"
     )
 
 

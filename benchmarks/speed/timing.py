@@ -27,6 +27,7 @@ class Section:
         frame: One line a row, numbers as numbers.
         notes: What a reader must know.
         points: Columns of a plot (x, y, what a point is called), or None.
+        is_timed: Whether its numbers are seconds.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Section:
     frame: pd.DataFrame
     notes: list[str] = field(default_factory=list)
     points: tuple[str, str, str] | None = None
+    is_timed: bool = True
 
 
 @dataclass(frozen=True)

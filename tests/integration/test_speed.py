@@ -1,10 +1,13 @@
 """``cleanprior speed``: what its tables hold. No test says how long anything takes."""
 
+import json
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cleanprior.benchmarks.speed import network, posterior, training
+from cleanprior.benchmarks.speed import memory, network, posterior, training
 from cleanprior.benchmarks.speed.timing import Bench, exponent, ratio
 from typer.testing import CliRunner
 
@@ -76,14 +79,25 @@ def test_a_pass_costs_what_its_network_has():
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(network, "SIDES", (8, 16))
+    monkeypatch.setattr(network, "NUMBERS", (64, 128))
     result = CliRunner().invoke(
         build_app(), ["speed", "scaling", "--repeats", "1", "--out", str(tmp_path)]
     )
     assert result.exit_code == 0, result.output
     frame = pd.read_csv(tmp_path / "scaling.csv")
-    assert set(frame["over"]) == {"batch", "side"} and np.isfinite(frame["exponent"]).all()
+    assert len(set(frame["what"])) == 4 and np.isfinite(frame["exponent"]).all()
     text = (tmp_path / "scaling.md").read_text()
-    assert "How a pass grows" in text and "one thread" in text
+    assert "How costs grow" in text and "one thread" in text
+
+
+def test_a_peak_is_that_of_a_process_of_its_own(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "RUNS", {"training, measurements in a file": (40,)})
+    section = memory.memory(BENCH)
+    assert list(section.frame["size"]) == [40] and not section.is_timed
+    assert section.frame["file MB"][0] > 0
+    assert (section.frame["peak MB"] > 1).all() or sys.platform != "linux"
+    memory.main("restoring, images at a time", "2", "cpu", "")
+    assert json.loads(capsys.readouterr().out or "0") is not None
 
 
 @pytest.mark.parametrize(
