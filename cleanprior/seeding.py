@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from .transfer import to_device
+
 
 def seed_for(run_seed: int, role: str, **keys: int | str) -> int:
     """Derive a 63-bit seed from a run's seed, a role and keys, by sha256.
@@ -67,13 +69,13 @@ def randn_like(x: Tensor, generator: Generator | Sequence[Generator]) -> Tensor:
     """
     if isinstance(generator, Generator):
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
-        return noise.to(x.device)
+        return to_device(noise, x.device)
     if len(generator) != len(x):
         raise ValueError(f"{len(generator)} generators for a batch of {len(x)} images")
     rows = [
         torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=g.device) for g in generator
     ]
-    return torch.stack(rows).to(x.device)
+    return to_device(torch.stack(rows), x.device)
 
 
 def bernoulli(shape: Sequence[int], probability: float, generator: Generator) -> Tensor:

@@ -18,6 +18,7 @@ from ..notices import tell
 from ..operators.base import ImageShape, Operator, Params, take
 from ..operators.parts import measure_parts
 from ..seeding import generator_for
+from ..transfer import to_device
 from .measured_arrays import arrange
 from .reading import Reading
 from .user_files import read_held
@@ -48,11 +49,11 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``."""
         return Batch(
-            self.y.to(device),
-            {k: v.to(device) for k, v in self.params.items()},
-            self.sigma_y.to(device),
-            self.index.to(device),
-            None if self.images is None else self.images.to(device),
+            to_device(self.y, device),
+            {k: to_device(v, device) for k, v in self.params.items()},
+            to_device(self.sigma_y, device),
+            to_device(self.index, device),
+            None if self.images is None else to_device(self.images, device),
         )
 
 

@@ -1,6 +1,7 @@
 """One training under way: its rounds, its state, where it goes on from."""
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,13 +26,10 @@ from .ranks import Ranks
 from .report import TrainingReport
 from .snapshots import Snapshots
 from .tracking import Tracking
+from .watch import Diverged, Watch
 
 if TYPE_CHECKING:
     from .trainer import Trainer
-
-
-class Diverged(Exception):
-    """A loss that is not finite."""
 
 
 class Run:
@@ -71,6 +69,7 @@ class Run:
         title = f"{method.name}, seed {seed}, {self.identity}"
         self.tracking = Tracking(trainer.tracker, trainer.accelerator, files, title)
         self.memory, self.energy = PeakMemory(), Energy()
+        self.watch = Watch(is_late=trainer.device.type == "cuda")
         self.meter = Meter()
         self.meter.watch(self.networks)  # averages and other copies are counted with them
         self.averages = Averages(self.networks, trainer.ema)
@@ -246,7 +245,7 @@ class Run:
 
     def _steps(self, number: int, plan: Round, first: int, training_set: TrainingSet) -> None:
         t = self.trainer
-        told = saved_at = clocks()
+        told, saved_at = clocks(), time.perf_counter()
         phase = f"train · {plan.name}"
         with self.session.progress.task(phase, plan.steps) as task:
             task.done = first
@@ -255,14 +254,21 @@ class Run:
                     keys = {"round": number, "step": step, "turn": turn_number}
                     self._turn(turn, training_set, len(plan.turns), self._rate(number, step), keys)
                 self.snapshots.keep(self.report.steps[self.method.budgeted], self.averages.modules)
-                told = self.report.add_time("training", told)
-                note = self._note(number, step)
-                is_due = told[0] - saved_at[0] > t.checkpoint_seconds and step + 1 < plan.steps
-                if is_due or stopping.is_asked():
+                is_logged = step % t.log_every == 0 or step + 1 == plan.steps
+                if is_logged or not self.watch.is_late:  # to read the clock waits for a GPU
+                    self.watch.settle()
+                    told = self.report.add_time("training", told)
+                if is_logged:
+                    self._log(number, step)
+                is_due = time.perf_counter() - saved_at > t.checkpoint_seconds
+                if (is_due and step + 1 < plan.steps) or stopping.is_asked():
+                    self.watch.settle()
+                    told = self.report.add_time("training", told)
                     self._note_energy()
                     self._save(number, step + 1)
-                    told = saved_at = clocks()
-                task.advance(note=note)  # ends here where the process was asked to
+                    told, saved_at = clocks(), time.perf_counter()
+                # Ends here where the process was asked to.
+                task.advance(note=f"loss {self.watch.last.get('loss', math.nan):.3f}")
         self._note_memory()
         self._note_energy()
         # Before the store is cleared: from here on an interrupted run begins with the next round.
@@ -294,19 +300,17 @@ class Run:
         if not network.training:
             network.train()
         optimiser.zero_grad(set_to_none=True)
-        parts = [
+        losses = [
             self._backward(turn, training_set, turns, part, keys) for part in range(t.accumulate)
         ]
-        self._last = {key: sum(p[key] for p in parts) / len(parts) for key in parts[0]}
-        if not math.isfinite(self._last["loss"]):
-            raise Diverged
         if self.report.steps[turn] == 0:
             self.ranks.agree(network)  # layers that are set up by their first batch
         parameters = [p for p in network.parameters() if p.grad is not None]
         self.ranks.average(p.grad for p in parameters if p.grad is not None)
-        norm = nn.utils.clip_grad_norm_(parameters, t.clip)
-        if not math.isfinite(norm.item()):
-            raise Diverged
+        diverges = self.watch.see(losses, nn.utils.clip_grad_norm_(parameters, t.clip))
+        if self.watch.is_late:
+            # Such a step leaves the weights as they are, which a GPU can see to by itself.
+            optimiser.found_inf = diverges  # type: ignore[attr-defined]
         for group in optimiser.param_groups:
             group["lr"] = rate * self.method.learning_rates.get(turn, t.lr)
         optimiser.step()
@@ -315,7 +319,7 @@ class Run:
 
     def _backward(
         self, turn: str, training_set: TrainingSet, turns: int, part: int, keys: dict[str, int]
-    ) -> dict[str, float]:
+    ) -> dict[str, Tensor]:
         """Add the gradients of one batch; return its losses.
 
         Two batches of one process are those of two processes: each has its number among all.
@@ -331,7 +335,9 @@ class Run:
         t.accelerator.backward(loss.total if t.accumulate == 1 else loss.total / t.accumulate)
         if turn == self.method.budgeted:
             self.report.images += len(batch) * self.ranks.count
-        return {"loss": loss.total.item(), **{k: float(v) for k, v in loss.parts.items()}}
+        named = {"loss": loss.total, **loss.parts}
+        device = loss.total.device
+        return {k: torch.as_tensor(v).detach().to(device, torch.float64) for k, v in named.items()}
 
     def _rate(self, number: int, step: int) -> float:
         """Linear warm-up, then cosine decay, over the rounds that share an optimiser."""
@@ -347,14 +353,12 @@ class Run:
     def _steps_before(self, number: int) -> int:
         return sum(r.steps for r in self.rounds[:number])
 
-    def _note(self, number: int, step: int) -> str:
-        plan = self.rounds[number]
-        if step % self.trainer.log_every == 0 or step + 1 == plan.steps:
-            entry: dict[str, float | str] = {"round": plan.name, "step": step, **self._last}
-            self.report.history.append(entry)
-            self._note_energy()
-            rate = self.method.learning_rates.get(self.method.budgeted, self.trainer.lr)
-            rate *= self._rate(number, step)
-            k = self._steps_before(number) + step
-            self.tracking.log_steps(self._last, rate, number, self.report, k)
-        return f"loss {self._last['loss']:.3f}"
+    def _log(self, number: int, step: int) -> None:
+        """Add an entry to the history."""
+        entry: dict[str, float | str] = {"round": self.rounds[number].name, "step": step}
+        self.report.history.append({**entry, **self.watch.last})
+        self._note_energy()
+        rate = self.method.learning_rates.get(self.method.budgeted, self.trainer.lr)
+        rate *= self._rate(number, step)
+        k = self._steps_before(number) + step
+        self.tracking.log_steps(self.watch.last, rate, number, self.report, k)

@@ -27,7 +27,9 @@ from trained import (
 
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
 from cleanprior.training import Loss, Method, Round, batches
+from cleanprior.training import run as run_module
 from cleanprior.training.batches import batch_index
+from cleanprior.training.watch import Watch
 
 
 @over_learners
@@ -167,6 +169,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(planned, step):
     assert report.status == "diverged"
     assert report.steps["denoiser"] == step - 1
     assert all(v.isfinite().all() for v in weights(networks).values())
+
+
+@pytest.mark.parametrize("step", [1, 5, STEPS])
+def test_numbers_that_are_read_a_step_late_change_no_weight(planned, monkeypatch, step):
+    """What a GPU's training does: a step that diverges is seen in the next one, and skipped."""
+    monkeypatch.setattr(run_module, "Watch", lambda is_late: Watch(True))
+    spoilt, report = fit(planned(spoil_at=step))
+    assert report.status == "diverged"
+    assert all(v.isfinite().all() for v in weights(spoilt).values())
+    late, told = fit(planned())
+    monkeypatch.undo()
+    at_once, expected = fit(planned())
+    assert told.history == expected.history and told.steps == expected.steps
+    assert_same(weights(late), weights(at_once))
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_as_diverged(planned):
