@@ -61,7 +61,7 @@ def read_held(path: Path, image_shape: Sequence[int] | None, reading: Reading) -
     for split in splits.values():
         if "y" in split:
             rows, layout = with_axes(split["y"], reading.layout)
-            split["y"] = np.asarray(rows[:]) if rows.shape else rows[()]
+            split["y"] = np.asarray(rows[:] if rows.shape else rows[()])
             layouts.append(layout)
     layout = y_layout(path, splits["train"]["y"], image_shape, layouts[0])
     if splits["test"] and "y" not in splits["test"]:
