@@ -13,6 +13,7 @@ import typer
 from . import __version__, stopping
 from .commands.evaluate import evaluate
 from .commands.examples import epilog
+from .commands.inspect import inspect
 from .commands.measure import measure
 from .commands.options import Json, Out, Overrides, Quiet, Verbose, asked_progress
 from .commands.priors import sample
@@ -95,6 +96,7 @@ def train(
         raise typer.Exit(1)
 
 
+app.command()(inspect)
 app.command()(measure)
 app.command()(sample)
 app.command()(restore)

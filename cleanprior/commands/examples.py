@@ -10,6 +10,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cleanprior evaluate RUN/prior --operator blur --to found.json",
         "cleanprior evaluate FOLDER --data digits --operator inpainting",
     ),
+    "inspect": (
+        "cleanprior inspect mine.npz --picture mine.png",
+        "cleanprior inspect frames data=measurements data.mask=dead.tif",
+    ),
     "list": ("cleanprior list methods", "cleanprior list metrics"),
     "measure": ("cleanprior measure data=digits operator=inpainting --to mine.npz",),
     "new": ("cleanprior new method my_own", "cleanprior new metric my_own --to FOLDER"),

@@ -99,24 +99,24 @@ class Patches:
         keys = [f"{name}#{r},{c}" for r in range(rows) for c in range(columns)]
         is_test = held_out(keys, share).reshape(rows, columns)
 
-        def kinds(corners: Tensor) -> Tensor:
-            """Whether each of a patch's four corners lies in a block that is held out."""
-            ends = [corners + torch.tensor(d) for d in self._ends()]
-            return torch.stack([is_test[e[:, 0] // side, e[:, 1] // side] for e in ends], 1)
+        def ends(stride: int) -> tuple[Tensor, Tensor, Tensor]:
+            """Rows and columns, and which of four corners lie in a block that is held out."""
+            last = self.side - 1
+            r, c = (torch.arange(0, n - last, stride) for n in size)
+            found = [is_test[(r + i) // side][:, (c + j) // side] for i in (0, last)
+                     for j in (0, last)]  # fmt: skip
+            return r, c, torch.stack(found)
 
-        train = self.corners(*size, self.stride or self.side)
-        test = self.corners(*size, self.side)
-        train, test = train[~kinds(train).any(1)], test[kinds(test).all(1)]
+        r, c, inside = ends(self.stride or self.side)
+        train = _corners(r, c, ~inside.any(0))
+        r, c, inside = ends(self.side)
+        test = _corners(r, c, inside.all(0))
         if len(train) == 0 or len(test) < 2:
             raise UserError(
                 f"one image of {size[0]}x{size[1]} has too few patches of {self.side} pixels to "
                 "hold two out; give more images or a smaller patch"
             )
         return _numbered(number, train), _numbered(number, test)
-
-    def _ends(self) -> list[list[int]]:
-        last = self.side - 1
-        return [[0, 0], [0, last], [last, 0], [last, last]]
 
     def draw(
         self, places: Int[Tensor, "m 3"], limit: int | None, channels: int, split: str
@@ -136,15 +136,18 @@ class Patches:
             )
         return places[order]
 
-    def cut(
-        self, images: Sequence[Float[Tensor, "c h w"]], places: Int[Tensor, "m 3"]
-    ) -> Float[Tensor, "m c s t"]:
-        """Return the patches at these places."""
+    def cut(self, images: Sequence[Tensor], places: Int[Tensor, "m 3"]) -> Float[Tensor, "m c s t"]:
+        """Return the patches at these places of images (c, h, w), which may differ in size."""
         first = images[0]
         found = torch.empty(len(places), len(first), self.side, self.side, dtype=first.dtype)
         for i, (number, row, column) in enumerate(places.tolist()):
             found[i] = images[number][:, row : row + self.side, column : column + self.side]
         return found
+
+
+def _corners(rows: Tensor, columns: Tensor, chosen: Tensor) -> Tensor:
+    found = chosen.nonzero()
+    return torch.stack([rows[found[:, 0]], columns[found[:, 1]]], 1)
 
 
 def _numbered(number: int, corners: Tensor) -> Tensor:
