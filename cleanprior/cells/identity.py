@@ -35,7 +35,7 @@ _FIRST = {name: ("range",) for name in ("folder", "zip", "huggingface")} | {
     "arrays": ("key", "range")
 }
 # Data sets whose folders are files of arrays.
-_ARRAYS = ("arrays", "measurements")
+_ARRAYS = ("arrays", "measurements", "kspace")
 
 
 def placeless(data: Mapping[str, Any]) -> Config:
@@ -54,6 +54,9 @@ def placeless(data: Mapping[str, Any]) -> Config:
             kept["content"] = fingerprint(data["path"], is_every)
         if data.get("mask") is not None:
             kept["mask"] = fingerprint(data["mask"], True)
+        for key in ("maps", "noise"):
+            if os.path.isfile(str(data.get(key))):
+                kept[key] = fingerprint(data[key])
     return kept
 
 

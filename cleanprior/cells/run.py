@@ -21,7 +21,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from .. import __version__
-from ..config import Config, build, capabilities
+from ..config import Config, build, capabilities, compose
 from ..data.datasets import CleanData
 from ..data.measured import MeasuredData, write_splits
 from ..data.measurement_files import DamagedMeasurements, draw_measurements, read_measurements
@@ -332,17 +332,29 @@ def write_measurements(config: Config, path: Path) -> tuple[int, int]:
     Returns:
         How many measurements are for training and how many are held out.
     """
-    cell = Cell(CellFolder(path.parent, config))
+    folder = CellFolder(path.parent, config)
+    found = load_data(json.dumps(config["data"]), json.dumps(folder.identity.data))
+    law = found.law if isinstance(found, MeasuredData) else None
+    if law is not None and config["operator"]["name"] != law["name"]:
+        # The reader of a scanner's files knows the operator.
+        values = {k: v for k, v in law.items() if k != "name"}
+        own = compose([f"operator={law['name']}"], {"operator": values})["operator"]
+        folder = CellFolder(path.parent, {**config, "operator": own})
+    cell = Cell(folder)
+    scales = None
     if isinstance(cell.data, MeasuredData):
         splits = cell.data.train, cell.data.test
+        scales = cell.data.scales
     else:
         seed = config["data_seed"]
         splits = (
             Measurements.draw(cell.data.train, cell.operator, seed, "train"),
             Measurements.draw(cell.data.test, cell.operator, seed, "test"),
         )
-    write_with(path, lambda staging: write_splits(staging, *splits))
-    return len(splits[0]), len(splits[1])
+    train, test = splits
+    held = None if test.hash == train.hash else test  # of too few none is held out
+    write_with(path, lambda staging: write_splits(staging, train, held, scales))
+    return len(train), 0 if held is None else len(test)
 
 
 def _head(cell: Cell) -> Record:

@@ -69,9 +69,9 @@ def restore(
     exact_products()
     loaded = load_prior(prior)
     config = compose(*remembered(loaded.about.get("config", {}), operator, given))
-    target, truth = None, None
+    target, truth, scale = None, None, None
     if measurements is None:
-        measured, physics, truth = _held_out(config)
+        measured, physics, truth, scale = _held_out(config)
     else:
         reading = reading_of(config)
         target = _target(to, measurements, loaded.image_shape, reading, std)
@@ -95,18 +95,23 @@ def restore(
             total, squares = total + x, squares + x**2
             if not (mean or std):
                 what = "" if draws == 1 else str(k + 1)
-                _save(draw.x.numpy(), what, target, written)
+                _save(draw.x.numpy(), what, target, written, scale)
     assert first is not None
     _tell_fit(first, Likelihood.of(physics, some), config["posterior"]["name"], truth)
     if mean:
-        _save(total / draws, "mean", target, written)
+        _save(total / draws, "mean", target, written, scale)
     if std:
         variance = (squares - total**2 / draws) / (draws - 1)
-        _save(variance.clip(0) ** 0.5, "std", target, written, is_spread=True)
+        _save(variance.clip(0) ** 0.5, "std", target, written, scale, is_spread=True)
 
 
 def _save(
-    x: Any, what: str, target: "Target | None", written: Path | None, is_spread: bool = False
+    x: Any,
+    what: str,
+    target: "Target | None",
+    written: Path | None,
+    scale: "Tensor | None",
+    is_spread: bool = False,
 ) -> None:
     """Write images like their measurements, or as .npz where they were simulated."""
     import numpy as np
@@ -117,6 +122,8 @@ def _save(
     if target is None:
         assert written is not None
         name = f"{written.name}_{what}" if what else written.name
+        if scale is not None:
+            x = x * scale[: len(x), None, None, None].numpy()
         write_images(x.astype(np.float32), written.with_name(name))
         return
     place = target.called(what) if what else target
@@ -152,8 +159,10 @@ def _target(
     return target
 
 
-def _held_out(config: dict[str, Any]) -> "tuple[Measurements, Operator, Tensor | None]":
-    """Return the held-out measurements of a prior's own problem, and their images if known."""
+def _held_out(
+    config: dict[str, Any],
+) -> "tuple[Measurements, Operator, Tensor | None, Tensor | None]":
+    """Return the held-out measurements of a prior's own problem, their images, their scale."""
     from ..cells.folder import CellFolder
     from ..cells.run import Cell
     from ..data.datasets import CleanData
@@ -161,12 +170,13 @@ def _held_out(config: dict[str, Any]) -> "tuple[Measurements, Operator, Tensor |
 
     cell = Cell(CellFolder(Path("runs"), config))
     if not isinstance(cell.data, CleanData):
-        return cell.data.test, cell.operator, None
+        return cell.data.test, cell.operator, None, cell.data.scales.get("test")
     truth = cell.data.test
     return (
         Measurements.draw(truth, cell.operator, config["data_seed"], "test"),
         cell.operator,
         truth,
+        None,
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,6 +78,8 @@ def measured_file(
         train, test, how = _split(file, held, train, test, test_share)
     else:
         train, test, how = _patches(file, held, train, test, test_share, squares)
+    if image_shape is None and train.y.dim() == 5 and train.y.shape[1] == 2:
+        image_shape = (2, *train.y.shape[3:])  # real and imaginary part of several coils
     if image_shape is None and train.y.dim() != 4:
         shape = f"({', '.join(map(str, train.y.shape))})"
         raise UserError(
@@ -87,7 +90,12 @@ def measured_file(
     counts = f"{len(train)} measurements for training and {len(test)} held out, {how}"
     notices = (Notice(f"{file.name}: {counts}"), *held.notices, *notices)
     shape_of_one = (int(channels), int(height), int(width))
-    return MeasuredData(file.stem, train, test, shape_of_one, notices, squares is not None)
+    scales = {
+        split: torch.from_numpy(np.asarray(arrays["scale"], np.float32))
+        for split, arrays in (("train", held.train), ("test", held.test))
+        if arrays and "scale" in arrays and held.test
+    }
+    return MeasuredData(file.stem, train, test, shape_of_one, notices, squares is not None, scales)
 
 
 def _keys(held: Held, train: Measurements) -> tuple[list[str], str]:

@@ -20,8 +20,8 @@ For masks, blur and noise y has the shape of the images, (n, c, h, w); :mod:`mea
 with what the user says of them, :class:`cleanprior.data.reading.Reading`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,10 @@ class MeasuredData:
         image_shape: Shape of one image, (channels, height, width).
         notices: What a user should know of them, told when they are loaded.
         are_patches: Whether they are cut from larger ones, which A must not mix.
+        scales: What restorations of a split are multiplied by, (n,), where they have a scale of
+            their own; by ``train`` and ``test``.
+        law: The operator that they are measurements of, its name and keys, where their reader
+            knows it.
     """
 
     name: str
@@ -66,6 +70,8 @@ class MeasuredData:
     image_shape: ImageShape
     notices: tuple[Notice, ...] = ()
     are_patches: bool = False
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    law: Mapping[str, Any] | None = None
 
     def split(self, name: str) -> Measurements:
         """Return the measurements of ``train`` or ``test``."""
@@ -82,6 +88,12 @@ class MeasuredData:
                 of another shape or scale, values where nothing was measured, or another noise
                 level.
         """
+        if self.law is not None and operator.name != self.law["name"]:
+            words = " ".join(f"operator.{k}={v}" for k, v in self.law.items() if k != "name")
+            raise UserError(
+                f"{self.name} are measurements of another operator than {operator.name}; set "
+                f"operator={self.law['name']} {words}"
+            )
         if self.are_patches and not operator.capabilities & {"mask", "identity"}:
             raise UserError(
                 f"data.patch cuts y, and {operator.name} mixes pixels beyond a patch; leave it out"
@@ -285,13 +297,19 @@ def _shape(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-def write_splits(path: Path, train: Measurements, test: Measurements | None = None) -> None:
+def write_splits(
+    path: Path,
+    train: Measurements,
+    test: Measurements | None = None,
+    scales: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write measurements as a file that :func:`measured_file` reads.
 
     Arguments:
         path: ``.npz``, ``.h5`` or ``.safetensors``.
         train: Measurements to train on.
         test: Measurements to hold out, or None.
+        scales: What restorations of ``train`` and ``test`` are multiplied by, (n,) each.
 
     Raises:
         UserError: Another ending, a library that is missing, or a disk that refuses.
@@ -302,6 +320,10 @@ def write_splits(path: Path, train: Measurements, test: Measurements | None = No
             for key, value in measured.tensors().items():
                 name = prefix + key.replace("params.", "params/")
                 arrays[name] = np.ascontiguousarray(value.numpy())
+    for split, scale in (scales or {}).items():
+        prefix = "" if split == "train" else "test/"
+        if f"{prefix}y" in arrays:
+            arrays[f"{prefix}scale"] = scale.numpy()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".npz":

@@ -55,7 +55,7 @@ def read_arrays(path: Path, key: str | None = None) -> dict[str, dict[str, Any]]
             if not _is_known(stored):
                 raise UserError(
                     f"'{path}' holds '{stored}', which is not a part of measurements; allowed: y, "
-                    f"sigma_y, params/NAME, and the same below test/; found: {names}"
+                    f"sigma_y, scale, params/NAME, and the same below test/; found: {names}"
                 )
             array = _numbers(path, stored, get(), "biufc" if part == "y" else "biuf")
             splits["train" if name == part else "test"][part] = array
@@ -64,7 +64,7 @@ def read_arrays(path: Path, key: str | None = None) -> dict[str, dict[str, Any]]
 
 def _is_known(name: str) -> bool:
     part = name.replace(".", "/").removeprefix("test/")
-    return part in ("y", "sigma_y") or part.startswith("params/")
+    return part in ("y", "sigma_y", "scale") or part.startswith("params/")
 
 
 def _numbers(path: Path, name: str, rows: Rows, kinds: str) -> Any:
@@ -164,7 +164,7 @@ def arrange(
             found[key] = value.reshape(()) if value.size == 1 else value.reshape(len(value), -1)
             if found[key].ndim and found[key].shape[1] == 1:
                 found[key] = found[key][:, 0]
-        elif key != "y":
+        elif key not in ("y", "scale"):
             found[key] = _parameter(value, n, sides, layout)
     told += [f"{split}{text}" for text in reading.apply(path, found, sides, names)]
     tensors = {k: torch.from_numpy(v.astype(np.float32)) for k, v in found.items()}

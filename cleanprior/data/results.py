@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import replace_folder, staging_path, write_with
 from .array_files import files_of, is_folder_of_files
 from .array_sources import choose
-from .containers import READ, SUFFIXES, named_arrays, optional
+from .containers import READ, SUFFIXES, named_arrays, optional, whole
 from .formats import Form, Frames, format_of, suffix_of, to_stored
 from .layouts import scatter
 from .measured_arrays import y_layout
@@ -52,11 +52,13 @@ class Original:
         path: The file or the folder.
         parts: Its files, in the order of the measurements.
         scale: Factor and offset: a stored value times the one, plus the other, is in [-1, 1].
+        scales: What each image is multiplied by, (n,), where the file says so (``scale``).
     """
 
     path: Path
     parts: tuple[Part, ...]
     scale: tuple[float, float] = (1.0, 0.0)
+    scales: NDArray[Any] | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -81,10 +83,28 @@ def original_of(path: Path, image_shape: Sequence[int] | None, reading: Reading)
         UserError: It cannot be read.
     """
     if not is_folder_of_files(path):
-        return Original(path, (_part(path, path.name, image_shape, reading),), reading.scale)
+        one = _part(path, path.name, image_shape, reading)
+        return Original(path, (one,), reading.scale, _scales(path))
     names = files_of(path)
     parts = tuple(_part(path / n, n, image_shape, reading, True) for n in names)
     return Original(path, parts, reading.scale)
+
+
+def _scales(path: Path) -> NDArray[Any] | None:
+    """Return the factor of each image that a file holds as ``scale``, or None.
+
+    Raises:
+        UserError: It is not one positive number an image.
+    """
+    if format_of(path) is not None:
+        return None
+    with named_arrays(path, "measurement file") as found:
+        if "scale" not in found or "y" not in found:
+            return None
+        values, count = np.asarray(whole(found["scale"]()), np.float64), found["y"]().shape[0]
+    if values.shape != (count,) or not (np.isfinite(values) & (values > 0)).all():
+        raise UserError(f"'{path}' holds a scale that is not one positive number an image")
+    return values
 
 
 def _part(
@@ -215,6 +235,8 @@ class Target:
         factor, offset = self.original.scale
         values = np.asarray(images, np.float64)
         values = values / factor if is_spread else (values - offset) / factor
+        if self.original.scales is not None:
+            values = values * self.original.scales[: len(values), None, None, None]
         for part, path, some in self._files(values):
             like = part.path if self._is_like(part) else None
             form = part.form

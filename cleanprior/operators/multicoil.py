@@ -131,7 +131,7 @@ class MultiCoil(Operator):
         super().__init__(physics, image_shape, sigma)
         self.coils, self.acceleration = coils, acceleration
         self.pattern, self.maps = pattern, maps
-        self.sampling = _sampling(image_shape, acceleration, centre_lines, further_lines, pattern)
+        self.sampling = sampling_of(image_shape, acceleration, centre_lines, further_lines, pattern)
 
     @property
     @override
@@ -243,7 +243,7 @@ def to_complex(parts: Float[Tensor, "b 2 ..."]) -> Tensor:
     return torch.complex(parts[:, 0], parts[:, 1])
 
 
-def _sampling(
+def sampling_of(
     shape: ImageShape,
     acceleration: float,
     centre: int | None,
@@ -273,4 +273,4 @@ def _sampling(
     return Sampling(size, count, block, drop)
 
 
-__all__ = ["MultiCoil"]
+__all__ = ["MultiCoil", "sampling_of"]
