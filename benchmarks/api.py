@@ -9,7 +9,6 @@ import pandas as pd
 
 from cleanprior.commands.options import live_progress
 from cleanprior.errors import UserError
-from cleanprior.files import check_folder
 from cleanprior.jobs.drive import Todo
 from cleanprior.jobs.local import Local
 from cleanprior.progress import Progress
@@ -18,9 +17,10 @@ from cleanprior.terminal import Screen
 from .forecast import rows, summary
 from .launchers import chosen, given, split
 from .places import tables
+from .plan import Plan
 from .report import Report, report
 from .request import Request, names
-from .runner import Launcher, Part, run
+from .runner import Launcher, Part, may_write, record_of, run
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,17 @@ def bench(
         with_references=references,
     )
     shown = live_progress() if progress else Progress()
-    screen = Screen(is_silent=True)
+    forced = names("force", force or None) or []
+    place = Path(out)
+    is_kept = may_write("out", request.plan(forced), place, forced)
     made = run_request(
         request,
-        check_folder("out", Path(out)),
-        screen,
+        place,
+        Screen(is_silent=True),
         shown,
-        names("force", force or None) or (),
+        forced,
         launcher=launcher,
+        is_kept=is_kept,
     )
     return Result(
         tables={s.tab: s.summary for s in made.sheets},
@@ -134,6 +137,7 @@ def run_request(
     forced: Collection[str] = (),
     part: Part | None = None,
     launcher: Launcher | None = None,
+    is_kept: bool = True,
 ) -> Report:
     """Train what a request lacks, and write its tables and its page.
 
@@ -145,16 +149,39 @@ def run_request(
         forced: Rows to train again.
         part: The share of this process; None for all.
         launcher: Where cells run; None takes the processes of this machine.
+        is_kept: Whether anything is written; if not, all cells are finished.
     """
     plan = request.plan(list(forced))
+    if not is_kept:
+        return report(plan, out, screen, is_kept=False)
     launcher = launcher or Local()
     found = rows(plan, out)
     todo = [Todo(row.name, out, config) for row in found for config in row.todo]
     if len(todo) > 1 and all(row.seconds is not None for row in found if row.todo):
         progress.say(summary(found, launcher.count(todo)))
+    _tell_ends(plan, out, screen, progress)
     run(plan, out, forced, progress, part or Part(), launcher)
     request.write(tables(out, plan.key))
     return report(plan, out, screen)
+
+
+def _tell_ends(plan: Plan, out: Path, screen: Screen, progress: Progress) -> None:
+    """Have the record of each cell printed when it ends, where records are printed."""
+    if not screen.has_lines:
+        return
+    rows = {
+        id(config): row
+        for problem in plan.problems
+        for row, configs in problem.cells.items()
+        for config in configs
+    }
+
+    def ended(cell: Todo) -> None:
+        key = id(cell.config)
+        if key in rows:  # else a launcher's own; told at the end
+            screen.record(key, record_of(rows[key], cell.config, out))
+
+    progress.ended = ended
 
 
 def _settings(given: Mapping[str, Any], above: str = "") -> Iterator[str]:

@@ -1,12 +1,15 @@
 """Tables and pictures of a plan, from its records."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from cleanprior.cells.status import Status
 from cleanprior.files import RefusedWrite, write_bytes
+from cleanprior.notices import Notice, tell
 from cleanprior.terminal import Screen
 
 from . import page, places, published, runner
@@ -47,44 +50,68 @@ class Report:
         )
 
 
-def report(plan: Plan, out: Path, screen: Screen) -> Report:
+def report(plan: Plan, out: Path, screen: Screen, is_kept: bool = True) -> Report:
     """Print and write the tables of every problem, an overview of several, and the page.
 
     Arguments:
         plan: The benchmark.
         out: Folder of all runs.
         screen: Where to print.
+        is_kept: Whether anything is written.
 
     Raises:
         RefusedWrite: The disk takes no file; what is on it has been printed.
     """
     best: Best = {}
-    refusals: list[RefusedWrite] = []
-    sheets = [_problem(plan, p, out, screen, best, refusals) for p in plan.problems]
-    if refusals:
-        raise refusals[0]
+    disk = _Disk(is_kept)
+    sheets = [_problem(plan, p, out, screen, best, disk) for p in plan.problems]
     folder = places.tables(out, plan.key)
-    front = _published(plan, sheets, folder, screen)
+    front = _published(plan, sheets, folder, screen, disk)
     if len(sheets) > 1:
-        front += _overviews(plan, sheets, best, folder, screen)
-    path = page.write(folder / places.PAGE, plan.name, plan.about, [*front, *sheets])
-    if not screen.is_quiet:
+        front += _overviews(plan, sheets, best, folder, screen, disk)
+    if disk.refusals:
+        raise disk.refusals[0]
+    path = folder / places.PAGE
+    if is_kept:
+        page.write(path, plan.name, plan.about, [*front, *sheets])
+    else:
+        tell([Notice(f"'{out}' takes no files: what it holds is printed, and nothing written")])
+    if not screen.is_quiet and path.exists():
         screen.say(f"page: {path}")
     return Report(sheets, path)
 
 
+class _Disk:
+    """Takes files, or says once that it does not.
+
+    Arguments:
+        is_kept: Whether anything is to be written.
+    """
+
+    def __init__(self, is_kept: bool) -> None:
+        self._is_kept = is_kept
+        self.refusals: list[RefusedWrite] = []
+
+    def take(self, write: Callable[[], list[Path]]) -> list[Path]:
+        """Return the files that ``write`` has written; none after a refusal."""
+        if not self._is_kept or self.refusals:
+            return []
+        try:
+            return write()
+        except RefusedWrite as error:
+            self.refusals.append(error)
+            return []
+
+
 def _problem(
-    plan: Plan,
-    problem: Problem,
-    out: Path,
-    screen: Screen,
-    best: Best,
-    refusals: list[RefusedWrite],
+    plan: Plan, problem: Problem, out: Path, screen: Screen, best: Best, disk: _Disk
 ) -> Sheet:
     """Print and write the tables of one problem."""
     records = runner.records(problem, out)
-    found = [record for cells in records.values() for record in cells]
-    screen.records(r for r in found if Status.of(r).kind != "not run")
+    for row, cells in records.items():
+        for config, record in zip(problem.cells[row], cells, strict=True):
+            if Status.of(record).kind != "not run":
+                screen.record(id(config), record)
     frame = tidy(records)
     summary = summarise(frame)
     shown = display(summary, plan.references)
@@ -94,16 +121,16 @@ def _problem(
     said = notes.write_notes(problem, records, plan.references)
     folder = places.tables(out, plan.key_of(problem))
     sentences = verdict(records, plan.references, comparisons)
-    files: list[Path] = []
-    try:
+
+    def write() -> list[Path]:
         drawn, absent = problems.draw(problem, records, summary, out, folder)
-        said = replace(said, careful=[*said.careful, *absent])
-        files = writing.write(
+        said.careful.extend(absent)
+        written = writing.write(
             folder, problem.title, shown, summary, frame, sentences, said.lines, bold, comparisons
         )
-        files += drawn
-    except RefusedWrite as error:
-        refusals.append(error)
+        return written + drawn
+
+    files = disk.take(write)
     print_table(screen, problem.title, shown, bold, folder / "table.md")
     for heading, lines in (
         ("", sentences),
@@ -130,7 +157,9 @@ def _problem(
     )
 
 
-def _published(plan: Plan, sheets: list[Sheet], folder: Path, screen: Screen) -> list[Sheet]:
+def _published(
+    plan: Plan, sheets: list[Sheet], folder: Path, screen: Screen, disk: _Disk
+) -> list[Sheet]:
     """Print and write published numbers beside ours, and what differs."""
     found = [
         published.beside(problem, sheet.records, sheet.summary)
@@ -148,20 +177,23 @@ def _published(plan: Plan, sheets: list[Sheet], folder: Path, screen: Screen) ->
     ]
     bold = shown.map(lambda _: False)
     title = f"Published numbers beside ours: {plan.about or plan.name}"
-    files = writing.write_plain(folder, "published", title, shown, shown, lines, bold)
-    print_table(screen, title, shown, bold, files[0])
-    print_notes(screen, "", [*lines[:1], f"what differs, line by line: {files[0]}"])
+    files = disk.take(
+        lambda: writing.write_plain(folder, "published", title, shown, shown, lines, bold)
+    )
+    whole = folder / "published.md"
+    print_table(screen, title, shown, bold, whole)
+    print_notes(screen, "", [*lines[:1], f"what differs, line by line: {whole}"])
     numbers = published.numbers(shown)
     return [Sheet("published", title, shown, numbers, bold, lines, files, {}, plan.references)]
 
 
 def _overviews(
-    plan: Plan, sheets: list[Sheet], best: Best, folder: Path, screen: Screen
+    plan: Plan, sheets: list[Sheet], best: Best, folder: Path, screen: Screen, disk: _Disk
 ) -> list[Sheet]:
     """Print and write one table a metric with all problems side by side."""
     found = []
     summaries = {s.tab: s.summary for s in sheets}
-    plotted = _sweep(plan, sheets, folder)
+    plotted = disk.take(partial(_sweep, plan, sheets, folder))
     lines = [
         "bold: significantly best on that problem of its track (clean images handed out); details "
         "in the problem's own table",
@@ -172,7 +204,9 @@ def _overviews(
         if not len(shown):
             continue
         title = f"{heading} on every problem of {plan.name}"
-        files = writing.write_plain(folder, f"overview_{key}", title, shown, numbers, lines, bold)
+        name = f"overview_{key}"
+        written = (folder, name, title, shown, numbers, lines, bold)
+        files = disk.take(partial(writing.write_plain, *written))
         print_blocks(screen, title, shown, bold)
         print_notes(screen, "", lines)
         files += plotted

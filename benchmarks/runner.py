@@ -11,6 +11,7 @@ from cleanprior.cells.record import Record, has_other_code, is_finished, read_re
 from cleanprior.cells.status import Status
 from cleanprior.config import Config
 from cleanprior.errors import UserError
+from cleanprior.files import check_folder
 from cleanprior.jobs.drive import Todo
 from cleanprior.jobs.local import Local
 from cleanprior.progress import Progress
@@ -79,6 +80,30 @@ def pending(
     ]
 
 
+def may_write(
+    option: str, plan: Plan, out: Path, forced: Collection[str], part: Part = Part()
+) -> bool:
+    """Return whether the folder of runs takes files; one that takes none may hold all cells.
+
+    Arguments:
+        option: What named the folder, for the error.
+        plan: The benchmark.
+        out: The folder.
+        forced: Rows to train again.
+        part: The share of this process.
+
+    Raises:
+        UserError: It takes none, and there are cells to train.
+    """
+    try:
+        check_folder(option, out)
+    except UserError:
+        if out.is_dir() and not pending(plan, out, forced, part):
+            return False
+        raise
+    return True
+
+
 def run(
     plan: Plan,
     out: Path,
@@ -127,6 +152,26 @@ def run(
     (launcher or Local()).run(cells, progress)
 
 
+def record_of(row: str, config: Config, out: Path) -> Record:
+    """Return the record of a cell as a row of a table has it; a refusal as a skipped one.
+
+    Arguments:
+        row: The row, which may be a variant of the method.
+        config: The cell's composed configuration.
+        out: Folder of all runs.
+    """
+    folder = CellFolder(out, config)
+    record = read_record(folder)
+    if (reason := refusal(config)) is not None:
+        record = {"status": Status("skipped", reason).to_json()}
+    record = record or {"status": Status("not run").to_json()}
+    record |= {"method": row, "seed": config["seed"]}
+    if is_finished(record) and has_other_code(folder, record):
+        record["warning"] = "+".join(filter(None, (record.get("warning"), OTHER_CODE)))
+        record["warned"] = {**(record.get("warned") or {}), OTHER_CODE: TRAINED_BY_OTHER}
+    return record
+
+
 def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
     """Return the records of a problem's cells by method, a refusal as a skipped record.
 
@@ -136,19 +181,7 @@ def records(problem: Problem, out: Path) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     take_over(CellFolder(out, c) for configs in problem.cells.values() for c in configs)
     for method, configs in problem.cells.items():
-        found[method] = []
-        for config in configs:
-            reason = refusal(config)
-            folder = CellFolder(out, config)
-            record = read_record(folder)
-            if reason is not None:
-                record = {"status": Status("skipped", reason).to_json()}
-            record = record or {"status": Status("not run").to_json()}
-            record |= {"method": method, "seed": config["seed"]}
-            if is_finished(record) and has_other_code(folder, record):
-                record["warning"] = "+".join(filter(None, (record.get("warning"), OTHER_CODE)))
-                record["warned"] = {**(record.get("warned") or {}), OTHER_CODE: TRAINED_BY_OTHER}
-            found[method].append(record)
+        found[method] = [record_of(method, config, out) for config in configs]
     hashes = {
         r["measurements_sha256"]: m
         for m, rs in found.items()

@@ -1,8 +1,9 @@
 """Live progress: phase, step, steps a second, time left. Plain lines where no terminal is."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -82,6 +83,8 @@ class Progress:
         self.is_quiet, self.has_logs = is_quiet, has_logs
         self.interval = interval
         self.bars: RichProgress | None = None
+        #: Called with each cell that has ended, one at a time.
+        self.ended: Callable[[Any], None] = lambda cell: None
 
     @property
     def is_verbose(self) -> bool:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -223,6 +223,7 @@ class Screen:
         is_silent = is_silent or has_lines
         self._console = Console(highlight=False, markup=False, emoji=False, quiet=is_silent)
         self.is_quiet, self.has_lines = is_quiet, has_lines
+        self._told: set[Hashable] = set()
         self.is_terminal = self._console.is_terminal
         self.is_wide = is_wide
         told = os.environ.get("COLUMNS", "")
@@ -237,11 +238,16 @@ class Screen:
             text = Text(plain(text, self._console.encoding))
         self._console.print(text, soft_wrap=True)
 
-    def records(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Print records where they are asked for, each as a line of JSON."""
-        if self.has_lines:
-            for record in records:
-                sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
+    def record(self, key: Hashable, record: Mapping[str, Any]) -> None:
+        """Print a record where they are asked for, as a line of JSON; each once.
+
+        Arguments:
+            key: Whose it is.
+            record: Plain values.
+        """
+        if self.has_lines and key not in self._told:
+            self._told.add(key)
+            sys.stdout.write(json.dumps(record, allow_nan=False) + "\n")
             sys.stdout.flush()
 
     def note(self, text: str, first: str = "", indent: str = "  ") -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cleanprior import cli
+from cleanprior import cli, files
 from cleanprior.jobs.drive import Log, Shown
 from cleanprior.progress import Progress
 
@@ -30,20 +31,41 @@ TINY = [
 BENCH = ["bench", "--methods", "naive,ambient", "--no-references", *TINY]
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+class Noted(io.StringIO):
+    """A stream that knows what another one held whenever something was written to this one."""
+
+    def __init__(self, other: io.StringIO) -> None:
+        super().__init__()
+        self.other, self.seen = other, list[str]()
+
+    def write(self, text: str) -> int:
+        self.seen.append(self.other.getvalue())
+        return super().write(text)
+
+
+class Output(str):
+    """What was printed, with :attr:`Noted.seen`."""
+
+    seen: list[str]
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, Output, str]:
     """Run the command line in this process, which has loaded its libraries."""
-    out, err = io.StringIO(), io.StringIO()
+    err = io.StringIO()
+    out = Noted(err)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["cleanprior", *arguments])
         code = cli._run()
-    return code, out.getvalue(), err.getvalue()
+    told = Output(out.getvalue())
+    told.seen = out.seen
+    return code, told, err.getvalue()
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, str, str]]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, Output, str]]:
     folder = tmp_path_factory.mktemp("output")
-    return folder, run(folder, *BENCH, "--json")
+    return folder, run(folder, *BENCH, "--json", "--jobs", "1")
 
 
 def test_json_is_a_line_a_record_and_nothing_else(trained) -> None:
@@ -54,6 +76,30 @@ def test_json_is_a_line_a_record_and_nothing_else(trained) -> None:
     assert all(r["rows"][0]["metrics"]["psnr"] > 0 for r in found)
     assert "[1/2]" in err, "progress is not in the way of what is read"
     assert run(folder, *BENCH, "--json")[1] == out, "what is finished is printed, too"
+
+
+def test_a_record_is_printed_when_its_cell_ends(trained) -> None:
+    before = trained[1][1].seen[0]
+    assert "[1/2] " in before and "[2/2] " not in before
+
+
+def test_a_finished_bench_is_printed_from_a_disk_that_takes_no_file(trained, monkeypatch) -> None:
+    folder, _ = trained
+    for path in (folder / "runs" / "tables").rglob("*.*"):
+        path.unlink()
+    before = sorted(folder.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        patch.setattr(files, "write_with", lambda *_: pytest.fail("it was written"))
+        code, out, err = run(folder, *BENCH)
+        assert code == 0 and "naive" in out and "PSNR" in out and "page" not in out
+        assert err == "note: 'runs' takes no files: what it holds is printed, and nothing written\n"
+        assert run(folder, *BENCH, "--seeds", "2")[::2] == (
+            2,
+            "error: --out runs: 'runs' may not be written by you\n",
+        )
+    assert sorted(folder.rglob("*")) == before
+    assert "page: " in run(folder, *BENCH)[1]
 
 
 def test_json_has_no_line_for_what_nobody_trained(trained) -> None:
