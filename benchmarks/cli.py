@@ -8,7 +8,6 @@ import typer
 from cleanprior.commands.options import (
     GIVEN,
     Json,
-    Out,
     Quiet,
     Verbose,
     asked_progress,
@@ -26,6 +25,9 @@ Wide = Annotated[
         "columns where the output is none, or as many as COLUMNS says.",
     ),
 ]
+
+#: A finished benchmark is printed from a folder that takes no files.
+Runs = Annotated[Path, typer.Option("--out", help="Folder of all runs.", **GIVEN)]
 
 
 def bench(
@@ -92,8 +94,15 @@ def bench(
         typer.Option(help="Cells at a time, each in a process of its own; 0: in this process."),
     ] = "auto",
     devices: Annotated[
-        str, typer.Option(help="CUDA devices of this machine, comma-separated, one a job.")
+        str, typer.Option(help="CUDA devices of this machine, comma-separated, one a process.")
     ] = "auto",
+    devices_per_cell: Annotated[
+        int,
+        typer.Option(
+            help="Processes that train a cell together, each on a GPU or a share of the cores; "
+            "the same as training.processes=N."
+        ),
+    ] = 1,
     timeout: Annotated[
         float | None, typer.Option(help="Seconds for a cell, after which its row has failed.")
     ] = None,
@@ -111,7 +120,7 @@ def bench(
             "like cells or from 20 steps of each method.",
         ),
     ] = False,
-    out: Out = Path("runs"),
+    out: Runs = Path("runs"),
     wide: Wide = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -122,14 +131,15 @@ def bench(
     ] = None,
 ) -> None:
     """Train methods on identical measurements and say which is better, at what cost."""
-    from .launchers import chosen, given, split
+    from .launchers import chosen, given, split, together
     from .request import Request, names
-    from .runner import Part
+    from .runner import Part, may_write
 
     if dry_run and as_json:
         raise UserError("--dry-run trains nothing, and --json prints what was trained")
     progress = asked_progress(quiet, verbose)
     settings, overrides = split(overrides or [])
+    overrides += together(devices_per_cell, overrides)
     settings = given(jobs, devices, timeout, retry, fail_fast) + settings
     request = Request(
         bench=bench,
@@ -145,6 +155,7 @@ def bench(
     share, forced = Part.read(part), names("--force", force) or []
     place = chosen(launcher, settings)
     plan = request.plan(forced)  # a mistake is told before any library is loaded
+    is_kept = may_write("--out", plan, out, forced, share)
     if dry_run:
         from .forecast import forecast
 
@@ -153,7 +164,8 @@ def bench(
     from .api import run_request
 
     screen = Screen(wide, is_quiet=quiet, has_lines=as_json)
-    if not run_request(request, out, screen, progress, forced, share, place).is_sound:
+    made = run_request(request, out, screen, progress, forced, share, place, is_kept)
+    if not made.is_sound:
         raise typer.Exit(1)
 
 

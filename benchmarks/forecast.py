@@ -25,6 +25,9 @@ from .runner import Launcher
 
 #: What cells may differ in and still cost alike; ``budget`` scales.
 _APART = ("seed", "data_seed")
+#: A key of a training that records of earlier versions lack, and that says nothing where it is
+#: empty.
+_ALONE = "processes"
 
 
 @dataclass
@@ -172,7 +175,9 @@ def _size(megabytes: float | None) -> str:
 def _kind(config: Mapping[str, Any]) -> str:
     """Return what cells that cost alike have in common."""
     kept: dict[str, Any] = {k: v for k, v in config.items() if k not in _APART}
-    kept["training"] = {k: v for k, v in config["training"].items() if k != "budget"}
+    kept["training"] = {
+        k: v for k, v in config["training"].items() if k != "budget" and (k, v) != (_ALONE, None)
+    }
     return json.dumps(kept, sort_keys=True, default=str)
 
 

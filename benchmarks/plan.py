@@ -190,6 +190,8 @@ def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:
     config = next(iter(cells.values()))[0]
     shared = {k: v for k, v in config.items() if k not in ("method", "seed")}
     shared["data"] = placeless(shared["data"])
+    if shared["training"].get("processes") is None:  # a table of before there was such a key
+        shared["training"] = {k: v for k, v in shared["training"].items() if k != "processes"}
     for group in ("sampler", "posterior", "evaluation"):
         shared[group] = {k: v for k, v in shared[group].items() if k != "about"}
     shared["evaluation"] = with_metrics(shared["evaluation"])

@@ -364,7 +364,7 @@ def _claim(
     Raises:
         UserError: It belongs to another training, or holds other files.
     """
-    training = {k: v for k, v in config["training"].items() if k != "tracker"}
+    training = {k: v for k, v in config["training"].items() if k not in ("tracker", "processes")}
     values = {**asdict(learner), "needs": earlier(learner.needs)}
     described = {
         "config": {k: config[k] for k in ("operator", "backbone", "seed")} | {"training": training},

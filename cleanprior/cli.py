@@ -21,7 +21,7 @@ from .commands.restore import restore
 from .commands.show import list_, new, status
 from .config import capabilities, registry
 from .environment import is_first, processes, take_precision_away
-from .errors import UserError, one_line
+from .errors import PeerLost, UserError, one_line
 from .notices import show_on_stderr
 from .streams import lasting
 
@@ -83,7 +83,9 @@ def train(
         if processes() > 1:
             from .cells.run import run_together
 
-            record = run_together(folder, progress, force)
+            # Ctrl-C comes twice, from the terminal and from who has started the processes.
+            with stopping.orderly(is_patient=True):
+                record = run_together(folder, progress, force)
         else:
             Local(jobs="auto").run([Todo(_title(config), out, config, force)], progress)
             record = read_record(folder)
@@ -202,6 +204,9 @@ def _run() -> int:
             command = error.ctx.command_path if error.ctx else "cleanprior"
             sys.stderr.write(f"error: {error.format_message()} (see: {command} --help)\n")
         return 2
+    except PeerLost as error:
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
+        return 1
     except MemoryError as error:
         sys.stderr.write(f"error: out of memory{f': {error}' if str(error) else ''}\n")
         return 1

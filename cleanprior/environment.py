@@ -62,6 +62,24 @@ def processes() -> int:
     return max((int(text) for text in given if text.isascii() and text.isdecimal()), default=1) or 1
 
 
+def together(index: int, count: int, port: int) -> dict[str, str]:
+    """Return the variables by which processes of this machine find each other, as torchrun's.
+
+    Arguments:
+        index: Which of them it is.
+        count: How many there are.
+        port: Where the first one waits for the others.
+    """
+    numbers = {
+        "RANK": index,
+        "LOCAL_RANK": index,
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_PORT": port,
+    }
+    return {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in numbers.items()}}
+
+
 def is_first() -> bool:
     """Whether this is the one of them that speaks for all; so is a process that is alone."""
     given = [os.environ.get(name, "") for name in _NUMBERS]

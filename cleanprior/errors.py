@@ -18,6 +18,10 @@ class StageFailed(Exception):
     """
 
 
+class PeerLost(StageFailed):
+    """Another of the processes that train together is gone; what became of it says more."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest spelling, or an empty string."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -10,6 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _asked: int | None = None
 _heard: int = signal.SIGINT
 _is_patient = False
+_is_later = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,19 +39,36 @@ def code() -> int:
     return 128 + _heard
 
 
-def is_asked() -> bool:
-    """Whether the process was asked to end and has not yet."""
-    return _asked is not None
+def asked() -> int:
+    """Return the signal by which the process was asked to end and has not yet; 0 for none."""
+    return _asked or 0
+
+
+def ask(number: int) -> None:
+    """Have :func:`check` end this process, as if it had heard a signal."""
+    global _asked
+    _asked = number
 
 
 def check() -> None:
     """End where the process was asked to.
 
     Raises:
-        Stopped: It was.
+        Stopped: It was, and not inside of :func:`later`.
     """
-    if _asked is not None:
+    if _asked is not None and not _is_later:
         raise Stopped(_asked)
+
+
+@contextmanager
+def later(is_later: bool = True) -> Iterator[None]:
+    """Have :func:`check` end nothing inside the block, where ``is_later``."""
+    global _is_later
+    before, _is_later = _is_later, is_later
+    try:
+        yield
+    finally:
+        _is_later = before
 
 
 def _hear(number: int, _frame: FrameType | None) -> None:

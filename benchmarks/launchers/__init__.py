@@ -9,6 +9,7 @@ from ..runner import Launcher
 
 GROUP = "launcher"
 _PREFIX = f"{GROUP}."
+PROCESSES = "training.processes"
 
 
 def split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -48,6 +49,22 @@ def given(
     return found
 
 
+def together(count: int, overrides: Sequence[str]) -> list[str]:
+    """Return ``--devices-per-cell`` as an override of cells; nothing for one.
+
+    Raises:
+        UserError: It is no count, or the overrides say it too.
+    """
+    if count < 1:
+        raise UserError(f"devices-per-cell={count}; allowed: a count from 1")
+    if count == 1:
+        return []
+    for override in overrides:
+        if override.lstrip("+").startswith(f"{PROCESSES}="):
+            raise UserError(f"--devices-per-cell {count} and '{override}' say the same; give one")
+    return [f"{PROCESSES}={count}"]
+
+
 def chosen(name: str, settings: Sequence[str] = ()) -> Launcher:
     """Return a launcher by its name in ``configs/launcher``.
 
@@ -69,4 +86,4 @@ def chosen(name: str, settings: Sequence[str] = ()) -> Launcher:
     return launcher
 
 
-__all__ = ["chosen", "given", "split"]
+__all__ = ["chosen", "given", "split", "together"]

@@ -60,6 +60,7 @@ class Following:
     def ended(self, cell: Todo, status: str) -> None:
         """Tell that a cell has a record."""
         self._ended += 1
+        self._progress.ended(cell)
         is_error = status.startswith("failed")
         self._progress.say(f"[{self._ended}/{self._total}] {cell.label}: {status}", is_error)
         if is_error:
@@ -85,9 +86,14 @@ def following(todo: Sequence[Todo], progress: Progress, is_stopping: bool) -> It
 
     Raises:
         UserError: A value that a part refuses. Cells that are to have a GPU are not checked: this
-            machine may have none.
+            machine may have none. Or a cell that several processes are to train.
         Stopped: The process was asked to end.
     """
+    if any(cell.processes > 1 for cell in todo):
+        raise UserError(
+            "--devices-per-cell is for --launcher local: a job of a cluster trains its cell in one "
+            "process"
+        )
     workers = new_workers()
     before = None
     if threading.current_thread() is threading.main_thread():

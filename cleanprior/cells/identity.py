@@ -137,7 +137,8 @@ class Identity:
         if self.operator_code is not None:
             found["operator_code"] = self.operator_code
         # Each process takes a batch: another one in all, as if one process took several.
-        together = processes() * found["training"].pop("accumulate", 1)
+        given = found["training"].pop("processes", None)
+        together = (given or processes()) * found["training"].pop("accumulate", 1)
         if together > 1:
             found["processes"] = together
         return found
@@ -180,4 +181,7 @@ def digest(parts: Any) -> str:
 def training_identity(config: Mapping[str, Any]) -> str:
     """Return what defines a training beside its measurements: a checkpoint belongs to it."""
     keys = [k for k in _KEYS if k not in (*_EVALUATION, "data")]
-    return digest({k: _strip(config[k]) for k in keys})
+    found = {k: _strip(config[k]) for k in keys}
+    # How many train together decides the steps, which a checkpoint knows.
+    found["training"].pop("processes", None)
+    return digest(found)

@@ -104,7 +104,12 @@ def _progress(beat: Beat) -> str:
     told = f"{where}, for {duration(time.time() - beat.since)}"
     if beat.left is not None:
         told += f", {duration(beat.left)} left of it"
-    return f"{told} ({beat.host}, process {beat.pid})"
+    return f"{told} ({beat.host}, process {beat.pid}{others(beat.processes)})"
+
+
+def others(processes: int) -> str:
+    """Return what is added where the first of processes that train together is told."""
+    return f" and {processes - 1} more" if processes > 1 else ""
 
 
 def _last(files: CellFiles) -> str:

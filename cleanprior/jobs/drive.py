@@ -10,6 +10,7 @@ from ..cells.folder import CellFolder
 from ..config import Config
 from ..errors import StageFailed, one_line
 from ..progress import Progress, Task
+from .ranks import processes_of, run_ranks
 from .workers import Event, Place, Runner
 
 #: Side of images up to which one thread is as good as several: convolutions of 8x8 and 16x16
@@ -38,6 +39,11 @@ class Todo:
     has_failed: bool = False
 
     @property
+    def processes(self) -> int:
+        """How many processes train it together."""
+        return processes_of(self.config)
+
+    @property
     def folder(self) -> CellFolder:
         """Its folder, by what a user's files hold now."""
         return CellFolder(self.out, self.config)
@@ -47,7 +53,7 @@ def run_cell(
     workers: Runner,
     folder: CellFolder,
     threads: int,
-    gpu: int | None,
+    gpus: Sequence[int],
     tell: Callable[[Event], None],
     is_forced: bool = False,
     timeout: float | None = None,
@@ -57,8 +63,9 @@ def run_cell(
     Arguments:
         workers: Processes.
         folder: The cell.
-        threads: Threads of its process; one where images are small.
-        gpu: The CUDA device it sees, or None for all.
+        threads: Threads that it may take; processes that train it together share them, and where
+            images are small each has one.
+        gpus: The CUDA devices it sees; none for all.
         tell: Gets the events that progress is made of.
         is_forced: Remove what an earlier training left.
         timeout: Seconds for all three stages, or None.
@@ -70,7 +77,14 @@ def run_cell(
         Stopped: The processes were asked to end.
     """
     files = folder.files
-    place = Place(threads, gpu, folder.lock(), files.beat, files.log, files.error)
+    place = Place(
+        threads,
+        tuple(gpus),
+        lock=folder.lock(),
+        beat=files.beat,
+        log=files.log,
+        error=files.error,
+    )
     until = None if timeout is None else time.monotonic() + timeout
     request: Mapping[str, Any] = {"out": str(folder.out.absolute()), "config": folder.config}
     for _ in range(3):
@@ -84,7 +98,9 @@ def run_cell(
         if state == "ready":
             # The folder of the job, and not the runs that it lies in.
             asked = {"folder": str(files.training.folder.absolute())}
-            workers.run("train", asked, place, tell, until)
+            count = processes_of(folder.config)
+            shared = replace(place, threads=max(1, place.threads // count))
+            run_ranks(workers, "train", asked, shared, count, tell, until)
         if workers.run("evaluate", request, place, tell, until):
             return
     raise StageFailed("its training is damaged each time that it is evaluated")

@@ -33,6 +33,7 @@ class Fresh:
         place: Place,
         tell: Callable[[Event], None],
         until: float | None = None,
+        over: threading.Event | None = None,
     ) -> Any:
         """See :meth:`cleanprior.jobs.workers.Runner.run`."""
         with self._guard:
@@ -47,7 +48,7 @@ class Fresh:
             process.stdin.flush()
         threading.Thread(target=_listen, args=(process, events), daemon=True).start()
         try:
-            return follow(events, tell, until, process.send_signal)
+            return follow(events, tell, until, process.send_signal, over)
         finally:
             with self._guard:
                 self._processes.discard(process)

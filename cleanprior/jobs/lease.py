@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..environment import processes
 from ..errors import UserError
 from ..files import write_text
 from ..outside import read_json
@@ -65,6 +66,7 @@ class Beat:
         time: When this was written.
         host: The machine's name.
         pid: The process.
+        processes: How many train the cell together; this is the first.
     """
 
     stage: str
@@ -77,6 +79,7 @@ class Beat:
     time: float
     host: str
     pid: int
+    processes: int = 1
 
     @property
     def left(self) -> float | None:
@@ -106,7 +109,9 @@ class Beat:
             found = cls(**read_json(path))
             numbers = (found.done, found.total, found.since, found.began, found.first, found.time)
             is_sound = all(isinstance(n, int | float) for n in (*numbers, found.pid))
-            return found if is_sound and isinstance(found.pid, int) and found.pid > 0 else None
+            counts = (found.pid, found.processes)
+            is_sound = is_sound and all(isinstance(n, int) and n > 0 for n in counts)
+            return found if is_sound else None
         except (UserError, TypeError):
             return None
 
@@ -144,6 +149,7 @@ class Pulse:
             time=now,
             host=socket.gethostname(),
             pid=os.getpid(),
+            processes=processes(),
         )
         write_text(self._path, json.dumps(asdict(beat)))
 

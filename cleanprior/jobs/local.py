@@ -17,6 +17,7 @@ from .drive import Shown, Todo, check, run_cell
 from .fresh import new_workers
 from .lease import Beat, Busy
 from .machine import cores, gpus, room
+from .ranks import in_processes
 from .workers import TimedOut
 
 #: Takes the place of ``jobs=auto`` where it is set.
@@ -32,8 +33,10 @@ class Local:
     Arguments:
         jobs: Cells at a time, each in a process of its own; 0 runs all in this process, one after
             the other, for a debugger: then training is not kept apart from clean images. ``auto``
-            takes as many as there are cores, memory and cells for; with GPUs, one for each.
-        devices: CUDA devices by number, one a job; ``auto`` takes all that this process sees.
+            takes as many as there are cores, memory and cells for; with GPUs, one for each. Where
+            several processes train a cell together it takes as many cores, or GPUs.
+        devices: CUDA devices by number, one a process that trains; ``auto`` takes all that this
+            process sees.
         timeout: Seconds for a cell, after which it is a failed row; None for no limit.
         retries: How often a cell that failed is tried again, from its last checkpoint.
         is_stopping: Whether the first failure ends the benchmark.
@@ -62,7 +65,8 @@ class Local:
         """Train and evaluate cells; what one of them raises is the status of its row.
 
         Raises:
-            UserError: A value that a part refuses: told before the first cell is trained.
+            UserError: A value that a part refuses, or fewer GPUs than a cell is to have: told
+                before the first cell is trained.
             Stopped: The process was asked to end; checkpoints are written.
         """
         if processes() > 1:
@@ -74,8 +78,8 @@ class Local:
         if count == 0:
             _run_here(todo, progress, self.is_stopping)
             return
-        found = self._gpus(todo)
-        slots = [found[i % len(found)] if found else None for i in range(count)]
+        groups = self._groups(todo)
+        slots = [groups[i % len(groups)] if groups else () for i in range(count)]
         _Pool(self, slots, max(1, cores() // count)).run(todo, progress)
 
     def count(self, todo: Sequence[Todo]) -> int:
@@ -83,9 +87,31 @@ class Local:
         given = self.jobs
         if given == "auto" and os.environ.get(VARIABLE, "").isdecimal():
             given = int(os.environ[VARIABLE])
+        groups, together = self._groups(todo), _together(todo)
+        if together > 1 and given == 0:
+            raise UserError(
+                f"training.processes={together}, and jobs=0 (--jobs or {VARIABLE}) runs all in "
+                "this process; allowed: 1"
+            )
         if given != "auto":
             return min(int(given), len(todo))
-        return max(1, min(len(self._gpus(todo)) or cores(), room(), len(todo)))
+        places = len(groups) or cores() // together
+        return max(1, min(places, room() // together, len(todo)))
+
+    def _groups(self, todo: Sequence[Todo]) -> list[tuple[int, ...]]:
+        """Return the CUDA devices that each cell under way may use.
+
+        Raises:
+            UserError: A cell is to have more than there are.
+        """
+        found, together = self._gpus(todo), _together(todo)
+        if found and len(found) < together:
+            raise UserError(
+                f"{together} devices for each cell, and there {_are(len(found))}; allowed: at most "
+                "as many, or training.device=cpu"
+            )
+        starts = range(0, len(found) - together + 1, together)
+        return [tuple(found[k : k + together]) for k in starts]
 
     def _gpus(self, todo: Sequence[Todo]) -> list[int]:
         """Return the CUDA devices that cells may use."""
@@ -99,6 +125,15 @@ class Local:
             if device not in there:
                 raise UserError(f"devices={device}; there are: {there or 'none'}")
         return chosen
+
+
+def _together(todo: Sequence[Todo]) -> int:
+    """Return how many processes train a cell together, at most."""
+    return max((cell.processes for cell in todo), default=1)
+
+
+def _are(count: int) -> str:
+    return "is 1 CUDA device" if count == 1 else f"are {count} CUDA devices"
 
 
 def _are_devices(given: object) -> bool:
@@ -123,22 +158,26 @@ def _run_here(todo: Sequence[Todo], progress: Progress, is_stopping: bool) -> No
     for number, cell in enumerate(todo, 1):
         folder = cell.folder  # now: a user's files may have changed meanwhile
         if not cell.is_forced and is_finished(read_record(folder)):
-            continue  # by another process, since this one began
+            progress.ended(cell)  # by another process, since this one began
+            continue
         progress.say(f"[{number}/{len(todo)}] {cell.label}")
         try:
             run_here(folder, progress, cell.is_forced)
+            has_failed = False
         except Exception as error:
             # The boundary of a cell: what a method, a file or a disk raises is its row's status.
             status = write_failure(folder, error)["status"]
             progress.say(f"  {cell.label} {status} ({folder.files.error})", is_error=True)
-            if is_stopping:
-                return
+            has_failed = True
+        progress.ended(cell)
+        if has_failed and is_stopping:
+            return
 
 
 class _Pool:
     """Slots that take cells one after the other."""
 
-    def __init__(self, options: Local, slots: Sequence[int | None], threads: int) -> None:
+    def __init__(self, options: Local, slots: Sequence[tuple[int, ...]], threads: int) -> None:
         self._options, self._slots = options, slots
         given = os.environ.get("OMP_NUM_THREADS", "")
         self._threads = min(threads, int(given)) if given.isdecimal() and int(given) else threads
@@ -155,8 +194,8 @@ class _Pool:
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGTERM, stopping.raise_at_once)
         threads = [
-            threading.Thread(target=self._slot, args=(gpu, progress), daemon=True)
-            for gpu in self._slots
+            threading.Thread(target=self._slot, args=(gpus, progress), daemon=True)
+            for gpus in self._slots
         ]
         try:
             rounds = check(self._workers, todo, progress)
@@ -182,7 +221,7 @@ class _Pool:
         if self._error is not None:
             raise self._error
 
-    def _slot(self, gpu: int | None, progress: Progress) -> None:
+    def _slot(self, gpus: tuple[int, ...], progress: Progress) -> None:
         """Take cells until there are none."""
         while not self._is_over:
             with self._guard:
@@ -190,7 +229,7 @@ class _Pool:
                     return
                 number, cell, tried = self._waiting.popleft()
             try:
-                self._cell(number, cell, tried, gpu, progress)
+                self._cell(number, cell, tried, gpus, progress)
             except stopping.Stopped:
                 return
             except BaseException as error:  # ours: told by the main thread
@@ -198,20 +237,23 @@ class _Pool:
                 return
 
     def _cell(
-        self, number: int, cell: Todo, tried: int, gpu: int | None, progress: Progress
+        self, number: int, cell: Todo, tried: int, gpus: tuple[int, ...], progress: Progress
     ) -> None:
         """Work on one cell, or put it back where another process does."""
         folder = cell.folder  # now: a user's files may have changed meanwhile
         if not cell.is_forced and is_finished(read_record(folder)):
-            return  # by another process, since this one began
+            self._ended(cell, progress)  # by another process, since this one began
+            return
         if tried >= 0:
-            progress.say(f"[{number}/{self._total}] {cell.label}")
+            told = cell.label + in_processes(cell.processes)
+            progress.say(f"[{number}/{self._total}] {told}")
         short = f"[{number}] {folder.names['method']}"
         shown = Shown(progress, cell.label, short, folder.files.log)
         try:
             timeout = self._options.timeout
             is_forced = cell.is_forced and tried == 0
-            run_cell(self._workers, folder, self._threads, gpu, shown, is_forced, timeout)
+            run_cell(self._workers, folder, self._threads, gpus, shown, is_forced, timeout)
+            self._ended(cell, progress)
         except Busy:
             self._wait(number, cell, tried, progress)
         except (UserError, StageFailed) as error:
@@ -221,10 +263,15 @@ class _Pool:
             if not is_last:
                 with self._guard:
                     self._waiting.append((number, cell, tried + 1))
-            elif self._options.is_stopping:
-                self._is_over = True
+                return
+            self._ended(cell, progress)
+            self._is_over = self._is_over or self._options.is_stopping
         finally:
             shown.close()
+
+    def _ended(self, cell: Todo, progress: Progress) -> None:
+        with self._guard:
+            progress.ended(cell)
 
     def _wait(self, number: int, cell: Todo, tried: int, progress: Progress) -> None:
         """Put a cell back that another process works on."""

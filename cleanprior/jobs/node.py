@@ -113,7 +113,7 @@ class Node:
             if record is not None and is_finished(record):
                 return str(record["status"])
             try:
-                run_cell(self._workers, folder, task.threads, None, _unshown, timeout=task.timeout)
+                run_cell(self._workers, folder, task.threads, (), _unshown, timeout=task.timeout)
                 record = read_record(folder)
                 return "done" if record is None else str(record["status"])
             except Busy:

@@ -73,7 +73,7 @@ def _train(cell: Cell, n: int, progress: Progress) -> tuple[TrainingReport, Prio
         whole = len(wanted) == len(cell.data.train)
         clean = cell.data.train[:n] if whole else cell.data.train[wanted]
     training = cell.config["training"]
-    short = {"budget": STEPS * training["batch"], "snapshots": 0, "tracker": "none"}
+    short = {"budget": STEPS * training["batch"], "processes": 1, "snapshots": 0, "tracker": "none"}
     trainer: Trainer = build({**training, **short})
     with tempfile.TemporaryDirectory() as name:
         averaged, report = trainer.fit(

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import stopping
-from ..environment import take_precision_away
-from ..errors import UserError
+from ..environment import take_precision_away, together
+from ..errors import PeerLost, UserError
 from ..files import write_text
 from .events import Sender, SentProgress, send_notices
 from .lease import Busy, Pulse, held
@@ -33,8 +33,9 @@ def work(task: Task, descriptor: int) -> int:
 
     Arguments:
         task: ``task`` (a number), ``stage`` and ``request`` of
-            :data:`cleanprior.jobs.stages.STAGES`; ``threads``; ``gpu``, or None; ``lock``, ``beat``
-            and ``error``: paths in the cell's folder, or None.
+            :data:`cleanprior.jobs.stages.STAGES`; ``threads``; ``gpus``; ``rank``, the values of a
+            :class:`cleanprior.jobs.workers.Rank`, or None; ``lock``, ``beat`` and ``error``: paths
+            in the cell's folder, or None.
         descriptor: Where events go.
 
     Returns:
@@ -57,6 +58,8 @@ def work(task: Task, descriptor: int) -> int:
     except UserError as error:
         _keep_traceback(task)
         sender.send("refused", text=str(error))
+    except PeerLost as error:
+        sender.send("lost", text=str(error))  # the other's error is the one to be kept
     except BaseException as error:
         # The boundary of a plug-in: whatever it raises, SystemExit too, is the status of its row.
         _keep_traceback(task)
@@ -74,8 +77,10 @@ def _keep_traceback(task: Task) -> None:
 
 def _perform(task: Task, sender: Sender) -> Any:
     """Set the process up for a task, and do it."""
-    if task["gpu"] is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible(task["gpu"])
+    if task["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(visible, task["gpus"]))
+    if task["rank"] is not None:
+        os.environ.update(together(**task["rank"]), OMP_NUM_THREADS=str(task["threads"]))
     import torch
     from threadpoolctl import threadpool_limits
 

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGTERM, Signals
 from typing import Any, Protocol
 
-from ..errors import StageFailed, UserError
+from ..errors import PeerLost, StageFailed, UserError
 from ..stopping import Stopped
 from .lease import Busy
 
@@ -28,8 +28,32 @@ KILL = getattr(signal, "SIGKILL", SIGTERM)
 NOTICES = tuple(getattr(signal, n) for n in ("SIGUSR1", "SIGUSR2") if hasattr(signal, n))
 
 
+#: Seconds in which the others of those that train together end by themselves, before they are
+#: killed, once one of them has failed.
+PATIENCE = 5.0
+
+
 class TimedOut(StageFailed):
     """A cell took longer than it was given."""
+
+
+class Died(StageFailed):
+    """A process ended without a word."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the processes that train a cell together.
+
+    Attributes:
+        index: Which of them it is; the first holds the cell's lock and writes its files.
+        count: How many there are.
+        port: Of this machine, where the first one waits for the others.
+    """
+
+    index: int
+    count: int
+    port: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +62,8 @@ class Place:
 
     Attributes:
         threads: Threads of its process.
-        gpu: The one CUDA device that the process sees, by number; None lets it see all.
+        gpus: The CUDA devices that the process sees, by number; none lets it see all.
+        rank: Which of the processes that train together it is; None for one that is alone.
         lock: The lock of the cell; None for a task that belongs to no cell.
         beat: Where the process says how far it is.
         log: Where its output and error streams go.
@@ -46,7 +71,8 @@ class Place:
     """
 
     threads: int = 1
-    gpu: int | None = None
+    gpus: tuple[int, ...] = ()
+    rank: Rank | None = None
     lock: Path | None = None
     beat: Path | None = None
     log: Path | None = None
@@ -68,6 +94,7 @@ class Runner(Protocol):
         place: Place,
         tell: Callable[[Event], None],
         until: float | None = None,
+        over: threading.Event | None = None,
     ) -> Any:
         """Have a task done, and wait for it.
 
@@ -77,6 +104,8 @@ class Runner(Protocol):
             place: Where.
             tell: Gets the events that progress is made of.
             until: When it is to be ended, in seconds of ``time.monotonic``; None for never.
+            over: Where it is set the process is killed, unless it ends by itself within
+                :data:`PATIENCE`; None for never.
 
         Returns:
             What the stage returned.
@@ -85,6 +114,7 @@ class Runner(Protocol):
             UserError: The stage refused a value.
             StageFailed: It raised something else, or its process ended by itself.
             TimedOut: It took too long.
+            PeerLost: A process that it trains with is gone.
             Busy: Another process works on the cell.
             Stopped: It was asked to end.
         """
@@ -117,11 +147,12 @@ class Workers:
         place: Place,
         tell: Callable[[Event], None],
         until: float | None = None,
+        over: threading.Event | None = None,
     ) -> Any:
         """See :meth:`Runner.run`."""
         number, events = self._begin(stage, request, place)
         try:
-            return follow(events, tell, until, lambda which: self._signal(number, which))
+            return follow(events, tell, until, lambda which: self._signal(number, which), over)
         finally:
             with self._guard:
                 del self._queues[number]
@@ -197,7 +228,8 @@ def task_line(number: int, stage: str, request: Mapping[str, Any], place: Place)
         "stage": stage,
         "request": request,
         "threads": place.threads,
-        "gpu": place.gpu,
+        "gpus": place.gpus,
+        "rank": None if place.rank is None else asdict(place.rank),
     }
     for name in ("lock", "beat", "log", "error"):
         path = getattr(place, name)
@@ -210,6 +242,7 @@ def follow(
     tell: Callable[[Event], None],
     until: float | None,
     send: Callable[[Signals], None],
+    over: threading.Event | None = None,
 ) -> Any:
     """Pass the events of a task on until its process is no more.
 
@@ -218,27 +251,36 @@ def follow(
         tell: Gets those that progress is made of.
         until: When the process is to be ended; None for never.
         send: Sends a signal to it.
+        over: Where it is set the process is killed, soon.
 
     Returns:
         What the stage returned; raises as :meth:`Runner.run`.
     """
     last: Event = {}
-    is_late = False
+    is_late, is_killed, soon = False, False, None
     while True:
         try:
             event = events.get(timeout=0.5)
         except queue.Empty:
-            if until is not None and time.monotonic() > until:
-                send(KILL if is_late else SIGTERM)
-                is_late, until = True, time.monotonic() + GRACE
-            continue
+            event = {"event": "started"}  # nothing new
         kind = event["event"]
         if kind == "exit":
             break
-        if kind in ("result", "refused", "failed", "busy", "stopped"):
+        now = time.monotonic()
+        if until is not None and now > until:
+            send(KILL if is_late else SIGTERM)
+            is_late, until = True, now + GRACE
+        if over is not None and over.is_set():
+            soon = soon or now + PATIENCE
+            if now > soon:
+                send(KILL)
+                is_killed, soon = True, now + GRACE
+        if kind in ("result", "refused", "failed", "lost", "busy", "stopped"):
             last = event
         elif kind != "started":
             tell(event)
+    if is_killed:
+        raise PeerLost("it was ended, because a process that it trains with has failed")
     if is_late:
         raise TimedOut("took longer than it was given (--timeout)")
     return _result(last, event)
@@ -253,6 +295,8 @@ def _result(last: Event, end: Event) -> Any:
         raise UserError(last["text"])
     if kind == "failed":
         raise StageFailed(last["text"])
+    if kind == "lost":
+        raise PeerLost(last["text"])
     if kind == "busy":
         raise Busy
     if kind == "stopped":
@@ -261,8 +305,8 @@ def _result(last: Event, end: Event) -> Any:
     if code < 0:
         name = Signals(-code).name
         what = " (out of memory?)" if -code == KILL else ""
-        raise StageFailed(f"its process was ended by {name}{what}")
-    raise StageFailed(f"its process ended with exit code {code}")
+        raise Died(f"its process was ended by {name}{what}")
+    raise Died(f"its process ended with exit code {code}")
 
 
 @contextmanager

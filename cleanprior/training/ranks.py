@@ -1,6 +1,7 @@
 """Processes that train together: who is who, and gradients that all of them share."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+
+from .. import stopping
+from ..errors import PeerLost
 
 #: Numbers in one exchange: large enough for the network, small enough for memory.
 BUCKET = 6_000_000
@@ -20,6 +24,9 @@ class Ranks:
     Attributes:
         index: Which of them this is.
         count: How many there are.
+
+    All that is exchanged raises :class:`cleanprior.errors.PeerLost` where another one is gone, and
+    :class:`cleanprior.stopping.Stopped` where this one was asked to end as well.
     """
 
     index: int = 0
@@ -38,13 +45,15 @@ class Ranks:
     def wait(self) -> None:
         """Wait until every process has come here."""
         if self.count > 1:
-            dist.barrier()
+            with _exchange():
+                dist.barrier()
 
     def agree(self, network: nn.Module) -> None:
         """Give every process the first one's parameters and buffers."""
         if self.count > 1:
-            for tensor in [*network.parameters(), *network.buffers()]:
-                dist.broadcast(tensor.data, 0)
+            with _exchange():
+                for tensor in [*network.parameters(), *network.buffers()]:
+                    dist.broadcast(tensor.data, 0)
 
     def average(self, gradients: Iterable[Tensor]) -> None:
         """Put the mean over all processes in the place of each process's gradients."""
@@ -52,17 +61,26 @@ class Ranks:
             return
         for bucket in _buckets(gradients):
             flat = torch.cat([g.flatten() for g in bucket])
-            dist.all_reduce(flat)
+            with _exchange():
+                dist.all_reduce(flat)
             flat /= self.count
             for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 gradient.copy_(mean.view_as(gradient))
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Put the largest of all processes' values in the place of each process's."""
+        if self.count > 1:
+            with _exchange():
+                dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values
 
     def total(self, counts: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         """Return the sums of what all processes have counted."""
         if self.count == 1:
             return counts
         gathered: list[Any] = [None] * self.count
-        dist.all_gather_object(gathered, counts)
+        with _exchange():
+            dist.all_gather_object(gathered, counts)
         found: dict[str, dict[str, float]] = {}
         for one in gathered:
             for name, kinds in one.items():
@@ -76,8 +94,19 @@ class Ranks:
         if self.count == 1:
             return text
         shared: list[str] = [text]
-        dist.broadcast_object_list(shared, 0)
+        with _exchange():
+            dist.broadcast_object_list(shared, 0)
         return shared[0]
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Say in our words that another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        stopping.check()  # all were asked to end, and another one was faster
+        raise PeerLost(f"a process that it trains with is gone: {error}") from error
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -69,7 +69,7 @@ class Run:
         title = f"{method.name}, seed {seed}, {self.identity}"
         self.tracking = Tracking(trainer.tracker, trainer.accelerator, files, title)
         self.memory, self.energy = PeakMemory(), Energy()
-        self.watch = Watch(is_late=trainer.device.type == "cuda")
+        self.watch = Watch(trainer.device.type == "cuda", self.ranks)
         self.meter = Meter()
         self.meter.watch(self.networks)  # averages and other copies are counted with them
         self.averages = Averages(self.networks, trainer.ema)
@@ -260,15 +260,20 @@ class Run:
                     told = self.report.add_time("training", told)
                 if is_logged:
                     self._log(number, step)
+                # Those that train together all know of it in the same step.
+                asked = self.watch.asked if self.ranks.count > 1 else stopping.asked()
                 is_due = time.perf_counter() - saved_at > t.checkpoint_seconds
-                if (is_due and step + 1 < plan.steps) or stopping.is_asked():
+                if (is_due and step + 1 < plan.steps) or asked:
                     self.watch.settle()
                     told = self.report.add_time("training", told)
                     self._note_energy()
                     self._save(number, step + 1)
                     told, saved_at = clocks(), time.perf_counter()
-                # Ends here where the process was asked to.
-                task.advance(note=f"loss {self.watch.last.get('loss', math.nan):.3f}")
+                if asked:
+                    stopping.ask(asked)
+                # Ends here where the process was asked to; a signal since is heard a step later.
+                with stopping.later(not asked):
+                    task.advance(note=f"loss {self.watch.last.get('loss', math.nan):.3f}")
         self._note_memory()
         self._note_energy()
         # Before the store is cleared: from here on an interrupted run begins with the next round.

@@ -19,6 +19,7 @@ from ..data.measurements import Measurements
 from ..defaults import plain_tensors
 from ..diffusion.backbones import autocast_dtype
 from ..environment import hidden_from_accelerate
+from ..errors import UserError
 from ..hashed import Damaged
 from ..notices import Notice, tell
 from ..operators.base import Operator
@@ -49,6 +50,9 @@ class Trainer:
         log_every: Steps between entries of the history.
         accumulate: Batches of a process in one step. Two of one process are the same training as
             one of two processes.
+        processes: How many train together; None takes those that a launcher has started. To build
+            a trainer in one process is no mistake (another judges what they have trained), to
+            train in it is.
         snapshots: Averaged weights kept while training goes on, evenly spaced; 0 keeps none.
         tracker: Where the training is logged: ``none``, ``tensorboard``, ``wandb`` or ``mlflow``.
 
@@ -74,6 +78,7 @@ class Trainer:
         snapshots: int = 0,
         accumulate: int = 1,
         tracker: str = "none",
+        processes: int | None = None,
     ) -> None:
         if batch < 1 or budget < batch:
             raise ValueError(f"budget={budget}, batch={batch}; needed: 1 <= batch <= budget")
@@ -94,6 +99,7 @@ class Trainer:
             ("checkpoint_seconds", checkpoint_seconds, 0),
             ("log_every", log_every, 1),
             ("accumulate", accumulate, 1),
+            ("processes", 1 if processes is None else processes, 1),
         ):
             if value < least:
                 raise ValueError(f"{name}={value}; allowed: at least {least}")
@@ -117,8 +123,12 @@ class Trainer:
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
             )
         self.device = self.accelerator.device
+        started = self.accelerator.num_processes
+        self.processes = started if processes is None else processes
+        if started not in (1, self.processes):
+            raise ValueError(f"processes={processes}, and a launcher has started {started}")
         # Every process takes its batches in each step; together they see the budget.
-        self.steps = max(1, budget // (batch * accumulate * self.accelerator.num_processes))
+        self.steps = max(1, budget // (batch * accumulate * self.processes))
         self.autocast = autocast_dtype(precision, self.device)
 
     def problem(self, operator: Operator, config: Config) -> Problem:
@@ -168,7 +178,16 @@ class Trainer:
 
         Returns:
             The averaged networks and the report.
+
+        Raises:
+            UserError: It is to be trained by more processes than there are.
         """
+        started = self.accelerator.num_processes
+        if self.processes != started:
+            raise UserError(
+                f"processes={self.processes}, and there is {started}; start it with torchrun, or "
+                "with cleanprior train or bench"
+            )
         shown = progress or Progress()
         given = (self, method, problem, measurements, seed, folder, clean, shown, identity)
         try:

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import cleanprior as cp
 from cleanprior import environment
 from cleanprior.cells import CellFolder, Identity
 from cleanprior.cells.record import read_record, write_failure, write_record
@@ -17,6 +18,7 @@ from cleanprior.data import Measurements
 from cleanprior.defaults import plain_tensors
 from cleanprior.diffusion.backbones import build_backbone
 from cleanprior.diffusion.denoiser import Denoiser
+from cleanprior.errors import UserError
 from cleanprior.prior import Prior
 from cleanprior.seeding import scoped_rng
 from cleanprior.testing.parts import TINY
@@ -121,8 +123,23 @@ def test_processes_that_train_together_are_another_cell(monkeypatch):
     assert Identity(config).evaluation == alone and environment.processes() == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert Identity(config).evaluation != alone and environment.processes() == 2
+    there = Identity(config).training, Identity(config).evaluation
     monkeypatch.setenv("WORLD_SIZE", "many")
     assert environment.processes() == 1
+    for processes, accumulate in ((2, 1), (1, 2)):
+        keys = [f"training.processes={processes}", f"training.accumulate={accumulate}"]
+        here = Identity(compose(["method=naive", *keys]))
+        assert (here.training, here.evaluation) == there
+    assert Identity(compose(["method=naive", "training.processes=1"])).evaluation == alone
+
+
+def test_a_trainer_of_two_processes_trains_in_no_other_number():
+    trainer = build(compose(["training.processes=2", "training.budget=640"])["training"])
+    assert trainer.steps == 5, "whoever judges the training knows its steps"
+    operator = cp.operator("inpainting", (1, 8, 8))
+    y = cp.measure(torch.linspace(-1, 1, 256).reshape(4, 1, 8, 8), operator)
+    with pytest.raises(UserError, match="processes=2, and there is 1; start it with torchrun"):
+        cp.train("naive", y, operator, processes=2)
 
 
 def test_what_chooses_between_implementations_is_known(monkeypatch):

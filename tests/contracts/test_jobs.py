@@ -6,9 +6,10 @@ import os
 import pytest
 from rich.console import Console
 
-from cleanprior.errors import StageFailed, UserError
-from cleanprior.jobs import drive, events, lease, local, machine, worker, workers
+from cleanprior.errors import PeerLost, StageFailed, UserError
+from cleanprior.jobs import drive, events, lease, local, machine, ranks, worker, workers
 from cleanprior.progress import Progress
+from cleanprior.stopping import Stopped
 
 
 @pytest.fixture
@@ -84,6 +85,7 @@ def test_lines_are_one_a_phase_where_no_terminal_is(capsys, monkeypatch):
         ({}, {"code": -9}, StageFailed, "SIGKILL .out of memory"),
         ({}, {"code": 3}, StageFailed, "exit code 3"),
         ({"event": "busy"}, {}, lease.Busy, "^$"),
+        ({"event": "lost", "text": "gone"}, {}, PeerLost, "gone"),
     ],
 )
 def test_how_a_task_ended_is_what_is_raised(last, end, error, text):
@@ -101,7 +103,7 @@ def test_what_a_stage_raises_is_told_with_its_traceback_in_a_file(pipe, tmp_path
 
     monkeypatch.setitem(stages.STAGES, "train", stage)
     monkeypatch.setattr(worker, "send_notices", lambda sender: None)
-    task = {"task": 7, "stage": "train", "request": {}, "threads": 1, "gpu": None}
+    task = {"task": 7, "stage": "train", "request": {}, "threads": 1, "gpus": [], "rank": None}
     task |= {"lock": str(tmp_path / "a.lock"), "beat": None, "error": str(tmp_path / "error.txt")}
     assert worker.work(task, sender._descriptor) == 0
     assert sent()[-1] == {"task": 7, "event": "failed", "text": "SystemExit: a plug-in leaves"}
@@ -124,6 +126,64 @@ def test_jobs_are_as_many_as_there_is_room_for(monkeypatch):
     assert local.Local().count(todo) == 2
     monkeypatch.setenv(local.VARIABLE, "0")
     assert local.Local().count(todo) == 0
+
+
+def test_processes_that_train_together_take_as_many_cores_or_gpus(monkeypatch):
+    alone, two = ({"training": {"device": "auto", "processes": n}} for n in (None, 2))
+    todo = [drive.Todo(str(k), None, two if k else alone) for k in range(9)]  # type: ignore[arg-type]
+    monkeypatch.delenv(local.VARIABLE, raising=False)
+    monkeypatch.setattr(local, "cores", lambda: 8)
+    monkeypatch.setattr(local, "room", lambda: 7)
+    monkeypatch.setattr(local, "gpus", list)
+    assert local.Local().count(todo) == 3 and local.Local(jobs=6).count(todo) == 6
+    assert local.Local().count(todo[:1]) == 1
+    monkeypatch.setattr(local, "gpus", lambda: [0, 1, 2, 3, 4])
+    assert local.Local().count(todo) == 2
+    assert local.Local()._groups(todo) == [(0, 1), (2, 3)]
+    assert local.Local()._groups(todo[:1]) == [(0,), (1,), (2,), (3,), (4,)]
+    with pytest.raises(UserError, match="2 devices for each cell, and there is 1 CUDA device;"):
+        local.Local(devices=[3]).run(todo, Progress())
+    with pytest.raises(UserError, match="training.processes=2, and jobs=0 .* runs all in this"):
+        local.Local(jobs=0).run(todo, Progress())
+
+
+def test_the_error_that_the_others_come_from_is_told():
+    busy, late, asked = lease.Busy(), workers.TimedOut("late"), Stopped()
+    died, own, lost = workers.Died("SIGKILL"), UserError("p=7"), PeerLost("gone")
+    told = [busy, late, asked, died, own, lost]
+    for number, error in enumerate(told):
+        assert ranks.cause([*told[number:][::-1]]) is error
+    assert ranks.cause([lost, own, StageFailed("x")]) is own
+
+
+def test_a_process_that_says_much_is_ended_in_time_too():
+    class Talking:
+        def __init__(self):
+            self.left = 50
+
+        def get(self, timeout):
+            self.left -= 1
+            return {"event": "steps" if self.left else "exit", "phase": "", "done": 1}
+
+    sent = []
+    with pytest.raises(workers.TimedOut):
+        workers.follow(Talking(), lambda _: None, 0.0, sent.append)
+    assert sent == [workers.SIGTERM]
+
+
+def test_of_processes_that_train_together_none_outlives_another(monkeypatch):
+    over, sent = workers.threading.Event(), []
+    monkeypatch.setattr(workers, "PATIENCE", 0.0)
+    over.set()
+    waiting = workers.queue.Queue()
+
+    def send(which):
+        sent.append(which)
+        waiting.put({"event": "exit", "code": -9})
+
+    with pytest.raises(PeerLost):
+        workers.follow(waiting, lambda _: None, None, send, over)
+    assert sent == [workers.KILL]
 
 
 @pytest.mark.parametrize(

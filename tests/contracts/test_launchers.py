@@ -38,6 +38,16 @@ MISTAKES = [
     (["--jobs", "-1"], "launcher.jobs=-1; allowed: auto, or a number at least 0"),
     (["--devices", "a"], "launcher.devices=[a]; allowed: "),
     (["--retry", "-1"], "launcher.retries=-1; allowed: at least 0"),
+    (["--devices-per-cell", "0"], "devices-per-cell=0; allowed: a count from 1"),
+    (
+        ["--devices-per-cell", "2", "training.processes=3"],
+        "--devices-per-cell 2 and 'training.processes=3' say the same; give one",
+    ),
+    (["training.processes=1.5"], "training.processes=1.5; allowed: a whole number"),
+    (
+        ["--devices-per-cell", "2", "--jobs", "0"],
+        "jobs=0 (--jobs or CLEANPRIOR_JOBS) runs all in this process",
+    ),
 ]
 
 
@@ -170,10 +180,10 @@ def todo(tmp_path, seed=0, **training):
 @pytest.mark.parametrize(
     ("devices", "jobs", "there", "slots"),
     [
-        ("auto", "auto", [0, 1], [0, 1]),
-        ("2,0", "auto", [0, 1, 2], [2, 0]),
-        ("1", "3", [0, 1], [1, 1, 1]),
-        ("auto", "2", [], [None, None]),
+        ("auto", "auto", [0, 1], [(0,), (1,)]),
+        ("2,0", "auto", [0, 1, 2], [(2,), (0,)]),
+        ("1", "3", [0, 1], [(1,), (1,), (1,)]),
+        ("auto", "2", [], [(), ()]),
     ],
 )
 def test_devices_are_given_one_a_job(monkeypatch, tmp_path, devices, jobs, there, slots):
@@ -195,6 +205,13 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(local, "gpus", lambda: [0])
     with pytest.raises(UserError, match=r"devices=3; there are: \[0\]"):
         launchers.chosen("local", launchers.given("1", "0,3")).run([todo(tmp_path)], Progress())
+
+
+@pytest.mark.parametrize("name", ["slurm", "ray"])
+def test_a_cluster_trains_a_cell_in_one_process(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    with pytest.raises(UserError, match="--devices-per-cell is for --launcher local"):
+        launchers.chosen(name).run([todo(tmp_path, processes=2)], Progress())
 
 
 def test_what_is_trained_again_is_removed_once_and_not_under_somebodys_hands(tmp_path):

@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(planned, step):
 @pytest.mark.parametrize("step", [1, 5, STEPS])
 def test_numbers_that_are_read_a_step_late_change_no_weight(planned, monkeypatch, step):
     """What a GPU's training does: a step that diverges is seen in the next one, and skipped."""
-    monkeypatch.setattr(run_module, "Watch", lambda is_late: Watch(True))
+    monkeypatch.setattr(run_module, "Watch", lambda _, ranks: Watch(True, ranks))
     spoilt, report = fit(planned(spoil_at=step))
     assert report.status == "diverged"
     assert all(v.isfinite().all() for v in weights(spoilt).values())

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,15 @@ CELL = [
     "posterior.steps=2",
     "sampler.steps=2",
 ]
+#: The same without a launcher, as ``bench --devices-per-cell 2``.
+TWO = "training.processes=2"
+TRACKED = ["training.tracker=tensorboard"] if find_spec("tensorboard") else []
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def run(cwd: Path, launcher: list[str], *more: str) -> "subprocess.CompletedProcess[str]":
     cwd.mkdir(exist_ok=True)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "CLEANPRIOR_JOBS": "1"}
     program = [sys.executable, *launcher, "-m", "cleanprior", *CELL, *more]
     return subprocess.run(program, cwd=cwd, env=env, text=True, capture_output=True, timeout=400)
 
@@ -53,7 +57,7 @@ def weights_of(cwd: Path) -> dict[str, np.ndarray]:
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two batches a step: those of two processes, and those of one that takes two."""
     folder = tmp_path_factory.mktemp("together")
-    two = run(folder / "two", LAUNCHER)
+    two = run(folder / "two", LAUNCHER, *TRACKED)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("em_mmps on inpainting, digits: done") == 1, "one speaks for all"
     one = run(folder / "one", [], "training.accumulate=2")
@@ -75,6 +79,33 @@ def test_two_processes_train_as_one_that_takes_two_batches(both: tuple[Path, Pat
     assert there["processes"] == 2
     assert there["training"]["images"] == here["training"]["images"] == 1600
     assert there["training"]["passes"] == here["training"]["passes"], "nothing is counted twice"
+
+
+def test_without_a_launcher_it_is_the_same(both: tuple[Path, Path], tmp_path: Path) -> None:
+    result = run(tmp_path, [], TWO)
+    assert result.returncode == 0, result.stderr
+    assert "em_mmps on inpainting, digits, seed 0, in 2 processes" in result.stderr
+    here, there = weights_of(tmp_path), weights_of(both[1])
+    assert all(np.array_equal(here[key], value) for key, value in there.items())
+    mine, other = record_of(tmp_path), record_of(both[1])
+    for key in ("cell", "processes"):
+        assert mine[key] == other[key]
+    assert mine["training"]["history"] == other["training"]["history"]
+    before = {p: p.stat().st_mtime_ns for p in both[1].rglob("checkpoint.safetensors")}
+    found = run(both[1], [], TWO)
+    assert found.returncode == 0, found.stderr
+    assert {p: p.stat().st_mtime_ns for p in before} == before and len(before) == 1
+
+
+@pytest.mark.skipif(not TRACKED, reason="tensorboard is not installed")
+def test_two_processes_are_one_run_of_a_tracker(both: tuple[Path, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = (path for path in both[1].glob("runs/cells/*/training/tracker/*") if path.is_dir())
+    events = EventAccumulator(str(folder)).Reload()
+    history = record_of(both[1])["training"]["history"]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([h["loss"] for h in history])
+    assert len(events.Scalars("mmps one draw/psnr")) == 1
 
 
 def test_it_is_found_again_and_one_process_finds_it_too(both: tuple[Path, Path]) -> None:

@@ -86,6 +86,23 @@ class Stuck(Plain):
         time.sleep(600)
 
 
+class Odd(Plain):
+    """Refuse where it is not the first of those that train together."""
+
+    def act(self, session):
+        if os.environ.get("RANK", "0") != "0":
+            raise ValueError("this one is odd")
+
+
+class Spoilt(Plain):
+    """Lose its way where it is not the first of those that train together."""
+
+    def loss(self, batch, generator, turn):
+        found = super().loss(batch, generator, turn)
+        far = float("inf") if os.environ.get("RANK", "0") != "0" else 1.0
+        return Loss(found.total * far)
+
+
 class Spy(Plain):
     """Look for clean images wherever a process can look."""
 
@@ -138,9 +155,11 @@ class Spy(Plain):
                 each(file.read_text(errors="replace"))
         session.log["found"] = len(found)
         session.log["paths"] = len(paths)
+        with open(os.environ["GUEST_LOG"], "a") as file:
+            file.write(f"found {len(found)} {len(paths)}\\n")
 '''
 CARD = "_target_: guests.{}\nneeds: []\nclean_images: 0\nabout: a guest\n"
-NAMES = ("Plain", "Slow", "Crash", "Stuck", "Spy")
+NAMES = ("Plain", "Slow", "Crash", "Stuck", "Odd", "Spoilt", "Spy")
 
 
 def write_site(folder: Path) -> Path:
