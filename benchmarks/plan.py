@@ -201,10 +201,11 @@ def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:
     extra = [f"{k}={v}" for k, v in data.items() if _is_shown(k, v) and k != "path"]
     if "own_files" in data.get("capabilities", ()) and data["path"] is not None:
         extra.insert(0, Path(data["path"]).name)
-    title = f"{data['name']}{_bracket(extra)}, {operator['name']}{_bracket(values)}"
+    true = [f"truth {k}={v}" for k, v in config.get("truth", {}).items()]
+    title = f"{data['name']}{_bracket(extra)}, {operator['name']}{_bracket(values + true)}"
     usual = registry.read("operator", operator["name"])
     changed = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v) and usual.get(k) != v]
-    label = " ".join([operator["name"], *changed])
+    label = " ".join([operator["name"], *changed, *true])
     if config["posterior"]["name"] != _usual("posterior"):
         label += f" · {config['posterior']['name']}"
     return Problem(title, label, f"{data['name']}-{operator['name']}-{digest}", cells, beside)

@@ -116,6 +116,8 @@ class Identity:
     def measured(self, operator_state: str) -> Config:
         """Return the part of the configuration that measurements are drawn by."""
         keys = {"operator": self.config["operator"], "data_seed": self.config["data_seed"]}
+        if "truth" in self.config:
+            keys["truth"] = self.config["truth"]
         if self.operator_code is not None:
             keys["operator_code"] = [self.operator_code, operator_state]
         return {**keys, "data": self.data}
@@ -132,6 +134,8 @@ class Identity:
             method["needs"] = earlier(method["needs"])
         named = {**self.config, "method": method, "data": self.data}
         found = {k: _strip(named[k]) for k in keys}
+        if "truth" in self.config:
+            found["truth"] = self.config["truth"]
         if not is_training:
             found["evaluation"] = with_metrics(found["evaluation"])
         if self.operator_code is not None:

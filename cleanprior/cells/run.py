@@ -34,7 +34,7 @@ from ..files import write_with
 from ..hashed import OF
 from ..notices import Notice, tell
 from ..operators.base import ImageShape, Operator
-from ..operators.building import build_operator, state_hash
+from ..operators.building import build_operator, state_hash, true_measuring
 from ..prior import Prior
 from ..progress import Progress
 from ..seeding import generator_for
@@ -83,6 +83,7 @@ class Cell:
         self.operator: Operator = build_operator(
             config["operator"], self.data.image_shape, config["data_seed"]
         )
+        self.truth = true_measuring(config, self.operator)
         if isinstance(self.data, MeasuredData):
             self.notices += self.data.check(self.operator)
             # A fixed mask in a file is a fixed operator, whatever the family draws.
@@ -107,7 +108,8 @@ class Cell:
                 except DamagedMeasurements as error:
                     tell([Notice(f"{error}; they are drawn again", is_warning=True)])
             x = self.data.train if split == "train" else self.data.test
-            return draw_measurements(path, x, self.operator, self.config["data_seed"], split)
+            seed = self.config["data_seed"]
+            return draw_measurements(path, x, self.operator, seed, split, self.truth)
 
     def stored(self, split: str) -> Path:
         """Return where the measurements of a split are stored for all methods."""
@@ -348,8 +350,8 @@ def write_measurements(config: Config, path: Path) -> tuple[int, int]:
     else:
         seed = config["data_seed"]
         splits = (
-            Measurements.draw(cell.data.train, cell.operator, seed, "train"),
-            Measurements.draw(cell.data.test, cell.operator, seed, "test"),
+            Measurements.draw(cell.data.train, cell.operator, seed, "train", cell.truth),
+            Measurements.draw(cell.data.test, cell.operator, seed, "test", cell.truth),
         )
     train, test = splits
     held = None if test.hash == train.hash else test  # of too few none is held out

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UserError, did_you_mean, unknown
 from ..notices import Notice, tell
-from . import ranges, registry
+from . import ranges, registry, truth
 from .building import DESCRIPTIONS
 from .signatures import arguments
 from .values import Kind, conform, declared, kind_of, read
@@ -48,7 +48,8 @@ def compose(
         kept: Values by group that a file remembers, e.g. a prior's; overrides come after them.
 
     Returns:
-        Plain nested dictionaries; each group also holds its chosen name under ``name``.
+        Plain nested dictionaries; each group also holds its chosen name under ``name``. With
+        ``truth`` where what measures is not what is believed (:mod:`.truth`).
 
     Raises:
         UserError: An override that is not ``key=value``, an unknown option, key or value, a group
@@ -56,6 +57,8 @@ def compose(
     """
     groups, settings = _split(overrides)
     tree = copy.deepcopy(_composed(groups))
+    if truth.is_given((key for key, _ in settings), kept or {}):
+        tree[truth.KEY] = truth.tree(tree["operator"])
     defaults: dict[str, Any] = {}
     literals: list[Any] = []
 
@@ -76,6 +79,8 @@ def compose(
         registry.read("metric", str(name))
     for group in GROUPS:
         config[group]["name"] = groups[group]
+    if found := truth.chosen(config.pop(truth.KEY, {}), config["operator"]):
+        config[truth.KEY] = found
     return config
 
 
@@ -144,6 +149,8 @@ def recompose(remembered: Any, source: str) -> Config:
         raise UserError(f"'{source}' is damaged: it holds no configuration of a cell")
     chosen = [f"{group}={values.get('name')}" for group, values in groups.items()]
     seeds = [f"{key}={remembered.get(key)}" for key in ("seed", "data_seed")]
+    if isinstance(remembered.get(truth.KEY), Mapping):
+        groups[truth.KEY] = remembered[truth.KEY]
     return compose([*chosen, *seeds], groups)
 
 

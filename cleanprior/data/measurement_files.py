@@ -16,10 +16,9 @@ from ..files import write_with
 from ..hashed import OF, Damaged
 from ..mapped import DTYPE_NAMES, blocks, bytes_of, map_tensors
 from ..operators.base import Operator
-from ..operators.parts import measure_parts
+from ..operators.truth import Truth
 from ..outside import check_regular
-from ..seeding import generator_for
-from .measurements import Content, Measurements
+from .measurements import Content, Measurements, simulated
 
 
 class DamagedMeasurements(Damaged):
@@ -46,7 +45,12 @@ def write_measurements(path: Path, measured: Measurements) -> None:
 
 @plain_tensors()
 def draw_measurements(
-    path: Path, x: Tensor, operator: Operator, data_seed: int, split: str
+    path: Path,
+    x: Tensor,
+    operator: Operator,
+    data_seed: int,
+    split: str,
+    truth: Truth | None = None,
 ) -> Measurements:
     """Draw measurements (:meth:`Measurements.draw`) into a file, and return them as they lie there.
 
@@ -58,12 +62,12 @@ def draw_measurements(
         operator: Its parameter law and noise are used.
         data_seed: The data seed.
         split: ``"train"`` or ``"test"``.
+        truth: What really measures, where the operator is only believed to.
 
     Raises:
         UserError: The disk refuses the write, or a value that is no number.
     """
-    params = operator.draw(len(x), generator_for(data_seed, "operator", split=split))
-    parts = measure_parts(operator, x, params, generator_for(data_seed, "noise", split=split))
+    params, parts = simulated(x, operator, data_seed, split, truth)
     sigma_y = torch.full((len(x),), operator.sigma)
     first = next(parts)
     if len(first) == len(x):

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..defaults import check_dense, plain_tensors
 from ..errors import UserError
@@ -17,6 +17,7 @@ from ..mapped import blocks, bytes_of, rows
 from ..notices import tell
 from ..operators.base import ImageShape, Operator, Params, take
 from ..operators.parts import measure_parts
+from ..operators.truth import Truth
 from ..seeding import generator_for
 from ..transfer import to_device
 from .measured_arrays import arrange
@@ -151,7 +152,14 @@ class Measurements:
 
     @classmethod
     @plain_tensors()
-    def draw(cls, x: Tensor, operator: Operator, data_seed: int, split: str) -> "Measurements":
+    def draw(
+        cls,
+        x: Tensor,
+        operator: Operator,
+        data_seed: int,
+        split: str,
+        truth: Truth | None = None,
+    ) -> "Measurements":
         """Simulate the measurements of clean images, once.
 
         Arguments:
@@ -159,9 +167,9 @@ class Measurements:
             operator: Its parameter law and noise are used; it does not depend on any method.
             data_seed: The data seed.
             split: ``"train"`` or ``"test"``: separate random streams.
+            truth: What really measures, where the operator is only believed to.
         """
-        params = operator.draw(len(x), generator_for(data_seed, "operator", split=split))
-        parts = measure_parts(operator, x, params, generator_for(data_seed, "noise", split=split))
+        params, parts = simulated(x, operator, data_seed, split, truth)
         return cls(_joined(parts, len(x)), params, torch.full((len(x),), operator.sigma))
 
     def __len__(self) -> int:
@@ -252,6 +260,21 @@ class Measurements:
         if level.dim() == 0 and y.dim() > 0:
             level = level.expand(len(y))
         return cls(y, params, level.float().clone())
+
+
+def simulated(
+    x: Tensor, operator: Operator, data_seed: int, split: str, truth: Truth | None
+) -> tuple[Params, Iterator[Tensor]]:
+    """Return the parameters that are believed, and y in parts; see :meth:`Measurements.draw`."""
+
+    def stream(role: str) -> Generator:
+        return generator_for(data_seed, role, split=split)
+
+    params = operator.draw(len(x), stream("operator"))
+    if truth is None:
+        return params, measure_parts(operator, x, params, stream("noise"))
+    true = truth.draw(len(x), stream("operator"))
+    return params, measure_parts(truth.operator, x, true, stream("noise"))
 
 
 def _joined(parts: Iterator[Tensor], n: int) -> Tensor:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import build
+from ..config.truth import KEY, SHIFT, true_operator
+from ..errors import UserError
 from ..seeding import scoped_rng, seed_for
 from .base import ImageShape, Operator
+from .truth import Truth
 
 
 def build_operator(config: Mapping[str, Any], image_shape: ImageShape, data_seed: int) -> Operator:
@@ -30,6 +33,27 @@ def build_operator(config: Mapping[str, Any], image_shape: ImageShape, data_seed
     with scoped_rng(seed_for(data_seed, "operator-construction")):
         operator: Operator = build(config, image_shape=image_shape)
     return operator
+
+
+def true_measuring(config: Mapping[str, Any], believed: Operator) -> Truth | None:
+    """Return what really measures, or None where that is the operator that is believed to.
+
+    Arguments:
+        config: A composed configuration.
+        believed: The operator that its group ``operator`` describes.
+
+    Raises:
+        UserError: Nobody could mistake one for the other, or the measurements are a user's.
+    """
+    described = true_operator(config)
+    if described is None:
+        return None
+    if "no_clean" in config["data"].get("capabilities", ()):
+        raise UserError("truth.*: how measurements are drawn; those of a file are drawn already")
+    operator = build_operator(described, believed.image_shape, config["data_seed"])
+    truth = Truth(operator, int(config[KEY].get(SHIFT, 0)))
+    truth.check(believed)
+    return truth
 
 
 def state_hash(operator: Operator) -> str:

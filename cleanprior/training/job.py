@@ -79,7 +79,7 @@ class Job:
         if self.clean is not None:
             write_tensors(files.clean, {"x": self.clean}, {})
         described = {
-            "config": {**self.config, "data": NO_DATA},
+            "config": {**{k: v for k, v in self.config.items() if k != "truth"}, "data": NO_DATA},
             "image_shape": list(self.image_shape),
             "has_law": self.has_law,
             "clean_images": 0 if self.clean is None else len(self.clean),
