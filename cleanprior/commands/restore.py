@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from ..data.measurements import Measurements
     from ..data.reading import Reading
     from ..data.results import Target
-    from ..diffusion.posterior import Draw
+    from ..diffusion.posterior import Draw, PosteriorSampler
     from ..operators.base import ImageShape, Operator
     from ..operators.likelihood import Likelihood
+    from ..prior import Prior
+
+#: Share of measured pixels that ``--hold-out`` drops; lines, rows and boxes have their own number.
+DROPPED = 0.1
 
 
 def restore(
@@ -39,6 +43,12 @@ def restore(
     mean: Annotated[bool, typer.Option("--mean", help="Write the mean of the draws.")] = False,
     std: Annotated[
         bool, typer.Option("--std", help="Write their standard deviation, float32.")
+    ] = False,
+    hold_out: Annotated[
+        bool,
+        typer.Option(
+            "--hold-out", help="Also restore from fewer entries and print the NRMSE of the others."
+        ),
     ] = False,
     to: Annotated[
         Path | None,
@@ -76,10 +86,7 @@ def restore(
         reading = reading_of(config)
         target = _target(to, measurements, loaded.image_shape, reading, std)
         measured, physics = read_for(measurements, config, loaded.image_shape, reading)
-    count = min(n or len(measured), len(measured))
-    if count == 0:
-        raise UserError(f"'{measurements}' holds no measurement")
-    some = measured[:count]
+    some = _first(measured, n, measurements, physics, hold_out)
     posterior = build(config["posterior"])
     pixels = physics.image_shape[1] * physics.image_shape[2]
     own = loaded.image_shape[1] * loaded.image_shape[2]
@@ -87,7 +94,7 @@ def restore(
     first: Draw | None = None
     total: Any = 0
     squares: Any = 0
-    with live_progress().live() as progress, progress.task("restore", count * draws) as task:
+    with live_progress().live() as progress, progress.task("restore", len(some) * draws) as task:
         for k in range(draws):
             draw = loaded.restore(some, physics, posterior, seed + k, chunk, task.advance)
             first = first or draw
@@ -98,11 +105,55 @@ def restore(
                 _save(draw.x.numpy(), what, target, written, scale)
     assert first is not None
     _tell_fit(first, Likelihood.of(physics, some), config["posterior"]["name"], truth)
+    if hold_out:
+        _tell_held_out(loaded, some, physics, posterior, seed, chunk)
     if mean:
         _save(total / draws, "mean", target, written, scale)
     if std:
         variance = (squares - total**2 / draws) / (draws - 1)
         _save(variance.clip(0) ** 0.5, "std", target, written, scale, is_spread=True)
+
+
+def _first(
+    measured: "Measurements",
+    n: int | None,
+    path: Path | None,
+    physics: "Operator",
+    hold_out: bool,
+) -> "Measurements":
+    """Return the first n measurements.
+
+    Raises:
+        UserError: There is none, or nothing that ``--hold-out`` could drop.
+    """
+    count = min(n or len(measured), len(measured))
+    if count == 0:
+        raise UserError(f"'{path}' holds no measurement")
+    if hold_out and "further" not in physics.capabilities:
+        raise UserError(f"--hold-out drops measured entries, and {physics.name} has none to drop")
+    return measured[:count]
+
+
+def _tell_held_out(
+    prior: "Prior",
+    measured: "Measurements",
+    physics: "Operator",
+    posterior: "PosteriorSampler",
+    seed: int,
+    chunk: int,
+) -> None:
+    """Restore from measurements corrupted further; print how far the others are."""
+    from ..data.measurements import Measurements
+    from ..evaluation.metrics.restoration import held_out_error
+    from ..operators.likelihood import Likelihood
+    from ..seeding import generator_for
+
+    further = physics.further(measured.params, DROPPED, generator_for(seed, "held-out"))
+    seen = physics.observed(measured.y, further)
+    fewer = Measurements(measured.y * seen, further, measured.sigma_y)
+    x = prior.restore(fewer, physics, posterior, seed, chunk).x
+    found = held_out_error(x, Likelihood.of(physics, measured), further)
+    typer.echo(f"NRMSE of measured entries that were held out: {found.mean().item():.4f}")
 
 
 def _save(

@@ -94,13 +94,17 @@ class Leak:
         with progress.task("least error of the measurements", count) as task:
             for j in index:
                 one = likelihood.take(j[None])
-                (A,) = one.operator.matrix(one.params, 1)
                 # A floor in the noise's place: without noise, what A shows is known exactly.
                 level = max(float(one.sigma_y), 1e-4)
-                seen = covariance @ A.T
-                inner = A @ seen + level**2 * torch.eye(len(A), dtype=torch.float64)
-                gain = torch.linalg.solve(inner, seen.T)
-                variance = (covariance.trace() - (seen * gain.T).sum()).clamp_min(0) / d
+                if one.y[0].numel() > d:
+                    known = _known_of_gram(one, covariance, level)
+                else:
+                    (A,) = one.operator.matrix(one.params, 1)
+                    seen = covariance @ A.T
+                    inner = A @ seen + level**2 * torch.eye(len(A), dtype=torch.float64)
+                    gain = torch.linalg.solve(inner, seen.T)
+                    known = (seen * gain.T).sum()
+                variance = (covariance.trace() - known).clamp_min(0) / d
                 nearest = min(_distance(part, truth[j]) for part in train.split(4096))
                 bounds.append(min(variance.item(), nearest))
                 task.advance()
@@ -118,6 +122,25 @@ class Leak:
             f"noise and null space allow (the best linear restorer: {bound:.2g}): the truth "
             "reached the method, or the data are simpler than they look"
         }
+
+
+def _known_of_gram(one: Likelihood, covariance: Tensor, level: float) -> Tensor:
+    r"""Return what y takes of the variance, :math:`\mathrm{tr}\, C (G C + s^2 I)^{-1} G C`.
+
+    With :math:`G = A^\top A`: where y is larger than x this is the smaller system.
+    """
+    d = len(covariance)
+    basis = torch.eye(d).reshape(d, *one.operator.image_shape)
+    gram = torch.cat(
+        [
+            one.operator.A_adjoint(one.operator.A(part, params), params)
+            for part in basis.split(256)
+            for params in [{k: v.expand(len(part), *v.shape[1:]) for k, v in one.params.items()}]
+        ]
+    )
+    seen = gram.flatten(1).double() @ covariance
+    inner = seen + level**2 * torch.eye(d, dtype=torch.float64)
+    return (covariance * torch.linalg.solve(inner, seen).T).sum()
 
 
 def _distance(images: Tensor, x: Tensor) -> float:

@@ -128,7 +128,9 @@ def test_from_a_scan_to_a_prior_and_back_by_commands(fastmri, tmp_path, monkeypa
     cheap += ["sampler.steps=2", "posterior.steps=2"]
     run("train", "method=naive", "data=measurements", "data.path=m.h5", *cheap, "--out", "runs")
     (cell,) = (tmp_path / "runs" / "cells").iterdir()
-    run("restore", str(cell), "--measurements", "m.h5", "posterior.steps=2", "--to", "back.h5")
+    restore = ["restore", str(cell), "--measurements", "m.h5", "posterior.steps=2"]
+    told = run(*restore, "--to", "back.h5", "--hold-out")
+    assert "NRMSE of measured entries that were held out" in told
     prior = cp.load(cell)
     measured = cp.Measurements.load("m.h5")
     operator = cp.operator("mri_multicoil", data.image_shape, **keys_of(data))

@@ -14,8 +14,11 @@ from cleanprior.config.capabilities import refused
 from cleanprior.data import Measurements
 from cleanprior.data.complex_images import smooth_phase
 from cleanprior.errors import UserError
+from cleanprior.evaluation.marks import _known_of_gram
 from cleanprior.evaluation.metrics.further import further_metrics
+from cleanprior.evaluation.metrics.restoration import held_out_error
 from cleanprior.operators.coils import KINDS, draw_maps
+from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for
 from cleanprior.testing import operators as promises
 from cleanprior.testing.metrics import check_metric
@@ -281,3 +284,31 @@ def test_metrics_are_of_the_magnitude_within_the_object():
     turned = torch.stack([-truth[:, 1], truth[:, 0]], 1)
     turned[:, :, :4] += 1
     assert further_metrics(METRICS)["magnitude_nrmse"](turned, truth).abs().max() < 1e-6
+
+
+def test_held_out_entries_are_compared_with_those_that_were_measured(scans):
+    measured, operator = scans
+    clean = normal((6, *SHAPE))
+    further = operator.further(measured.params, 0.1, generator_for(0, "held"))
+    likelihood = Likelihood.of(operator, measured)
+    dropped = measured.params["mask"] - further["mask"]
+    seen = dropped[:, None].expand_as(measured.y).bool()
+    noise = (measured.y - operator.A(clean, measured.params))[seen]
+    found = held_out_error(clean, likelihood, further)
+    together = noise.square().sum().sqrt() / measured.y[seen].square().sum().sqrt()
+    assert abs(found.mean() / together - 1) < 0.2
+    nothing = held_out_error(torch.zeros(6, *SHAPE), likelihood, further)
+    torch.testing.assert_close(nothing, torch.ones(6).double())
+
+
+def test_the_least_error_is_that_of_the_larger_system(scans):
+    """Where y is larger than x, the yardstick of leaks solves the smaller of two systems."""
+    measured, operator = scans
+    one = Likelihood.of(operator, measured).take(torch.tensor([2]))
+    root = normal((384, 384), 3).double() / 384**0.5
+    covariance = root @ root.T
+    (a,) = operator.matrix(one.params, 1)
+    seen = covariance @ a.T
+    inner = a @ seen + 0.01 * torch.eye(len(a)).double()
+    expected = (seen * torch.linalg.solve(inner, seen.T).T).sum()
+    torch.testing.assert_close(_known_of_gram(one, covariance, 0.1), expected, rtol=1e-4, atol=0)

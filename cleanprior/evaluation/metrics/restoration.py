@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from ...operators.base import Params
 from ...operators.likelihood import Likelihood
 
 
@@ -95,6 +96,26 @@ def consistency(x: Float[Tensor, "n c h w"], likelihood: Likelihood) -> Float[Te
     """
     squared = likelihood.residual(x).double().square().flatten(1).sum(1)
     return (squared / likelihood.observed.flatten(1).sum(1).clamp_min(1)).sqrt()
+
+
+def held_out_error(
+    x: Float[Tensor, "n c h w"], likelihood: Likelihood, further: Params
+) -> Float[Tensor, " n"]:
+    r"""Return how far A x is from measured entries that the restoration has not seen.
+
+    .. math:: \|(M - \tilde M)(A \hat x - y)\| \,/\, \|(M - \tilde M)\, y\|
+
+    An NRMSE that needs no clean image; noise of y is in it. NaN where nothing was dropped.
+
+    Arguments:
+        x: Restorations of the measurements under ``further``.
+        likelihood: The measurements as they were.
+        further: Parameters of the further corruption, :meth:`Operator.further`.
+    """
+    kept = likelihood.operator.observed(likelihood.y, further)
+    dropped = (likelihood.observed - kept).double()
+    error = (dropped * likelihood.residual(x)).square().flatten(1).sum(1)
+    return (error / (dropped * likelihood.y).square().flatten(1).sum(1)).sqrt()
 
 
 def expected_consistency(likelihood: Likelihood) -> Float[Tensor, " n"]:
