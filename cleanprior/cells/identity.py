@@ -29,7 +29,7 @@ _UNSET = ("residual", "noise")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download", "mask")
 # Keys that came after the first records: where they say nothing, the data set is what it was.
-_LATER = ("key", "mask", "missing", "patch", "range", "sigma_y", "stride")
+_LATER = ("key", "mask", "missing", "patch", "photons", "range", "sigma_y", "stride")
 # Of which each had these from the first.
 _FIRST = {name: ("range",) for name in ("folder", "zip", "huggingface")} | {
     "arrays": ("key", "range")

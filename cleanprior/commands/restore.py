@@ -99,10 +99,10 @@ def restore(
             draw = loaded.restore(some, physics, posterior, seed + k, chunk, task.advance)
             first = first or draw
             x = draw.x.double().numpy()
+            x = x if target is None else target.units(x)
             total, squares = total + x, squares + x**2
             if not (mean or std):
-                what = "" if draws == 1 else str(k + 1)
-                _save(draw.x.numpy(), what, target, written, scale)
+                _save(x, "" if draws == 1 else str(k + 1), target, written, scale)
     assert first is not None
     _tell_fit(first, Likelihood.of(physics, some), config["posterior"]["name"], truth)
     if hold_out:
@@ -164,7 +164,7 @@ def _save(
     scale: "Tensor | None",
     is_spread: bool = False,
 ) -> None:
-    """Write images like their measurements, or as .npz where they were simulated."""
+    """Write images like their measurements, in their units, or as .npz where there are none."""
     import numpy as np
 
     from ..files import write_bytes
@@ -179,10 +179,11 @@ def _save(
         return
     place = target.called(what) if what else target
     place.write(x, is_spread)
-    shown = x[:64].astype(np.float32)
-    if is_spread:  # black is 0, white the largest
-        shown = 2 * shown / max(float(shown.max()), 1e-9) - 1
-    write_bytes(place.picture(), grid(shown))
+    shown = x[:64]
+    # Of a spread black is 0, and white the largest.
+    top = max(float(shown.max()), 1e-9)
+    shown = 2 * shown / top - 1 if is_spread else place.unit(shown)
+    write_bytes(place.picture(), grid(shown.astype(np.float32)))
     typer.echo(f"wrote {place.path} and {place.picture()}")
 
 
@@ -193,7 +194,7 @@ def reading_of(config: Mapping[str, Any]) -> "Reading":
     data = config["data"]
     if data.get("name") != "measurements":
         return Reading()
-    keys = ("layout", "key", "range", "missing", "mask", "sigma_y")
+    keys = ("layout", "key", "range", "missing", "mask", "sigma_y", "photons")
     return Reading(**{k: data.get(k) for k in keys})
 
 

@@ -217,7 +217,7 @@ def _load(
     if len(pictures) == 0:
         raise UserError(
             f"'{place[:-1]}' holds 0 images; needed: at least 3, with one of the endings "
-            + ", ".join(IMAGE_SUFFIXES)
+            f"{', '.join(IMAGE_SUFFIXES)} (arrays, FITS, NIfTI, DICOM: data=arrays)"
         )
     names = sorted(pictures, key=lambda n: (position(n), n))
     frames = [(n, i) for n in names for i in range(_frames(n, pictures[n]))]

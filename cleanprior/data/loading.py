@@ -32,6 +32,7 @@ def measured_file(
     sigma_y: float | None = None,
     patch: int | None = None,
     stride: int | None = None,
+    photons: Sequence[float] | None = None,
 ) -> MeasuredData:
     """Load a user's measurements; :mod:`cleanprior.data.measured` says what the file holds.
 
@@ -49,6 +50,7 @@ def measured_file(
         sigma_y: Noise level in the stored units, for a file that holds none.
         patch: Side of patches that are cut from y and its masks, for operators on single pixels.
         stride: Pixels from one patch to the next: None for ``patch``, 1 for every position.
+        photons: Gain, offset and read noise, where y are counted photons.
 
     Raises:
         UserError: The file is missing, damaged, lacks an array or holds one that is not known, or
@@ -64,7 +66,7 @@ def measured_file(
         raise UserError(f"image_shape={image_shape}; allowed: [channels,height,width]")
     if stride is not None and patch is None:
         raise UserError(f"stride={stride} is that of patches; set data.patch, too")
-    reading = Reading(layout, key, range, missing, mask, sigma_y)
+    reading = Reading(layout, key, range, missing, mask, sigma_y, photons)
     squares = None if patch is None else Patches(patch, stride)
     file = Path(path)
     held = read_held(file, image_shape, reading)
@@ -95,7 +97,9 @@ def measured_file(
         for split, arrays in (("train", held.train), ("test", held.test))
         if arrays and "scale" in arrays and held.test
     }
-    return MeasuredData(file.stem, train, test, shape_of_one, notices, squares is not None, scales)
+    why = "data.patch cuts y" if squares is not None else ""
+    why = "data.photons takes roots of y" if photons is not None else why
+    return MeasuredData(file.stem, train, test, shape_of_one, notices, why, scales)
 
 
 def _keys(held: Held, train: Measurements) -> tuple[list[str], str]:

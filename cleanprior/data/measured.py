@@ -57,7 +57,7 @@ class MeasuredData:
         test: Held-out measurements, for restoration.
         image_shape: Shape of one image, (channels, height, width).
         notices: What a user should know of them, told when they are loaded.
-        are_patches: Whether they are cut from larger ones, which A must not mix.
+        per_pixel: What was done to single pixels of y, so that A must not mix them; or nothing.
         scales: What restorations of a split are multiplied by, (n,), where they have a scale of
             their own; by ``train`` and ``test``.
         law: The operator that they are measurements of, its name and keys, where their reader
@@ -69,7 +69,7 @@ class MeasuredData:
     test: Measurements
     image_shape: ImageShape
     notices: tuple[Notice, ...] = ()
-    are_patches: bool = False
+    per_pixel: str = ""
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     law: Mapping[str, Any] | None = None
 
@@ -94,10 +94,8 @@ class MeasuredData:
                 f"{self.name} are measurements of another operator than {operator.name}; set "
                 f"operator={self.law['name']} {words}"
             )
-        if self.are_patches and not operator.capabilities & {"mask", "identity"}:
-            raise UserError(
-                f"data.patch cuts y, and {operator.name} mixes pixels beyond a patch; leave it out"
-            )
+        if self.per_pixel and not operator.capabilities & {"mask", "identity"}:
+            raise UserError(f"{self.per_pixel}, and {operator.name} mixes pixels; leave it out")
         train = check_measurements(self.train, operator)
         test = check_measurements(self.test, operator, "test/")
         for split, measured in (("", self.train), ("test/", self.test)):

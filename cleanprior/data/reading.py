@@ -15,6 +15,7 @@ from .containers import named_arrays
 from .contents import check_range
 from .formats import Frames
 from .layouts import check_layout, with_axes
+from .photons import Photons
 
 Arrays = dict[str, NDArray[Any]]
 #: Names under which a file may hold its mask.
@@ -34,6 +35,8 @@ class Reading:
         mask: A file (or a folder with a file for each picture), nonzero = measured; one mask for
             all, or one for each.
         sigma_y: Standard deviation of the noise in the stored units, for a file that holds none.
+        photons: Gain, offset and read noise of a detector that counts photons: y is brought to
+            noise of one level (:mod:`cleanprior.data.photons`), which needs ``range``.
 
     Raises:
         UserError: A value that is not offered.
@@ -45,6 +48,7 @@ class Reading:
     missing: str | None = None
     mask: str | None = None
     sigma_y: float | None = None
+    photons: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         check_layout(self.layout)
@@ -55,14 +59,41 @@ class Reading:
         level = self.sigma_y
         if level is not None and not 0 <= level < math.inf:
             raise UserError(f"sigma_y={level} is not a noise level; allowed: a number >= 0")
+        if self.detector is not None and limits is None:
+            raise UserError("data.photons needs data.range=[LOW,HIGH], the counts of -1 and 1")
+        if self.detector is not None and level is not None:
+            raise UserError("data.photons says what the noise is; leave data.sigma_y out")
+
+    @property
+    def detector(self) -> Photons | None:
+        """What counted the photons, or None."""
+        return Photons.of(self.photons)
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Factor and offset: a stored value times the one, plus the other, is in [-1, 1]."""
+        """Factor and offset: a value times the one, plus the other, is in [-1, 1].
+
+        A value as stored, or, of photons, one with noise of standard deviation 1.
+        """
         if self.range is None:
             return 1.0, 0.0
         low, high = self.range
+        if (detector := self.detector) is not None:
+            low, high = (float(v) for v in detector.forward(np.array([low, high])))
         return 2 / (high - low), -(high + low) / (high - low)
+
+    def unit(self, y: NDArray[Any]) -> NDArray[Any]:
+        """Return stored values in units of images in [-1, 1]."""
+        factor, offset = self.scale
+        if (detector := self.detector) is not None:
+            y = detector.forward(y)
+        return y * factor + offset
+
+    def stored(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Return images in [-1, 1] in stored units."""
+        factor, offset = self.scale
+        values = (np.asarray(x, np.float64) - offset) / factor
+        return values if self.detector is None else self.detector.inverse(values)
 
     def apply(
         self,
@@ -134,15 +165,23 @@ class Reading:
         """Bring y and its noise level to units of images; return what should be told."""
         assert self.range is not None
         (low, high), (factor, offset) = self.range, self.scale
+        if self.detector is not None and (not sides or "sigma_y" in arrays):
+            raise UserError(f"'{path}': data.photons is for images whose file holds no sigma_y")
         if not sides and offset:
             raise UserError(
                 f"'{path}': y is no image and has no offset; data.range=[-A,A] scales it"
             )
-        y = arrays["y"] * factor + offset
+        y = self.unit(arrays["y"])
         mask = arrays.get("params/mask")
         if mask is not None and mask.ndim == y.ndim:
             y = np.where(np.broadcast_to(mask == 0, y.shape), 0.0, y)
         arrays["y"] = y
+        if self.detector is not None:
+            arrays["sigma_y"] = np.asarray(factor)
+            return (
+                f"photons are brought to Gaussian noise of one level, sigma_y = {factor:.6g} "
+                f"(generalised Anscombe), by data.range=[{low:g},{high:g}]"
+            )
         if "sigma_y" in arrays:
             arrays["sigma_y"] = np.asarray(arrays["sigma_y"] * factor)
         return f"y and sigma_y are read by data.range=[{low:g},{high:g}]"

@@ -18,7 +18,7 @@ from .containers import READ, SUFFIXES, named_arrays, optional, whole
 from .formats import Form, Frames, format_of, suffix_of, to_stored
 from .layouts import scatter
 from .measured_arrays import y_layout
-from .reading import Reading
+from .reading import AS_STORED, Reading
 
 #: Letters of the axes of images in files that say nothing else.
 _PLAIN = {".nii": "HWN", ".nii.gz": "HWN"}
@@ -51,13 +51,13 @@ class Original:
     Attributes:
         path: The file or the folder.
         parts: Its files, in the order of the measurements.
-        scale: Factor and offset: a stored value times the one, plus the other, is in [-1, 1].
+        reading: How stored values become images in [-1, 1].
         scales: What each image is multiplied by, (n,), where the file says so (``scale``).
     """
 
     path: Path
     parts: tuple[Part, ...]
-    scale: tuple[float, float] = (1.0, 0.0)
+    reading: Reading = AS_STORED
     scales: NDArray[Any] | None = None
 
     @property
@@ -84,10 +84,10 @@ def original_of(path: Path, image_shape: Sequence[int] | None, reading: Reading)
     """
     if not is_folder_of_files(path):
         one = _part(path, path.name, image_shape, reading)
-        return Original(path, (one,), reading.scale, _scales(path))
+        return Original(path, (one,), reading, _scales(path))
     names = files_of(path)
     parts = tuple(_part(path / n, n, image_shape, reading, True) for n in names)
-    return Original(path, parts, reading.scale)
+    return Original(path, parts, reading)
 
 
 def _scales(path: Path) -> NDArray[Any] | None:
@@ -222,21 +222,28 @@ class Target:
         mine, theirs = format_of(Path(f"x{self.suffix}")), format_of(part.path)
         return mine is not None and mine == theirs
 
-    def write(self, images: NDArray[Any], is_spread: bool = False) -> None:
-        """Write images in [-1, 1], (n, c, h, w), in the original's units.
+    def units(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Return images of the first measurements, in [-1, 1], in the original's units."""
+        return self.original.reading.stored(images) * self._scales(len(images))
+
+    def unit(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return values of the first measurements in units of images."""
+        return self.original.reading.unit(values / self._scales(len(values)))
+
+    def _scales(self, n: int) -> NDArray[Any]:
+        scales = self.original.scales
+        return np.ones(1) if scales is None else scales[:n, None, None, None]
+
+    def write(self, values: NDArray[Any], is_spread: bool = False) -> None:
+        """Write images in the original's units, (n, c, h, w).
 
         Arguments:
-            images: Those of the first n measurements, in their order.
+            values: Those of the first n measurements, in their order, by :meth:`units`.
             is_spread: They are standard deviations: float32, without an offset.
 
         Raises:
             UserError: A disk that refuses, or a kind of file that cannot hold them.
         """
-        factor, offset = self.original.scale
-        values = np.asarray(images, np.float64)
-        values = values / factor if is_spread else (values - offset) / factor
-        if self.original.scales is not None:
-            values = values * self.original.scales[: len(values), None, None, None]
         for part, path, some in self._files(values):
             like = part.path if self._is_like(part) else None
             form = part.form

@@ -210,7 +210,7 @@ def _completed(found: Inspection, reading: Reading, held: Held, y: NDArray[Any] 
             reading = replace(reading, range=limits)
             low, high = limits
             found.say("y", f"in units of their own: data.range=[{low:.6g},{high:.6g}] is assumed")
-    if reading.sigma_y is None and "sigma_y" not in held.train:
+    if reading.sigma_y is None and reading.photons is None and "sigma_y" not in held.train:
         reading = replace(reading, sigma_y=0.0)
     return reading
 
@@ -268,6 +268,9 @@ def _noise(found: Inspection, reading: Reading, held: Held, measured: Measuremen
     if noise is None:
         found.say("noise", "too few neighbouring pixels were measured to estimate it")
         return None
+    if reading.photons is not None:
+        found.say("noise", f"{noise.sigma / factor:.3g} times what data.photons explains")
+        return None
     units = f" = {noise.sigma:.3g} in units of images" if factor != 1 else ""
     spread = ""
     if noise.spread is not None:
@@ -276,10 +279,13 @@ def _noise(found: Inspection, reading: Reading, held: Held, measured: Measuremen
     text = f"about {noise.sigma / factor:.4g}{units}{spread}"
     found.say("noise", f"{text}, by the finest wavelets; on detailed images an upper bound")
     if noise.gain is not None:
+        gain = noise.gain / factor
+        zero = -(noise.gain * reading.scale[1] + noise.offset) / (factor * noise.gain)
         found.say(
             "noise",
-            f"it grows with the signal: variance = {noise.gain / factor:.3g} (y - b), as counted "
-            "photons make it; methods take one level, so that this is an approximation",
+            f"it grows with the signal: variance = {gain:.3g} (y - {zero:.4g}), as counted photons "
+            "make it; methods take one level, of which this is the middle; "
+            f"data.photons=[{gain:.3g},{zero:.4g},0] brings all to one",
         )
     # What is within texture and a factor of two is no contradiction.
     if told is not None and noise.sigma / factor < 0.5 * told:
@@ -349,6 +355,8 @@ def _commands(
     for key in ("layout", "key", "missing", "mask"):
         if (value := getattr(reading, key)) is not None:
             keys[key] = str(value)
+    if reading.photons is not None:
+        keys["photons"] = "[" + ",".join(f"{v:.10g}" for v in reading.photons) + "]"
     if reading.range is not None:
         keys["range"] = "[" + ",".join(f"{v:.10g}" for v in reading.range) + "]"
     if _is_large(measured, made):
