@@ -55,5 +55,5 @@ class Observations(Method):
     def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
         assert self._measurements is not None
         is_image = self.problem.operator.is_image(self._measurements.y[:1])
-        name = "y itself" if is_image else "A^+ y"
+        name = "y itself" if is_image else self.problem.operator.lifted
         return [Route(name, restore=self._restore, sample=self._sample, kind="point")]

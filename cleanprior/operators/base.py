@@ -44,6 +44,8 @@ class Operator:
     #: Whether :meth:`measure` draws its noise by one call and some images have the same y, bit for
     #: bit, without the others. A class says it for itself: those that inherit from it do not.
     has_parts: ClassVar[bool] = False
+    #: What :meth:`lift` makes of a y that is no image, in a row's name.
+    lifted: ClassVar[str] = "A^+ y"
 
     def __init__(self, physics: LinearPhysics, image_shape: ImageShape, sigma: float) -> None:
         if not 0 <= sigma < float("inf"):

@@ -104,6 +104,8 @@ class MultiCoil(Operator):
         Ambient Diffusion Posterior Sampling (Aali et al., 2024), section 4, arXiv:2403.08728
     """
 
+    lifted = "A^H y"
+
     def __init__(
         self,
         image_shape: ImageShape,
