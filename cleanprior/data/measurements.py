@@ -210,7 +210,7 @@ class Measurements:
     ) -> "Measurements":
         """Read a user's measurements; :mod:`cleanprior.data.measured` says what the file holds.
 
-        What the file holds out (``test/y``) is not read.
+        What a file holds out (``test/y``) is not read; of a folder every file is.
 
         Arguments:
             path: The file.
@@ -225,7 +225,7 @@ class Measurements:
         """
         file = Path(path)
         how = reading or Reading(layout=layout)
-        held = read_held(file, image_shape, how)
+        held = read_held(file, image_shape, how, is_whole=True)
         found, notices = arrange(file, held.train, held.layout, "", how, held.names)
         tell((*held.notices, *notices))
         return cls.of(file, found, sigma_y)

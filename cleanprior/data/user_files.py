@@ -43,19 +43,25 @@ class Held:
     notices: tuple[Notice, ...] = field(default=())
 
 
-def read_held(path: Path, image_shape: Sequence[int] | None, reading: Reading) -> Held:
+def read_held(
+    path: Path,
+    image_shape: Sequence[int] | None,
+    reading: Reading,
+    is_whole: bool = False,
+) -> Held:
     """Read a user's file or folder of measurements.
 
     Arguments:
         path: A file of :data:`cleanprior.data.containers.READ`, or a folder of such files.
         image_shape: (channels, height, width) of the images, or None where y has their shape.
         reading: What the user says of it.
+        is_whole: Read all files of a folder as one, whatever its folders are called.
 
     Raises:
         UserError: It is missing, damaged, lacks an array, or holds pictures of different sizes.
     """
     if is_folder_of_files(path):
-        return _folder(path, reading)
+        return _folder(path, reading, is_whole)
     splits = read_arrays(path, reading.key)
     layouts = []
     for split in splits.values():
@@ -70,10 +76,10 @@ def read_held(path: Path, image_shape: Sequence[int] | None, reading: Reading) -
     return Held(splits["train"], splits["test"], layout, how="of the file's arrays test/")
 
 
-def _folder(folder: Path, reading: Reading) -> Held:
+def _folder(folder: Path, reading: Reading, is_whole: bool) -> Held:
     """Read the pictures of a folder as (n, c, h, w)."""
     names = files_of(folder)
-    shipped = shipped_split(names)
+    shipped = None if is_whole else shipped_split(names)
     notices: tuple[Notice, ...] = ()
     if shipped is not None and shipped.others:
         text = f"{folder}: {len(shipped.others)} files beside train and test are left out"

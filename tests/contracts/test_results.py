@@ -113,11 +113,14 @@ def test_an_ending_chooses_the_container(tmp_path, to):
 
 def test_a_folder_comes_back_as_one_with_its_names(tmp_path):
     (tmp_path / "in" / "b").mkdir(parents=True)
-    for i, name in enumerate(["z.tif", "a.tif", "b/c.tif"]):
+    # Folders of splits are restored, too.
+    (tmp_path / "in" / "train").mkdir()
+    (tmp_path / "in" / "test").mkdir()
+    for i, name in enumerate(["train/z.tif", "b/c.tif", "test/a.tif"]):
         instruments.tiff(tmp_path / "in" / name, counts(3)[i])
     target = back(tmp_path / "in", tmp_path / "out")
     names = sorted(p.relative_to(tmp_path / "out").as_posix() for p in target.path.rglob("*.tif"))
-    assert names == ["a.tif", "b/c.tif", "z.tif"]
+    assert names == ["b/c.tif", "test/a.tif", "train/z.tif"]
     for name in names:
         a, b = frames_in(tmp_path / "in" / name), frames_in(tmp_path / "out" / name)
         assert a[1] == b[1] and np.array_equal(a[0], b[0])
