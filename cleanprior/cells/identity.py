@@ -25,7 +25,7 @@ _KEYS = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
 _NO_PART = ("device", "checkpoint_seconds", "snapshots", "tracker", "about", "unless")
 # Keys of methods that came after the first records: one that nobody set is no part of a cell.
-_UNSET = ("residual", "noise")
+_UNSET = ("residual", "noise", "invariance")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download", "mask")
 # Keys that came after the first records: where they say nothing, the data set is what it was.

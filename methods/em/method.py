@@ -48,24 +48,29 @@ import torch
 from torch import Generator, Tensor
 from typing_extensions import override
 
+from cleanprior.config.checks import check_choice
 from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, denoising_loss
-from cleanprior.diffusion.posterior import DPS, GuidedSampler, PosteriorSampler, draw_in_chunks
+from cleanprior.diffusion.posterior import DPS, GuidedSampler, PosteriorSampler
 from cleanprior.gaussian.dense import MAX_PIXELS
 from cleanprior.gaussian.low_rank import cheaper_fit
-from cleanprior.operators import PROJECTIONS, Likelihood
-from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session
+from cleanprior.operators import Likelihood
+from cleanprior.operators.symmetry import SYMMETRIES, transformed
+from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Warning
 
 from .start import exact_draws, fit_start
 from .steps import (
     Kept,
     best_scale,
+    blind,
     check_scales,
+    check_shares,
     drift,
     fit_of,
     followed_covariance,
     has_stopped,
-    misfit,
+    is_capped,
+    misfits_of,
     stretched,
     union,
 )
@@ -118,6 +123,9 @@ class EM(DenoiserMethod):
         patience: Rounds without progress before that, at least 1.
         sigma_floor: Noise level of the likelihood where sigma_y is 0 (Gaussian start, sampler).
         chunk: Measurements restored at a time; each chunk survives an interruption.
+        invariance: Symmetries that the images are declared to have (``flip``, ``turn``,
+            ``shift``): each M-step trains on transformed restorations, and a fixed operator shows
+            what its transforms show. None for none.
 
     Raises:
         ValueError: An unknown start, shares that leave nothing for a round, a start without the
@@ -146,6 +154,7 @@ class EM(DenoiserMethod):
     patience: int
     sigma_floor: float
     chunk: int
+    invariance: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
@@ -160,13 +169,9 @@ class EM(DenoiserMethod):
             raise ValueError("start=clean needs clean_images above 0; start=gaussian needs none")
         if not 0 < self.pool <= 1:
             raise ValueError(f"pool={self.pool}; allowed: a share in (0, 1]")
-        left = 1 - self.start_share - self.reset_rounds * self.reset_share
-        if not 0 < self.start_share <= 1 or left < 0 or (self.resume_rounds > 0 and left <= 0):
-            raise ValueError(
-                f"start_share={self.start_share} and {self.reset_rounds} reset rounds of "
-                f"{self.reset_share} leave {left:.2f} of the budget for {self.resume_rounds} "
-                "resume rounds; needed: shares that add up to at most 1"
-            )
+        check_shares(self.start_share, self.resume_rounds, self.reset_rounds, self.reset_share)
+        for symmetry in self.invariance or ():
+            check_choice("invariance", symmetry, SYMMETRIES)
         self._check_scales()
 
     def _check_scales(self) -> None:
@@ -196,7 +201,15 @@ class EM(DenoiserMethod):
                 f"the dense Gaussian start takes images of at most {MAX_PIXELS} numbers; these "
                 f"have {size}: use gaussian=low_rank"
             )
-        return reason
+        return reason or blind(problem, self.invariance or ())
+
+    @override
+    def warnings(self, problem: Problem) -> list[Warning]:
+        found = super().warnings(problem)
+        if not self.invariance:
+            return found
+        text = f"the prior is invariant to {', '.join(self.invariance)}: wrong where images are not"
+        return [w for w in found if w.code != "null"] + [Warning("invariant", text)]
 
     @override
     def rounds(self, budget: int) -> Sequence[Round]:
@@ -353,42 +366,23 @@ class EM(DenoiserMethod):
             return self.posterior
         assert isinstance(self.posterior, DPS)
         last = float(session.log.get("scales", [self.posterior.scale])[-1])
-        if self._is_capped(session):
+        if is_capped(self.posterior, self.problem.operator, session):
             return self._logged(last * max(self.scales), session)
 
         def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
-            data = session.measurements
-            generator = session.generator("scale-images", round=number)
-            index = torch.randperm(len(data), generator=generator)[: self.scale_images]
-            batch = data.batch(index).to(session.device)
-            likelihood = Likelihood.of(self.problem.operator, batch)
-            misfits, evaluations, backwards = [], 0.0, 0.0
-            for multiplier in self.scales:
-                draw = draw_in_chunks(
-                    self._with_scale(last * multiplier),
-                    denoise,
-                    likelihood,
-                    session.generators("scale", index.tolist(), round=number),
-                    self.chunk,
-                )
-                misfits.append(misfit(likelihood, draw.x))
-                evaluations += draw.evaluations * len(index)
-                backwards += draw.backwards * len(index)
-            best = best_scale(self.scales, misfits)
-            costs = {"evaluations": evaluations, "backwards": backwards}
-            return {"scale": torch.tensor(last * best, dtype=torch.float64)}, costs
+            tried = [last * multiplier for multiplier in self.scales]
+            samplers = [self._with_scale(scale) for scale in tried]
+            count, operator = self.scale_images, self.problem.operator
+            misfits, costs = misfits_of(
+                samplers, denoise, operator, count, self.chunk, number, session
+            )
+            best = best_scale(tried, misfits)
+            return {"scale": torch.tensor(best, dtype=torch.float64)}, costs
 
         tensors, costs = session.store.once(f"scale-{number:03d}", compute)
         for name, amount in costs.items():
             session.count(name, amount)
         return self._logged(float(tensors["scale"]), session)
-
-    def _is_capped(self, session: Session) -> bool:
-        """Whether the sampler's cap is the residual itself, so that a larger scale fits better."""
-        assert isinstance(self.posterior, DPS)
-        is_projection = bool(PROJECTIONS & self.problem.operator.capabilities)
-        has_cap = self.posterior.cap and self.posterior.guidance == "norm"
-        return is_projection and has_cap and not session.measurements.sigma_y.any()
 
     def _logged(self, scale: float, session: Session) -> DPS:
         session.log["scales"] = [*session.log.get("scales", []), scale]
@@ -405,4 +399,7 @@ class EM(DenoiserMethod):
     @override
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
         assert batch.images is not None
-        return Loss(denoising_loss(self.denoiser, batch.images, generator))
+        images = batch.images
+        if self.invariance:
+            images = transformed(images, self.invariance, generator)
+        return Loss(denoising_loss(self.denoiser, images, generator))

@@ -7,7 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cleanprior.operators import Likelihood
+from cleanprior.diffusion.denoiser import Denoise
+from cleanprior.diffusion.posterior import DPS, draw_in_chunks
+from cleanprior.operators import PROJECTIONS, Likelihood, Operator
+from cleanprior.operators.symmetry import LEAST, least_shown
+from cleanprior.training import Problem, Session
 from cleanprior.training.checkpoint import Store
 
 # Mean squared residuals within this factor are a tie: a factor of 1.4 in the residual itself.
@@ -70,6 +74,70 @@ def check_scales(
         )
     if stop == "scale" and not scales:
         raise ValueError("stop=scale follows the search for a scale, and scales=[]; use none")
+
+
+def check_shares(first: float, resumed: int, resets: int, share: float) -> None:
+    """Refuse shares of the budget that leave nothing for a round.
+
+    Arguments:
+        first: Share of the first fit.
+        resumed: Rounds that go on.
+        resets: Rounds that train from scratch.
+        share: Share of each of those.
+
+    Raises:
+        ValueError: They do.
+    """
+    left = 1 - first - resets * share
+    if not 0 < first <= 1 or left < 0 or (resumed > 0 and left <= 0):
+        raise ValueError(
+            f"start_share={first} and {resets} reset rounds of {share} leave {left:.2f} of the "
+            f"budget for {resumed} resume rounds; needed: shares that add up to at most 1"
+        )
+
+
+def misfits_of(
+    samplers: Sequence[DPS],
+    denoise: Denoise,
+    operator: Operator,
+    images: int,
+    chunk: int,
+    number: int,
+    session: Session,
+) -> tuple[list[float], dict[str, float]]:
+    """Restore the same training measurements by several samplers, with common random numbers.
+
+    Arguments:
+        samplers: One a scale.
+        denoise: The denoiser.
+        operator: The forward operator, on the session's device.
+        images: Training measurements that are restored, drawn anew in each round.
+        chunk: Measurements at a time.
+        number: The round.
+        session: The run.
+
+    Returns:
+        The misfit of each, and network evaluations and backward passes.
+    """
+    data = session.measurements
+    order = torch.randperm(len(data), generator=session.generator("scale-images", round=number))
+    index = order[:images]
+    likelihood = Likelihood.of(operator, data.batch(index).to(session.device))
+    misfits, costs = [], {"evaluations": 0.0, "backwards": 0.0}
+    for sampler in samplers:
+        generators = session.generators("scale", index.tolist(), round=number)
+        draw = draw_in_chunks(sampler, denoise, likelihood, generators, chunk)
+        misfits.append(misfit(likelihood, draw.x))
+        costs["evaluations"] += draw.evaluations * len(index)
+        costs["backwards"] += draw.backwards * len(index)
+    return misfits, costs
+
+
+def is_capped(posterior: DPS, operator: Operator, session: Session) -> bool:
+    """Whether the sampler's cap is the residual itself, so that a larger scale fits better."""
+    is_projection = bool(PROJECTIONS & operator.capabilities)
+    has_cap = posterior.cap and posterior.guidance == "norm"
+    return is_projection and has_cap and not session.measurements.sigma_y.any()
 
 
 def best_scale(scales: Sequence[float], misfits: Sequence[float]) -> float:
@@ -169,6 +237,25 @@ def union(
     x = torch.cat([old[1][outside], new[1]])
     order = index.argsort()
     return index[order], x[order]
+
+
+def blind(problem: Problem, symmetries: Sequence[str]) -> str | None:
+    """Return why declared symmetries do not make up for what an operator hides, or None."""
+    if not symmetries:
+        return None
+    _, height, width = problem.image_shape
+    if "turn" in symmetries and height != width:
+        return f"invariance=[turn] needs square images; these have {height}x{width}"
+    if "fixed" not in problem.operator.capabilities:
+        return None
+    share = least_shown(problem.operator.to("cpu"), symmetries)
+    if share >= LEAST:
+        return None
+    return (
+        f"invariance=[{','.join(symmetries)}]: {problem.operator_name} and its transforms show "
+        f"some direction in no image (smallest eigenvalue {share:.1e} of the largest; needed "
+        f"{LEAST:g})"
+    )
 
 
 class Kept:

@@ -153,7 +153,7 @@ def test_a_mask_without_noise_and_a_cap_need_no_search(monkeypatch, sigma, cap) 
     if not is_searched:
         assert session.log["scales"] == [0.4]
         # ... which is what the search would have chosen.
-        monkeypatch.setattr(type(method), "_is_capped", lambda *_: False)
+        monkeypatch.setattr(em_module, "is_capped", lambda *_: False)
         assert method._choose_scale(prior, 1, make_session(data)).scale == scale == 0.4
 
 
