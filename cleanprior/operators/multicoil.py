@@ -31,13 +31,18 @@ class RealMaps(MultiCoilMRI):  # type: ignore[misc]
 
     def A(self, x: Tensor, mask: Tensor, coil_maps: Tensor, **kwargs: Any) -> Tensor:
         """Return k-space, (b, 2, coils, h, w), 0 where nothing is measured."""
-        full = mask.expand(-1, -1, *x.shape[2:])
-        return super().A(x, mask=full, coil_maps=to_complex(coil_maps), **kwargs)
+        real = coil_maps[:, 0] * x[:, :1] - coil_maps[:, 1] * x[:, 1:]
+        imaginary = coil_maps[:, 0] * x[:, 1:] + coil_maps[:, 1] * x[:, :1]
+        seen = self.to_torch_complex(torch.stack([real, imaginary], 1))
+        return mask[:, :, None] * self.from_torch_complex(self.fft(seen))
 
     def A_adjoint(self, y: Tensor, mask: Tensor, coil_maps: Tensor, **kwargs: Any) -> Tensor:
         """Return the image of each measurement, (b, 2, h, w)."""
-        full = mask.expand(-1, -1, *y.shape[3:])
-        return super().A_adjoint(y, mask=full, coil_maps=to_complex(coil_maps), **kwargs)
+        seen = self.from_torch_complex(self.ifft(self.to_torch_complex(mask[:, :, None] * y)))
+        # Products in real numbers: torch's lazy conjugate is lost where tensors are wrapped.
+        real = (coil_maps * seen).sum((1, 2))
+        imaginary = (coil_maps[:, 0] * seen[:, 1] - coil_maps[:, 1] * seen[:, 0]).sum(1)
+        return torch.stack([real, imaginary], 1)
 
     def A_dagger(self, y: Tensor, mask: Tensor, coil_maps: Tensor, **kwargs: Any) -> Tensor:
         """Return the least-squares image of least norm (SENSE), each image on its own in float64.
@@ -238,11 +243,6 @@ class _Found:
     def __call__(self, n: int, generator: Generator) -> Params:
         index = torch.randint(len(self.maps), (n,), generator=generator)
         return {"mask": self.masks(n, generator), "coil_maps": rows(self.maps, index)}
-
-
-def to_complex(parts: Float[Tensor, "b 2 ..."]) -> Tensor:
-    """Return real and imaginary parts as complex numbers."""
-    return torch.complex(parts[:, 0], parts[:, 1])
 
 
 def sampling_of(
