@@ -18,7 +18,7 @@ class Watch:
 
     Arguments:
         is_late: Read a step's numbers in the next one, so that the device never waits for this
-            process. A step that diverges changes no weight either way (:meth:`skip`).
+            process. A step that diverges changes no weight either way.
         ranks: The processes that train together.
 
     Attributes:
