@@ -73,8 +73,13 @@ class RealMaps(MultiCoilMRI):  # type: ignore[misc]
         coils, height = sensitivity.shape[:2]
         # (h, coils, lines, w): every line of every coil of one row.
         system = fourier * sensitivity.transpose(0, 1)[:, :, None, :]
-        inverse = torch.linalg.pinv(system.reshape(height, -1, width), rtol=RANK)
-        x = inverse @ rows_of_y.transpose(0, 1).reshape(height, -1, 1)
+        u, s, vh = torch.linalg.svd(system.reshape(height, -1, width), full_matrices=False)
+        # Conjugates in full, as above; torch's pinv takes lazy ones.
+        seen_of = torch.conj_physical(u).transpose(-2, -1) @ rows_of_y.transpose(0, 1).reshape(
+            height, -1, 1
+        )
+        weights = torch.where(s > RANK * s[:, :1], 1 / s, 0.0)[..., None]
+        x = torch.conj_physical(vh).transpose(-2, -1) @ (weights * seen_of)
         return torch.view_as_real(x[..., 0]).movedim(-1, 0).to(y.dtype)
 
 
