@@ -25,8 +25,10 @@ def choose(path: Path, found: Mapping[str, Callable[[], Rows]], key: str | None)
     """Return the array of a file that the user names, or the only one.
 
     Raises:
-        UserError: There is none of that name, or several and no name.
+        UserError: There is none, none of that name, or several and no name.
     """
+    if not found:
+        raise UserError(f"'{path}' holds no array")
     if key is None and len(found) == 1:
         return next(iter(found.values()))()
     names = ", ".join(sorted(found)) or "none"

@@ -174,7 +174,7 @@ ARRAYS = {
     ),
     "HDF5 with a type for an array": (
         lambda d, c: hdf5(d / "m.h5", lambda h, f: f.__setitem__("y", np.dtype("f4"))),
-        "holds no array 'y'",
+        "holds no array",
     ),
     "HDF5 that is a text": (
         lambda d, c: named(d / "m.h5", lambda p: p.write_text("#!/bin/sh")),
