@@ -66,9 +66,15 @@ class GaussianPrior:
         a = likelihood.operator.matrix(likelihood.params, k)
         ac = a @ self.covariance
         level = likelihood.sigma_y.double()[:k, None, None]
-        gain = torch.linalg.solve(
-            ac @ a.mT + level**2 * torch.eye(a.shape[1], dtype=a.dtype), ac
-        ).mT
+        if a.shape[1] > a.shape[2]:
+            # More measurements than unknowns (coils): the same gain from the smaller system,
+            # C A^T (A C A^T + s^2 I)^{-1} = (C A^T A + s^2 I)^{-1} C A^T.
+            system = self.covariance @ (a.mT @ a)
+            noise = level**2 * torch.eye(a.shape[2], dtype=a.dtype)
+            gain = torch.linalg.solve(system + noise, ac.mT)
+        else:
+            noise = level**2 * torch.eye(a.shape[1], dtype=a.dtype)
+            gain = torch.linalg.solve(ac @ a.mT + noise, ac).mT
         residual = likelihood.y.flatten(1).double() - (a @ self.mean)
         if k < n:
             mean = self.mean + residual @ gain[0].T

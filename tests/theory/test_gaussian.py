@@ -58,6 +58,25 @@ def test_the_posterior_is_that_of_the_direct_formula(gaussian, problem):
         torch.testing.assert_close(mean[i], centre, rtol=1e-7, atol=1e-8)
 
 
+def test_the_posterior_of_more_measurements_than_unknowns_is_that_formula_too(make_operator):
+    shape, keys = (2, 4, 4), ("coils=4", "acceleration=1.5", "sigma=0.1")
+    operator = make_operator("mri_multicoil", shape, *keys)
+    root = torch.randn(32, 32, generator=generator_for(0, "c"), dtype=torch.float64)
+    mean = torch.linspace(-0.5, 0.5, 32, dtype=torch.float64)
+    prior = GaussianPrior(mean, root @ root.T / 32 + 0.1 * torch.eye(32).double(), shape)
+    data = Measurements.draw(draw(prior, 5), operator, 0, "train")
+    likelihood = Likelihood.of(operator, data)
+    found = prior.posterior(likelihood)
+    precision = torch.linalg.inv(prior.covariance)
+    for i, a in enumerate(operator.matrix(data.params, 5)):
+        assert a.shape[0] > a.shape[1]
+        direct = torch.linalg.inv(precision + a.T @ a / 0.1**2)
+        y = data.y[i].flatten().double()
+        centre = direct @ (precision @ mean + a.T @ y / 0.1**2)
+        torch.testing.assert_close(found[1][i], direct, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(found[0][i], centre, rtol=1e-5, atol=1e-6)
+
+
 def test_draws_have_the_moments_of_the_posterior(gaussian, problem):
     operator, data = problem
     n = 40_000
