@@ -247,7 +247,8 @@ def test_a_bench_gives_a_table(tmp_path, capsys):
     [
         (lambda p, y, A: p.restore(y[:2], cp.operator("blur", (1, 8, 8))), "not a parameter"),
         (lambda p, y, A: p.restore(y[:2], cp.operator("denoising", (1, 8, 8))), "not a parameter"),
-        (lambda p, y, A: p.restore(y[:2], cp.operator("inpainting", (1, 9, 9))), "the prior makes"),
+        (lambda p, y, A: p.restore(y[:2], cp.operator("inpainting", (1, 9, 9))), "9.; theirs has"),
+        (lambda p, y, A: p.restore(y[:2], cp.operator("inpainting", (1, 7, 7))), "the prior makes"),
         (lambda p, y, A: p.restore(y[:2], A, seed=-1), "seed=-1"),
         (lambda p, y, A: p.sample(0), "n=0; allowed: at least 1"),
     ],
