@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .cells.folder import CellFiles
-from .cells.run import load_prior
+from .cells.generators import load_prior
 from .commands.options import live_progress
 from .config import Config, build, compose
 from .config.capabilities import earlier

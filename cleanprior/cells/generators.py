@@ -1,4 +1,4 @@
-"""Samples of a trained cell whose method has no denoiser, such as a generator.
+"""What a trained cell samples and restores with: its prior, or its method's own generator.
 
 A :class:`~cleanprior.prior.Prior` holds a denoiser and loads without any method's code. A method
 without a denoiser saves no prior. Its averaged networks are read from the cell's checkpoint, and
@@ -15,6 +15,7 @@ from ..diffusion.limits import at_most, check_finite
 from ..errors import UserError
 from ..operators.base import ImageShape
 from ..operators.building import build_operator
+from ..prior import Prior
 from ..prior_files import is_shape
 from ..training.averages import Averages
 from ..training.checkpoint import read_tensors
@@ -88,3 +89,23 @@ def _image_shape(record: Record, folder: Path) -> ImageShape:
         raise UserError(f"'{folder}' is damaged: its image_shape is {given!r:.80}")
     assert isinstance(given, list)
     return given[0], given[1], given[2]
+
+
+def load_prior(path: Path) -> Prior:
+    """Read a prior from its folder, or from the folder of the cell that holds it.
+
+    Raises:
+        UserError: There is none: nothing was saved, or the method learns no denoiser.
+    """
+    record = finished_without_prior(path)
+    if record is not None:
+        kinds = ("restoration", "generation")
+        reasons = [
+            row["missing"][k] for row in record["rows"] for k in kinds if k in row["missing"]
+        ]
+        raise UserError(
+            f"'{path}' holds no denoiser to restore with: {record['method']} has none"
+            + (f" ({reasons[0]})" if reasons else "")
+        )
+    inside = CellFiles(path).prior
+    return Prior.load(inside if inside.is_dir() else path)

@@ -35,7 +35,6 @@ from ..hashed import OF
 from ..notices import Notice, tell
 from ..operators.base import ImageShape, Operator
 from ..operators.building import build_operator, state_hash, true_measuring
-from ..prior import Prior
 from ..progress import Progress
 from ..seeding import generator_for
 from ..training.checkpoint import write_tensors
@@ -46,8 +45,7 @@ from ..training.route import Route
 from ..training.trainer import Trainer
 from ..training.warning import codes
 from .costs import use_costs
-from .folder import CellFiles, CellFolder, TrainingFiles
-from .generators import finished_without_prior
+from .folder import CellFolder, TrainingFiles
 from .identity import STAGES, training_identity
 from .migration import take_over_measurements
 from .record import Record, read_record, write_record
@@ -379,30 +377,9 @@ def _head(cell: Cell) -> Record:
     return cast(Record, {**cell.about(), **head})
 
 
-def load_prior(path: Path) -> Prior:
-    """Read a prior from its folder, or from the folder of the cell that holds it.
-
-    Raises:
-        UserError: There is none: nothing was saved, or the method learns no denoiser.
-    """
-    record = finished_without_prior(path)
-    if record is not None:
-        kinds = ("restoration", "generation")
-        reasons = [
-            row["missing"][k] for row in record["rows"] for k in kinds if k in row["missing"]
-        ]
-        raise UserError(
-            f"'{path}' holds no denoiser to restore with: {record['method']} has none"
-            + (f" ({reasons[0]})" if reasons else "")
-        )
-    inside = CellFiles(path).prior
-    return Prior.load(inside if inside.is_dir() else path)
-
-
 __all__ = [
     "Cell",
     "evaluate",
-    "load_prior",
     "prepare",
     "run_cell",
     "run_together",

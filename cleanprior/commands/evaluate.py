@@ -108,8 +108,7 @@ def _is_prior(path: Path) -> bool:
 
 def _trained_on(path: Path) -> "Config":
     """Return the configuration that a prior, or the cell of a method without one, remembers."""
-    from ..cells.generators import finished_without_prior
-    from ..cells.run import load_prior
+    from ..cells.generators import finished_without_prior, load_prior
 
     record = finished_without_prior(path)
     found = record if record is not None else load_prior(path).about
@@ -120,8 +119,7 @@ def _trained_on(path: Path) -> "Config":
 
 
 def _judge_prior(judge: "Judge", path: Path, config: "Config") -> "Evaluation":
-    from ..cells.generators import load_own_sampler
-    from ..cells.run import load_prior
+    from ..cells.generators import load_own_sampler, load_prior
     from ..config import build
     from ..training.route import Route
 

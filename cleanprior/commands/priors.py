@@ -36,8 +36,7 @@ def sample(
 
     written = destination(to, "samples")
     config = compose(overrides or [])
-    from ..cells.generators import load_own_sampler
-    from ..cells.run import load_prior
+    from ..cells.generators import load_own_sampler, load_prior
     from ..defaults import exact_products
     from ..seeding import generator_for
 

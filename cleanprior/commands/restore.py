@@ -72,7 +72,7 @@ def restore(
     given = list(overrides or [])
     compose(given)
 
-    from ..cells.run import load_prior
+    from ..cells.generators import load_prior
     from ..defaults import exact_products
     from ..operators.likelihood import Likelihood
 

@@ -9,6 +9,7 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -49,10 +50,15 @@ class GaussianPrior:
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         r"""Return :math:`E[x|x_\sigma] = \mu + C (C + \sigma^2 I)^{-1} (x_\sigma - \mu)`."""
-        values, vectors = torch.linalg.eigh(self.covariance)
+        values, vectors = self._decomposed
         centred = (x.flatten(1).double() - self.mean) @ vectors
         shrunk = centred * values / (values + sigma.double()[:, None] ** 2)
         return (self.mean + shrunk @ vectors.T).to(x.dtype).reshape(x.shape)
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return values, vectors
 
     def posterior(
         self, likelihood: Likelihood

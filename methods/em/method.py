@@ -39,7 +39,6 @@ References:
     arXiv:2405.13712
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -158,8 +157,7 @@ class EM(DenoiserMethod):
 
     def __post_init__(self) -> None:
         for key, allowed in CHOICES.items():
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"{key}={getattr(self, key)!r}; allowed: {', '.join(allowed)}")
+            check_choice(key, getattr(self, key), allowed)
         if self.start == "gaussian" and (self.rank < 1 or self.low_rank_iterations < 1):
             raise ValueError(
                 f"rank={self.rank}, low_rank_iterations={self.low_rank_iterations}; allowed: 1 or "
@@ -260,10 +258,8 @@ class EM(DenoiserMethod):
         if self.reuse and "x" in kept.get(number - 1):
             last = kept.get(number - 1)
             index, restored = union((last["index"], last["x"]), (index, restored))
-        if self.reuse or self.stop != "none":
-            kept.put(number, {"covariance": covariance, "x": restored, "index": index})
-        else:
-            kept.put(number, {"covariance": covariance})
+        more = {"x": restored, "index": index} if self.reuse or self.stop != "none" else {}
+        kept.put(number, {"covariance": covariance, **more})
         return Images(self._handed_over(restored), data, index)
 
     def _kept_of(self, session: Session) -> Kept:
@@ -389,10 +385,8 @@ class EM(DenoiserMethod):
         return self._with_scale(scale)
 
     def _with_scale(self, scale: float) -> DPS:
-        sampler = copy.copy(self.posterior)
-        assert isinstance(sampler, DPS)
-        sampler.scale = scale
-        return sampler
+        assert isinstance(self.posterior, DPS)
+        return replace(self.posterior, scale=scale)
 
     # -- M-step --------------------------------------------------------------------------------
 

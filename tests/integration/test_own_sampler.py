@@ -11,8 +11,8 @@ from cleanprior.benchmarks.tables.display import display
 from cleanprior.benchmarks.tables.summary import summarise, tidy
 
 from cleanprior.cells import CellFiles, CellFolder
-from cleanprior.cells.generators import load_own_sampler
-from cleanprior.cells.run import load_prior, run_cell
+from cleanprior.cells.generators import load_own_sampler, load_prior
+from cleanprior.cells.run import run_cell
 from cleanprior.config import compose
 from cleanprior.errors import UserError
 from cleanprior.progress import Progress

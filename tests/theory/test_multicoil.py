@@ -3,34 +3,19 @@
 import cleanprior.methods.ambient.method as ambient_module
 import pytest
 import torch
+from factors import two_factors
 
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements
-from cleanprior.gaussian.dense import GaussianPrior
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.seeding import generator_for
 
 SHAPE, D, SIGMA = (2, 6, 6), 72, 0.4
 
 
-class ExactPrior(GaussianPrior):
-    """A Gaussian prior that decomposes its covariance once."""
-
-    def __call__(self, x, sigma):
-        if not hasattr(self, "_parts"):
-            object.__setattr__(self, "_parts", torch.linalg.eigh(self.covariance))
-        values, vectors = self._parts
-        centred = (x.flatten(1).double() - self.mean) @ vectors
-        shrunk = centred * values / (values + sigma.double()[:, None] ** 2)
-        return (self.mean + shrunk @ vectors.T).to(x.dtype).reshape(x.shape)
-
-
 @pytest.fixture(scope="module")
 def prior():
-    factors = torch.randn((D, 2), generator=generator_for(0, "factors"), dtype=torch.float64)
-    covariance = 0.05 * factors @ factors.T + 0.05 * torch.eye(D, dtype=torch.float64)
-    mean = 0.2 * torch.randn(D, generator=generator_for(0, "mean"), dtype=torch.float64)
-    return ExactPrior(mean, covariance, SHAPE)
+    return two_factors(SHAPE)
 
 
 @pytest.fixture(scope="module")
