@@ -24,6 +24,8 @@ from .workers import TimedOut
 VARIABLE = "CLEANPRIOR_JOBS"
 #: Seconds until a cell that another process works on is looked at again.
 WAIT = 2.0
+#: Processes that may train a cell together on any machine without GPUs: one core can try two.
+LEAST = 2
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,18 @@ class Local:
         """Return the CUDA devices that each cell under way may use.
 
         Raises:
-            UserError: A cell is to have more than there are.
+            UserError: A cell is to have more than there are, of these or, without any, of cores.
         """
         found, together = self._gpus(todo), _together(todo)
         if found and len(found) < together:
             raise UserError(
                 f"{together} devices for each cell, and there {_are(len(found))}; allowed: at most "
                 "as many, or training.device=cpu"
+            )
+        if not found and together > (most := max(LEAST, cores())):
+            raise UserError(
+                f"training.processes={together}, and this machine has {cores()} cores; allowed: at "
+                f"most {most}"
             )
         starts = range(0, len(found) - together + 1, together)
         return [tuple(found[k : k + together]) for k in starts]

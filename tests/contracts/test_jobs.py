@@ -145,6 +145,12 @@ def test_processes_that_train_together_take_as_many_cores_or_gpus(monkeypatch):
         local.Local(devices=[3]).run(todo, Progress())
     with pytest.raises(UserError, match="training.processes=2, and jobs=0 .* runs all in this"):
         local.Local(jobs=0).run(todo, Progress())
+    monkeypatch.setattr(local, "gpus", list)
+    monkeypatch.setattr(local, "cores", lambda: 1)
+    assert local.Local()._groups(todo) == [] and local.LEAST == 2
+    many = {"training": {"device": "auto", "processes": 3}}
+    with pytest.raises(UserError, match="processes=3, and this machine has 1 core.*at most 2"):
+        local.Local().run([drive.Todo("many", None, many)], Progress())  # type: ignore[arg-type]
 
 
 def test_the_error_that_the_others_come_from_is_told():
