@@ -21,7 +21,7 @@ from .commands.restore import restore
 from .commands.show import list_, new, status
 from .config import capabilities, registry
 from .environment import is_first, processes, take_precision_away
-from .errors import PeerLost, UserError, one_line
+from .errors import PeerLost, UserError, is_out_of_memory, one_line
 from .notices import show_on_stderr
 from .streams import lasting
 
@@ -207,8 +207,10 @@ def _run() -> int:
     except PeerLost as error:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 1
-    except MemoryError as error:
-        sys.stderr.write(f"error: out of memory{f': {error}' if str(error) else ''}\n")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.stderr.write(f"error: out of memory: {one_line(str(error)) or 'no more is free'}\n")
         return 1
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

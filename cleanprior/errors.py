@@ -22,6 +22,12 @@ class PeerLost(StageFailed):
     """Another of the processes that train together is gone; what became of it says more."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had; torch's own is a RuntimeError."""
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(w in str(error) for w in words)
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest spelling, or an empty string."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -149,7 +149,9 @@ def recompose(remembered: Any, source: str) -> Config:
         raise UserError(f"'{source}' is damaged: it holds no configuration of a cell")
     chosen = [f"{group}={values.get('name')}" for group, values in groups.items()]
     seeds = [f"{key}={remembered.get(key)}" for key in ("seed", "data_seed")]
-    if isinstance(remembered.get(truth.KEY), Mapping):
+    if truth.KEY in remembered:
+        if not isinstance(remembered[truth.KEY], Mapping):
+            raise UserError(f"'{source}' is damaged: its truth holds no keys")
         groups[truth.KEY] = remembered[truth.KEY]
     return compose([*chosen, *seeds], groups)
 

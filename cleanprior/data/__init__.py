@@ -1,7 +1,6 @@
 """Clean data sets (for simulation and evaluation only) and measurements, drawn or a user's own."""
 
 from .array_files import arrays
-from .complex_images import complex_images
 from .datasets import CleanData, digits
 from .downloads import celeba, cifar10, fashion_mnist, mnist
 from .hub import huggingface
@@ -9,6 +8,7 @@ from .image_files import afhq, image_folder, image_zip
 from .loading import measured_file
 from .measured import MeasuredData, write_splits
 from .measurements import Batch, Images, Measurements, TrainingSet
+from .phases import complex_images
 
 __all__ = [
     "Batch",

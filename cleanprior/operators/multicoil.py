@@ -24,6 +24,8 @@ RANK = 1e-4
 #: Of that of points: iterations at most and the relative residual at which an image is done.
 ITERATIONS, TOLERANCE = 500, 1e-8
 PATTERNS = ("lines", "points")
+#: No receiver has as many; a slip of the finger has more.
+MOST_COILS = 1024
 
 
 class RealMaps(MultiCoilMRI):  # type: ignore[misc]
@@ -96,7 +98,7 @@ class MultiCoil(Operator):
 
     Arguments:
         image_shape: Shape of an image, (2, height, width).
-        coils: Number of coils, at least 1; one coil has the map 1.
+        coils: Number of coils, 1 to :data:`MOST_COILS`; one coil has the map 1.
         acceleration: R; one in R lines is measured, at least 1.
         centre_lines: How many of them are the middle ones, at least 1; None for :data:`CENTRE` of
             the measured ones. For points: the side of the square in the middle.
@@ -137,8 +139,10 @@ class MultiCoil(Operator):
         for key, given, allowed in (("pattern", pattern, PATTERNS), ("maps", maps, KINDS)):
             if given not in allowed:
                 raise ValueError(f"{key}={given}; allowed: {', '.join(allowed)}")
-        if coils < 1 or not acceleration >= 1:
-            raise ValueError(f"coils={coils}, acceleration={acceleration}; allowed: at least 1")
+        if not 1 <= coils <= MOST_COILS:
+            raise ValueError(f"coils={coils}; allowed: 1 to {MOST_COILS}")
+        if not acceleration >= 1:
+            raise ValueError(f"acceleration={acceleration}; allowed: at least 1")
         physics = RealMaps(img_size=(2, height, width))
         super().__init__(physics, image_shape, sigma)
         self.coils, self.acceleration = coils, acceleration

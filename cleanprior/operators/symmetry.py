@@ -40,8 +40,13 @@ def transformed(
         x: Images; square ones for ``turn``.
         symmetries: Of :data:`SYMMETRIES`; the group is what they generate.
         generator: On the CPU.
+
+    Raises:
+        ValueError: ``turn`` on images that are not square.
     """
     b, _, h, w = x.shape
+    if "turn" in symmetries and h != w:
+        raise ValueError(f"turn needs square images, these have {h}x{w}")
     sizes = (4, 2, h, w)
     turns, flips, down, right = (torch.randint(n, (b,), generator=generator) for n in sizes)
     zero = torch.zeros(b, dtype=torch.long)

@@ -12,7 +12,7 @@ from cleanprior.cells.identity import Identity
 from cleanprior.config import build, compose
 from cleanprior.config.capabilities import refused
 from cleanprior.data import Measurements
-from cleanprior.data.complex_images import smooth_phase
+from cleanprior.data.phases import smooth_phase
 from cleanprior.errors import UserError
 from cleanprior.evaluation.marks import _known_of_gram
 from cleanprior.evaluation.metrics.further import further_metrics
@@ -134,7 +134,8 @@ def test_bounds_of_the_expected_gram_are_bounds(multicoil):
         (("acceleration=0.5",), SHAPE, "acceleration=0.5; allowed: at least 1"),
         (("centre_lines=4",), SHAPE, "do not fit the 4 lines of images of 12x16"),
         (("pattern=points", "centre_lines=13"), SHAPE, "do not fit the 48 points"),
-        (("coils=0",), SHAPE, "coils=0; allowed: at least 1"),
+        (("coils=0",), SHAPE, r"coils=0; allowed: .1, 1024"),
+        (("coils=1000000000",), SHAPE, r"coils=1000000000; allowed: .1, 1024"),
         (("maps=body",), SHAPE, "allowed: birdcage, smooth"),
     ],
 )

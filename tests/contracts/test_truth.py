@@ -36,6 +36,13 @@ def test_a_truth_is_part_of_the_cell_and_comes_back_from_its_record():
     assert recompose(json.loads(json.dumps(config)), "x") == config
 
 
+@pytest.mark.parametrize("given", ["sigma", 1, ["sigma"], None])
+def test_a_strangers_truth_is_data(given):
+    config = compose(["operator=denoising", "truth.sigma=0.5"])
+    with pytest.raises(UserError, match="'x' is damaged: its truth holds no keys"):
+        recompose({**config, "truth": given}, "x")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

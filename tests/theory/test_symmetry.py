@@ -57,6 +57,13 @@ def test_each_image_has_its_own_element_and_channels_move_together():
     assert (transformed(same, ("shift",), generator_for(2, "g")).diff(dim=1) == 0).all()
 
 
+def test_turns_need_square_images():
+    x = torch.zeros(2, 1, 4, 6)
+    with pytest.raises(ValueError, match="turn needs square images, these have 4x6"):
+        transformed(x, ("turn",), generator_for(0, "g"))
+    assert transformed(x, ("flip", "shift"), generator_for(0, "g")).shape == x.shape
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 6), (1, 40, 40)])
 def test_a_fixed_mask_shows_everything_with_shifts_and_not_alone(shape):
     operator = fixed_mask(shape)
