@@ -1,7 +1,7 @@
 """The command ``cleanprior inspect``: what a user's file holds. Light to import."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,15 +36,11 @@ def inspect(
         raise UserError(f"'{file}' is not there; needed: a file of measurements, or a folder")
     given = list(overrides or [])
     if not any(o.startswith("data=") for o in given):
-        given.insert(0, "data=measurements")
-    config = compose(given)
-    from ..inspection import inspect as look
-    from ..inspection.report import contents
-    from .restore import reading_of
+        from ..inspection.scans import holds_scans
 
-    _print(str(file), contents(file))
-    shape = config["data"].get("image_shape")
-    found = look(file, reading_of(config), None if shape is None else tuple(shape))
+        given.insert(0, "data=kspace" if holds_scans(file) else "data=measurements")
+    config = compose(given)
+    found = _looked(file, config, given)
     for heading, lines in found.sections.items():
         _print(heading, lines)
     for command in found.commands:
@@ -52,6 +48,30 @@ def inspect(
     if picture is not None:
         _draw(found, picture)
         typer.echo(f"\nwrote {picture}")
+
+
+def _looked(file: Path, config: dict[str, Any], given: list[str]) -> "Inspection":
+    """Print what the file holds, and return what it is."""
+    from ..inspection import inspect as look
+    from ..inspection.report import contents
+    from .restore import reading_of
+
+    data = config["data"]
+    if data["name"] not in ("measurements", "kspace"):
+        raise UserError(f"data={data['name']}: measurements or kspace can be inspected")
+    if data["name"] == "kspace":
+        from ..inspection.scans import inspect_scans
+
+        return inspect_scans(file, data, given)
+    lines = contents(file)
+    _print(str(file), lines)
+    shape = data.get("image_shape")
+    try:
+        return look(file, reading_of(config), None if shape is None else tuple(shape))
+    except UserError as error:
+        if not any("complex" in line for line in lines):
+            raise
+        raise UserError(f"{error}; is it k-space of a scanner? Add data=kspace") from error
 
 
 def _print(heading: str, lines: list[str]) -> None:

@@ -129,6 +129,17 @@ def scatter(images: NDArray[Any], axes: str, shape: Sequence[int]) -> NDArray[An
     return images.reshape([lengths[i] for i in order]).transpose(np.argsort(order))
 
 
+def scanned(shape: Sequence[int]) -> tuple[int, int, int] | None:
+    """Return the shape of the complex images that several coils saw, or None where y is no such.
+
+    Arguments:
+        shape: That of y; (n, 2, coils, h, w) where coils saw it, in real and imaginary part.
+    """
+    if len(shape) != 5 or shape[1] != 2:
+        return None
+    return 2, int(shape[3]), int(shape[4])
+
+
 class ByImage:
     """An array whose first axis counts images, whatever its layout; read by slices of it.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..notices import Notice
 from ..operators.base import take
+from .layouts import scanned
 from .measured import MeasuredData
 from .measured_arrays import arrange
 from .measurements import Measurements
@@ -80,8 +81,7 @@ def measured_file(
         train, test, how = _split(file, held, train, test, test_share)
     else:
         train, test, how = _patches(file, held, train, test, test_share, squares)
-    if image_shape is None and train.y.dim() == 5 and train.y.shape[1] == 2:
-        image_shape = (2, *train.y.shape[3:])  # real and imaginary part of several coils
+    image_shape = image_shape or scanned(train.y.shape)
     if image_shape is None and train.y.dim() != 4:
         shape = f"({', '.join(map(str, train.y.shape))})"
         raise UserError(

@@ -1,5 +1,6 @@
 """What a user's file holds, what measured it, and which methods may be trained on it."""
 
-from .report import Inspection, inspect
+from .advice import Inspection
+from .report import inspect
 
 __all__ = ["Inspection", "inspect"]

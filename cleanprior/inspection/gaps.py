@@ -61,7 +61,9 @@ def law_of(mask: NDArray[Any]) -> str:
     n = len(mask)
     missing = 1 - float(mask.mean())
     different = len({row.tobytes() for row in np.ascontiguousarray(mask)})
-    if different == 1 and n > 1:
+    if n == 1:
+        who = "that of a single image"
+    elif different == 1:
         who = "the same in all images: one fixed mask"
     elif different < n:
         who = f"{different} different ones for {n} images"

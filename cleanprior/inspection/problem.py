@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import capabilities, compose, registry
+from ..data.layouts import scanned
 from ..data.measured import check_measurements
 from ..data.measurements import Measurements
 from ..errors import UserError
@@ -95,6 +96,8 @@ def _tried(name: str, measured: Measurements, shape: ImageShape) -> tuple[Guess 
     values: dict[str, str] = {"sigma": f"{sigma:.6g}"}
     if measured.y.dim() == 2 and "m" in registry.read("operator", name):
         values["m"] = str(measured.y.shape[1])
+    if scanned(measured.y.shape) is not None and "coils" in registry.read("operator", name):
+        values["coils"] = str(measured.y.shape[2])
     seen: set[str] = set()
     for _ in range(TRIES):
         try:

@@ -1,8 +1,7 @@
 """Look at a user's file: its arrays, noise and gaps, the operator, and the command to run."""
 
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +11,24 @@ from numpy.typing import NDArray
 from ..data.array_files import files_of, is_folder_of_files
 from ..data.containers import named_arrays, whole
 from ..data.contents import LEAST_SHARE, ranges_for
-from ..data.layouts import ByImage
+from ..data.layouts import ByImage, scanned
 from ..data.measured_arrays import arrange
 from ..data.measurements import Measurements
 from ..data.reading import Reading
 from ..data.user_files import Held, read_held
 from ..errors import UserError
 from ..operators.base import ImageShape
+from .advice import Inspection, commands, judge
 from .gaps import Gaps, gaps_of, law_of, places
 from .noise import Noise, noise_of
-from .problem import Guess, guess, unseen, verdict
+from .problem import Guess, guess
 
 #: Bins of the histogram, and its marks from none to many.
 BINS, MARKS = 56, " .:-=+*#@"
-#: Methods that are named in the command for a table, best known first.
-_BENCH = ("em_mmps", "flowdiff", "ambient", "ambient_tweedie", "masked_loss", "naive")
 #: Side of patches that are advised, and images below which they are.
 PATCH, FEW = 64, 200
 #: Arrays that are listed.
 _LISTED = 12
-
-
-@dataclass
-class Inspection:
-    """What was found.
-
-    Attributes:
-        sections: Heading -> sentences, in order.
-        commands: What to run.
-        y: Measurements in units of images, (n, c, h, w), for pictures; None where they are none.
-    """
-
-    sections: dict[str, list[str]] = field(default_factory=dict)
-    commands: list[str] = field(default_factory=list)
-    y: NDArray[Any] | None = None
-
-    def say(self, heading: str, text: str) -> None:
-        """Add a sentence below a heading."""
-        self.sections.setdefault(heading, []).append(text)
 
 
 def contents(path: Path) -> list[str]:
@@ -120,10 +99,18 @@ def inspect(path: Path, reading: Reading, image_shape: ImageShape | None) -> Ins
     found = Inspection()
     held = read_held(path, image_shape, reading)
     y = _images(held)
-    if y is None:
+    scan = scanned(held.train["y"].shape)
+    if scan is not None:
+        n, _, coils, height, width = held.train["y"].shape
+        found.say("y", f"{n} scans: k-space of {height}x{width}, {coils} coils, in two parts")
+        _tell_mask(found, held)
+    elif y is None:
         found.say("y", f"{_shape(held.train['y'].shape)}: no images but vectors")
         if image_shape is None:
-            raise UserError("set data.image_shape=[channels,height,width] to the images' shape")
+            raise UserError(
+                f"'{path}' holds y of vectors; set data.image_shape=[channels,height,width] to "
+                "the images' shape"
+            )
     else:
         _look(found, y, held)
     reading = _completed(found, reading, held, y)
@@ -131,7 +118,7 @@ def inspect(path: Path, reading: Reading, image_shape: ImageShape | None) -> Ins
     measured = Measurements.of(path, arrays)
     for notice in (*held.notices, *notices):
         found.say("y", notice.text.removeprefix(f"{path.name}: "))
-    shape = image_shape or _shape_of(measured)
+    shape = image_shape or scan or _shape_of(measured)
     noise = _noise(found, reading, held, measured) if y is not None else None
     measured = _with_level(measured, held, reading, noise)
     made, why = guess(measured, shape)
@@ -140,7 +127,11 @@ def inspect(path: Path, reading: Reading, image_shape: ImageShape | None) -> Ins
     if made is None:
         found.say("operator", f"none agrees: {why}")
         return found
-    _judge(found, path, reading, measured, made, image_shape)
+    able = judge(found, measured, made)
+    keys, made = _keys(path, reading, measured, made, image_shape)
+    found.commands = commands("measurements", keys, made.name, made.values, able)
+    if _is_large(measured, made):
+        found.say("y", f"large and few: data.patch={PATCH} cuts them into patches")
     return found
 
 
@@ -170,6 +161,11 @@ def _look(found: Inspection, y: NDArray[Any], held: Held) -> None:
         found.say("y", line)
     gaps = gaps_of(y)
     _tell_gaps(found, gaps, y)
+    _tell_mask(found, held)
+
+
+def _tell_mask(found: Inspection, held: Held) -> None:
+    """Tell of a mask that the file holds."""
     mask = held.train.get("params/mask")
     if mask is not None and mask.ndim == 4:
         found.say("missing", f"params/mask: {law_of(mask)}")
@@ -303,54 +299,14 @@ def _with_level(
     return Measurements(measured.y, measured.params, measured.sigma_y * 0 + level)
 
 
-def _judge(
-    found: Inspection,
+def _keys(
     path: Path,
     reading: Reading,
     measured: Measurements,
     made: Guess,
     image_shape: ImageShape | None,
-) -> None:
-    """Tell the operator, what it hides, which methods may be trained, and what to run."""
-    values = " ".join(f"operator.{k}={v}" for k, v in made.values.items())
-    fixed = "one fixed operator" if "fixed" in made.operator.capabilities else "varying"
-    kind = f" ({fixed})" if measured.params else ""
-    found.say("operator", f"{made.name}{kind}: {values}")
-    if made.others:
-        listed = ", ".join(made.others)
-        found.say("operator", f"numbers alone do not tell it from: {listed}")
-    for notice in made.notices:
-        found.say("operator", f"{'careful: ' if notice.is_warning else ''}{notice.text}")
-    hidden, is_known = unseen(made.operator, measured.params)
-    found.say("never shown", hidden or "nothing: every direction is in some measurement")
-    if hidden and is_known:
-        found.say("never shown", "what is drawn there comes from the method, not from y (null)")
-    judged = verdict(made, measured.sigma_y.max().item())
-    found.say("methods", "may be trained: " + (", ".join(judged.able) or "none"))
-    for reason, names in judged.refused.items():
-        found.say("methods", f"not {', '.join(names)}: {reason}")
-    found.commands = _commands(path, reading, measured, made, judged.able, image_shape)
-    if _is_large(measured, made):
-        found.say("y", f"large and few: data.patch={PATCH} cuts them into patches")
-
-
-def _is_large(measured: Measurements, made: Guess) -> bool:
-    """Whether patches are what to train on."""
-    is_local = bool(made.operator.capabilities & {"mask", "identity"})
-    if measured.y.dim() != 4 or not is_local or "fourier" in made.operator.capabilities:
-        return False
-    return len(measured) < FEW and min(measured.y.shape[2:]) >= 2 * PATCH
-
-
-def _commands(
-    path: Path,
-    reading: Reading,
-    measured: Measurements,
-    made: Guess,
-    able: Sequence[str],
-    image_shape: ImageShape | None,
-) -> list[str]:
-    """Return what to run: one training, and a table of several methods."""
+) -> tuple[dict[str, str], Guess]:
+    """Return the keys of the data, and the guess with the level that its loader will find."""
     keys = {"path": str(path)}
     for key in ("layout", "key", "missing", "mask"):
         if (value := getattr(reading, key)) is not None:
@@ -366,16 +322,15 @@ def _commands(
     if reading.sigma_y is not None:
         keys["sigma_y"] = f"{measured.sigma_y.max().item() / reading.scale[0]:.6g}"
         made = replace(made, values={**made.values, "sigma": _level(keys["sigma_y"], reading)})
-    given = [f"data.{k}={v}" for k, v in keys.items()]
-    given += [f"operator.{k}={v}" for k, v in made.values.items()]
-    words = [shlex.quote(word) for word in given]
-    chosen = [m for m in _BENCH if m in able] or list(able)[:3]
-    if not chosen:
-        return []
-    operator = f"operator={made.name}"
-    train = ["cleanprior", "train", f"method={chosen[0]}", "data=measurements", operator, *words]
-    bench = ["cleanprior", "bench", "--methods", ",".join(chosen[:4]), "--data", "measurements"]
-    return [" ".join(train), " ".join([*bench, "--operator", made.name, *words, "--dry-run"])]
+    return keys, made
+
+
+def _is_large(measured: Measurements, made: Guess) -> bool:
+    """Whether patches are what to train on."""
+    is_local = bool(made.operator.capabilities & {"mask", "identity"})
+    if measured.y.dim() != 4 or not is_local or "fourier" in made.operator.capabilities:
+        return False
+    return len(measured) < FEW and min(measured.y.shape[2:]) >= 2 * PATCH
 
 
 def _level(stored: str, reading: Reading) -> str:

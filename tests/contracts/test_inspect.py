@@ -186,6 +186,43 @@ def test_one_large_image_is_advised_to_be_cut(tmp_path):
     assert accepted(found.commands, tmp_path).data.image_shape == (1, 64, 64)
 
 
+def test_measurements_of_several_coils_need_no_further_word(make_operator, tmp_path):
+    shape = (2, 12, 12)
+    operator = make_operator("mri_multicoil", shape, "coils=3", "acceleration=2")
+    measured = Measurements.draw(torch.randn(24, *shape) / 3, operator, 0, "train")
+    measured.save(path := tmp_path / "x.safetensors")
+    found = inspect(path, Reading(), None)
+    assert found.sections["y"][0] == "24 scans: k-space of 12x12, 3 coils, in two parts"
+    assert "another one for each image" in found.sections["missing"][0]
+    assert "operator.coils=3" in found.sections["operator"][0]
+    cell = accepted(found.commands, tmp_path)
+    assert cell.operator.name == "mri_multicoil" and cell.data.image_shape == shape
+
+
+def test_files_of_scanners_are_told_by_what_they_hold(run, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    k_space = rng.normal(size=(2, 9, 3, 24, 20, 2)).astype(np.float32) * 0.01
+    for i, one in enumerate(k_space):
+        scan = one[..., 0] + 1j * one[..., 1]
+        scan[:, :, 10:14, 8:12] += 1
+        scan[..., ::3] = 0
+        with h5py.File(tmp_path / f"scan{i}.h5", "w") as file:
+            file["kspace"] = scan.astype(np.complex64)
+    for path in (tmp_path / "scan0.h5", tmp_path):
+        code, told, shown = run("inspect", path, "data.maps=acs")
+        assert code == 0, told
+        assert "24x20, 3 coils" in shown and "mri_multicoil" in shown
+        command = shown.partition("cleanprior train")[2].partition("\n\n")[0].replace("\\\n", "")
+        assert "data.maps=acs" in command
+        assert accepted([f"cleanprior train {command}"], tmp_path).data.image_shape == (2, 24, 20)
+    np.save(tmp_path / "k.npy", np.ones((3, 24, 20), np.complex64))
+    code, told, _ = run("inspect", tmp_path / "k.npy")
+    assert code == 2 and told.count("error: ") == 1 and "data=kspace" in told
+    code, told, _ = run("inspect", tmp_path / "scan0.h5", "data=digits")
+    assert code == 2 and "measurements or kspace can be inspected" in told
+
+
 def test_what_a_file_holds_is_shown_even_where_it_is_refused(run, tmp_path):
     np.savez(tmp_path / "x.npz", a=np.zeros((3, 4)), b=np.ones(5))
     code, told, shown = run("inspect", tmp_path / "x.npz")

@@ -4,7 +4,7 @@
 ``loading`` puts them together for ``data=kspace``.
 """
 
-from .loading import kspace
-from .scans import Scan, read_scan
+from .loading import files_of, kspace
+from .scans import Scan, is_scan, read_scan
 
-__all__ = ["Scan", "kspace", "read_scan"]
+__all__ = ["Scan", "files_of", "is_scan", "kspace", "read_scan"]

@@ -90,6 +90,19 @@ def read_scan(path: Path, slices: tuple[int, int] | None = None) -> Scan:
         return Scan(path.name, k_space, mask, readout=_readout(path, found))
 
 
+def is_scan(path: Path) -> bool:
+    """Whether a file says of itself that it holds k-space; of a bare array nobody knows."""
+    if path.suffix.lower() in (".cfl", ".hdr"):
+        return True
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    try:
+        with named_arrays(path, "file of k-space") as found:
+            return "y" not in found and bool({NAMES[0], "dataset/data"} & set(found))
+    except UserError:
+        return False
+
+
 def check_axes(path: Path, name: str, stored: Rows) -> None:
     """Refuse an array that cannot be (slices, coils, rows, columns).
 
