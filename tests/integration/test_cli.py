@@ -19,10 +19,13 @@ TINY = [
     "evaluation.draws=2",
     "evaluation.samples=50",
     "evaluation.sampling_seeds=[0]",
+    "evaluation.features=pixels",
+    "backbone.hid_channels=[8,16]",
+    "backbone.mod_features=16",
     "posterior.steps=3",
     "sampler.steps=3",
-    "method.posterior.steps=3",
 ]
+EM_TINY = [*TINY, "method.posterior.steps=3"]
 
 
 def run(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
@@ -46,7 +49,9 @@ def test_version_list_and_help_import_no_torch(tmp_path: Path) -> None:
 
 
 def test_train_sample_and_restore(tmp_path: Path) -> None:
-    trained = run(tmp_path, "train", "method=em", "operator=denoising", "operator.sigma=0.5", *TINY)
+    trained = run(
+        tmp_path, "train", "method=em", "operator=denoising", "operator.sigma=0.5", *EM_TINY
+    )
     assert trained.returncode == 0, trained.stderr
     assert "em on denoising, digits: done" in trained.stdout
     (cell,) = (tmp_path / "runs" / "cells").iterdir()
@@ -98,7 +103,7 @@ EM = [
     "method.posterior.steps=3",
     "method.chunk=64",
     "method.resume_rounds=2",
-    *TINY[1:5],
+    *TINY[1:],
 ]
 
 
@@ -161,15 +166,13 @@ def test_a_method_from_outside_is_listed_and_stands_in_the_table(tmp_path: Path)
     listed = run(tmp_path, "list", "methods", path=str(site))
     assert "a guest" in listed.stdout
     benched = run(
-        tmp_path, "bench", "--methods", "shrunk", "--no-references", *TINY[:5], path=str(site)
+        tmp_path, "bench", "--methods", "shrunk", "--no-references", *TINY, path=str(site)
     )
     assert benched.returncode == 0, benched.stderr
     assert "shrunk" in benched.stdout
     assert "[code]" not in benched.stdout
     (site / "shrunk_prior" / "__init__.py").write_text(METHOD + "\nEDITED = 1\n")
-    again = run(
-        tmp_path, "bench", "--methods", "shrunk", "--no-references", *TINY[:5], path=str(site)
-    )
+    again = run(tmp_path, "bench", "--methods", "shrunk", "--no-references", *TINY, path=str(site))
     assert "[code] shrunk: trained by other code of the method than is installed" in again.stdout
     refused = run(tmp_path, "train", "method=shrunk", "method.facto=1", path=str(site))
     assert "Did you mean 'method.factor'?" in refused.stderr
