@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .cells.costs import spent, training_costs
 from .cells.folder import CellFiles
 from .cells.generators import load_prior
 from .commands.options import live_progress
@@ -156,13 +157,18 @@ def sampler(name: str, **changes: Any) -> Sampler:
     return found
 
 
-def load(folder: str | Path) -> Prior:
-    """Read a prior from its folder, or from the folder of the cell that trained it.
+def load(folder: str | Path, revision: str | None = None) -> Prior:
+    """Read a prior from its folder, from that of the cell that trained it, or from the Hub.
+
+    Arguments:
+        folder: A folder, or ``user/name`` on the Hugging Face Hub; a folder of that name comes
+            first. It may be anybody's, and runs no code.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
         UserError: There is none, or it is damaged.
     """
-    return load_prior(Path(folder))
+    return load_prior(Path(folder), revision)
 
 
 def evaluate(
@@ -293,6 +299,8 @@ def train(
         "data": "measurements",
         "seed": seed,
         "measurements_sha256": measurements.hash,
+        "clean_images": 0 if clean is None else len(clean),
+        "costs": spent(report.__dict__, training_costs(report)),
         "config": config,
     }
     if kept is not None and trainer.accelerator.is_main_process:

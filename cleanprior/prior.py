@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from .diffusion.samplers import Sampler
 from .diffusion.windows import Windows
 from .errors import UserError
 from .files import replace_folder, staging_path, sweep
+from .hub import push
+from .model_card import licence_of
 from .operators.base import ImageShape, Operator
 from .operators.likelihood import Likelihood
 from .prior_files import (
@@ -40,6 +43,7 @@ from .prior_files import (
     check_complete,
     check_replaceable,
     check_weights,
+    descriptions,
     read_card,
 )
 from .seeding import generator_for, scoped_rng
@@ -86,10 +90,31 @@ class Prior(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "..."] | float, *_: Any
     ) -> Float[Tensor, "b c h w"]:
-        """Denoise images of noise level ``sigma`` (a number, or one an image), units of x."""
+        """Denoise images of noise level ``sigma`` (a number, or one an image), units of x.
+
+        What has no noise is returned as it is.
+        """
         dtype = next(self.parameters()).dtype
-        level = torch.as_tensor(sigma, dtype=dtype, device=x.device).flatten()
-        return self.denoiser(x.to(dtype), level.expand(len(x))).to(x.dtype)
+        level = torch.as_tensor(sigma, dtype=dtype, device=x.device).flatten().expand(len(x))
+        is_clean = level == 0
+        denoised = self.denoiser(x.to(dtype), level.masked_fill(is_clean, 1.0)).to(x.dtype)
+        return torch.where(is_clean[:, None, None, None], x, denoised)
+
+    def deepinv(self, range: Sequence[float] = (0, 1)) -> nn.Module:
+        """Return the prior as a deepinv denoiser of images in a range, sigma in the same units.
+
+        deepinv's own images lie in [0, 1]. The prior itself takes images in [-1, 1], with which
+        some of its samplers (``DiffPIR``) fail quietly.
+
+        Arguments:
+            range: Values of black and white.
+
+        Raises:
+            UserError: No two numbers, the lower one first.
+        """
+        from .diffusion.ranged import ranged
+
+        return ranged(self, range)
 
     @plain_tensors()
     def sample(
@@ -192,7 +217,11 @@ class Prior(nn.Module):
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write ``prior.yaml`` and ``weights.safetensors``; the folder appears whole or not at all.
+        """Write the prior's folder, which appears whole or not at all.
+
+        It holds ``prior.yaml`` and ``weights.safetensors``; ``README.md``, a card for readers and
+        the Hub; and for an unconditional prior of square images what makes it a pipeline of
+        diffusers (:mod:`cleanprior.diffusers`).
 
         Raises:
             UserError: The disk refuses the write, or something else than a prior stands there; it
@@ -223,11 +252,52 @@ class Prior(nn.Module):
             values["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
             values[HASH] = card_hash(values)
             (staging / CARD).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+            for name, text in descriptions(card, __version__).items():
+                (staging / name).parent.mkdir(exist_ok=True)
+                (staging / name).write_text(text, encoding="utf-8")
             replace_folder(staging, folder)
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot write the prior to '{folder}': {error}") from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        message: str = "A prior of cleanprior",
+    ) -> str:
+        """Upload the prior's folder to the Hugging Face Hub; ``cp.load(name)`` reads it there.
+
+        Arguments:
+            name: ``user/name``; it is made where there is none.
+            private: Whether a new one is private; None is the account's own choice.
+            license: In the Hub's spelling, e.g. ``cc-by-4.0``; None keeps ``about["license"]``,
+                and a card that names none asks for it.
+            revision: Branch; None is the main one.
+            token: Of the account; None takes the one that ``hf auth login`` has kept.
+            message: Of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: A name or a licence that the Hub cannot have, no permission, no connection,
+                ``huggingface_hub`` is not installed.
+        """
+        if license is not None:
+            if licence_of({"license": license}) != license:
+                raise UserError(f"license={license!r}; write it as the Hub does, e.g. cc-by-4.0")
+            self.about = {**self.about, "license": license}
+        with TemporaryDirectory() as place:
+            folder = Path(place) / "prior"
+            self.save(folder)
+            options = {"private": private, "revision": revision, "token": token}
+            return push(folder, name, message, options)
 
     @classmethod
     @plain_tensors()

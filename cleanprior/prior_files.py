@@ -5,21 +5,28 @@ imported unless the YAML of an installed part names it too.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from .cells.reading import HASH, content_hash
 from .config.named_parts import named, plain, understood
 from .errors import UserError
+from .files import write_text
 from .memory import total_bytes
+from .model_card import model_card
 from .outside import check_regular, read_yaml
 
 #: Format 1 said ``_target_`` in the place of the backbone's name.
 FORMAT, FORMATS = 2, (1, 2)
 CARD, WEIGHTS = "prior.yaml", "weights.safetensors"
+#: For readers, and for diffusers; the prior itself is read without them.
+README, INDEX, SCHEDULER = "README.md", "model_index.json", "scheduler"
 #: Numbers of one image.
 LARGEST = 1 << 28
 _KEYS = (
@@ -142,6 +149,39 @@ def read_card(folder: Path) -> PriorCard:
     )
 
 
+def descriptions(card: PriorCard, version: str) -> dict[str, str]:
+    """Return the files of a prior that describe it to people and to diffusers, by their names.
+
+    diffusers' loop of ``scale_model_input``, network and ``step`` around an EDM scheduler is its
+    ``ConsistencyModelPipeline``, which makes square images.
+    """
+    found = {README: model_card(card.about, card.image_shape, card.sigma_data, version)}
+    if card.condition_channels == 0 and card.image_shape[1] == card.image_shape[2]:
+        index = {
+            "_class_name": "ConsistencyModelPipeline",
+            "unet": ["cleanprior.diffusers", "PriorNetwork"],
+            "scheduler": ["diffusers", "EDMEulerScheduler"],
+        }
+        scheduler = {"_class_name": "EDMEulerScheduler", "sigma_data": card.sigma_data}
+        found[INDEX] = json.dumps(index, indent=1)
+        found[f"{SCHEDULER}/scheduler_config.json"] = json.dumps(scheduler, indent=1)
+    return found
+
+
+def describe(folder: Path, about: Mapping[str, Any], version: str) -> None:
+    """Write what a saved prior says of its origin again; its weights stay.
+
+    Raises:
+        UserError: The folder is no prior, or the disk refuses the write.
+    """
+    card = replace(read_card(folder), about=json.loads(json.dumps(about)))
+    values = card.values(version)
+    values[HASH] = card_hash(values)
+    write_text(folder / CARD, yaml.safe_dump(values, sort_keys=False))
+    for name, text in descriptions(card, version).items():
+        write_text(folder / name, text)
+
+
 def card_hash(values: Mapping[str, Any]) -> str:
     """Return the hash of what a card says; of its origin (``about``) anybody may say more."""
     return content_hash({k: v for k, v in values.items() if k != "about"})
@@ -185,7 +225,7 @@ def check_replaceable(folder: Path) -> None:
         UserError: Such a file or folder.
     """
     if folder.is_dir():
-        others = {p.name for p in folder.iterdir()} - {CARD, WEIGHTS}
+        others = {p.name for p in folder.iterdir()} - {CARD, WEIGHTS, README, INDEX, SCHEDULER}
         if not others:
             return
         raise UserError(f"'{folder}' holds other files ({min(others)}); name another folder")

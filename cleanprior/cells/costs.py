@@ -44,6 +44,27 @@ def training_costs(report: TrainingReport) -> Costs:
     }
 
 
+def spent(training: Mapping[str, Any], costs: Mapping[str, Any]) -> Costs:
+    """Return what a prior says of the costs of its training, for whoever goes on from it.
+
+    Arguments:
+        training: The report's values.
+        costs: Of :func:`training_costs`.
+
+    Returns:
+        ``images`` that the budgeted network saw, ``seconds``, ``flops`` (None where a network
+        cannot be counted), ``forwards``, ``backwards``, ``evaluations`` of E-steps.
+    """
+    return {
+        "images": training["images"],
+        "seconds": sum(training["seconds"].values()),
+        "flops": costs["train_flops"],
+        "forwards": costs["train_forwards"],
+        "backwards": costs["train_backwards"],
+        "evaluations": training["costs"].get("evaluations", 0),
+    }
+
+
 def use_costs(
     networks: Mapping[str, nn.Module], routes: Sequence[Route], measured: Measurements
 ) -> list[Costs]:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from ..config import build, recompose
 from ..diffusion.limits import at_most, check_finite
 from ..errors import UserError
+from ..hub import fetched
 from ..operators.base import ImageShape
 from ..operators.building import build_operator
 from ..prior import Prior
@@ -91,12 +92,17 @@ def _image_shape(record: Record, folder: Path) -> ImageShape:
     return given[0], given[1], given[2]
 
 
-def load_prior(path: Path) -> Prior:
-    """Read a prior from its folder, or from the folder of the cell that holds it.
+def load_prior(path: Path, revision: str | None = None) -> Prior:
+    """Read a prior from its folder, from that of the cell that holds it, or from the Hub.
+
+    Arguments:
+        path: A folder, or a name on the Hub.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
         UserError: There is none: nothing was saved, or the method learns no denoiser.
     """
+    path = fetched(path, revision)
     record = finished_without_prior(path)
     if record is not None:
         kinds = ("restoration", "generation")

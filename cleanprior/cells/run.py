@@ -32,9 +32,11 @@ from ..evaluation.protocol import Protocol
 from ..evaluation.routes import PriorRoute, alone, routes_of, shared_route
 from ..files import write_with
 from ..hashed import OF
+from ..model_card import measured as measured_of
 from ..notices import Notice, tell
 from ..operators.base import ImageShape, Operator
 from ..operators.building import build_operator, state_hash, true_measuring
+from ..prior_files import describe
 from ..progress import Progress
 from ..seeding import generator_for
 from ..training.checkpoint import write_tensors
@@ -44,7 +46,7 @@ from ..training.ranks import Ranks
 from ..training.route import Route
 from ..training.trainer import Trainer
 from ..training.warning import codes
-from .costs import use_costs
+from .costs import spent, use_costs
 from .folder import CellFolder, TrainingFiles
 from .identity import STAGES, training_identity
 from .migration import take_over_measurements
@@ -276,7 +278,12 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
     own = alone(partial(cell.method.routes_on_cpu, averaged))
     shared = None
     if prior is not None:
-        prior.about = cell.about() | {"measurements_sha256": measured.hash, "config": cell.config}
+        prior.about = cell.about() | {
+            "measurements_sha256": measured.hash,
+            "clean_images": len(cell.clean_index()),
+            "costs": spent(outcome["training"], outcome["costs"]),
+            "config": cell.config,
+        }
         prior.save(folder.files.prior)
         name = cell.config["posterior"]["name"]
         shared = shared_route(name, prior, cell.posterior, cell.operator, cell.sampler)
@@ -292,6 +299,9 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
         )
     record["rows"] = [row.to_json() for row in rows]
     record["evaluation"] = notes
+    if prior is not None:
+        prior.about["metrics"] = measured_of(record["rows"])
+        describe(folder.files.prior, prior.about, __version__)
     cell.trainer.log_metrics(files, record["rows"])
     _add_costs(cell, record, averaged, shared, own)
     write_tensors(folder.pictures, pictures, {OF: folder.identity.evaluation})

@@ -4,7 +4,6 @@
 an ``.npz`` is decompressed whole. Files of instruments are read by :mod:`cleanprior.data.formats`.
 """
 
-import importlib
 import lzma
 import zipfile
 import zlib
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from ..extras import optional
 from .claims import bytes_of, check_claim
 from .formats import FORMATS, Format, format_of, suffix_of
 from .hdf5_files import arrays_of
@@ -229,23 +229,3 @@ def _walk(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _walk(child, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", child
-
-
-def optional(library: str, purpose: str, extra: str = "data") -> Any:
-    """Import a library that is not installed with the package.
-
-    Arguments:
-        library: The module.
-        purpose: What it is needed for, as the end of a sentence.
-        extra: Which extra of this package installs it.
-
-    Raises:
-        UserError: It is missing; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(library)
-    except ImportError as error:
-        raise UserError(
-            f"'{library.partition('.')[0]}' is needed to {purpose} and is not installed; "
-            f"pip install 'cleanprior[{extra}]'"
-        ) from error

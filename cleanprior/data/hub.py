@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
+from ..extras import optional
 from ..notices import Notice
-from .containers import optional
 from .datasets import CleanData, copies
 from .pictures import PictureReader
 from .pixels import check_options

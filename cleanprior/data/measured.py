@@ -31,11 +31,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from ..errors import UserError, did_you_mean
+from ..extras import optional
 from ..mapped import rows
 from ..notices import Notice
 from ..operators.base import ImageShape, Operator, take
 from ..seeding import generator_for
-from .containers import SUFFIXES, optional
+from .containers import SUFFIXES
 from .contents import LEAST_SHARE
 from .measurements import Batch, Measurements
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from ..errors import UserError
+from ..extras import optional
 from ..files import replace_folder, staging_path, write_with
 from .array_files import files_of, is_folder_of_files
 from .array_sources import choose
-from .containers import READ, SUFFIXES, named_arrays, optional, whole
+from .containers import READ, SUFFIXES, named_arrays, whole
 from .formats import Form, Frames, format_of, suffix_of, to_stored
 from .layouts import scatter
 from .measured_arrays import y_layout

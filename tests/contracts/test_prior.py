@@ -21,6 +21,7 @@ from cleanprior.prior import Prior
 from cleanprior.seeding import generator_for, scoped_rng
 
 SHAPE = (1, 8, 8)
+WEIGHTS = "weights.safetensors"
 
 
 def make_prior(backbone, seed=0, condition=0, preconditioning="edm", shape=SHAPE):
@@ -64,7 +65,7 @@ def test_a_loaded_prior_is_bit_equal(tiny_backbone, noisy, tmp_path, condition, 
 def test_nothing_is_pickled(prior, tmp_path):
     prior.save(tmp_path / "p")
     files = sorted(p.name for p in (tmp_path / "p").iterdir())
-    assert files == ["prior.yaml", "weights.safetensors"]
+    assert files == [*("README.md", "model_index.json", "prior.yaml"), "scheduler", WEIGHTS]
     assert load_file(tmp_path / "p" / "weights.safetensors")
     assert isinstance(yaml.safe_load((tmp_path / "p" / "prior.yaml").read_text()), dict)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p"]

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
+from ...extras import optional
 from ...outside import read_text
 from ..claims import bytes_of, check_claim
-from ..containers import Rows, named_arrays, optional, whole
+from ..containers import Rows, named_arrays, whole
 
 #: Endings of files that are read, beside a folder of these.
 SUFFIXES = (".h5", ".hdf5", ".npy", ".npz", ".cfl", ".safetensors", ".zarr")
