@@ -272,7 +272,7 @@ def train(
     config = _config(learner, operator, budget, seed, backbone, training)
     name = config["method"]["name"]
     tell(check_split(measurements, operator))
-    operator = operator.with_law_of(measurements.params)
+    operator = operator.with_law_of(measurements.params).with_levels_of(measurements.sigma_y)
     trainer: Trainer = build(config["training"])
     if folder is None and trainer.tracker != "none":
         raise UserError(

@@ -34,6 +34,7 @@ from .files import replace_folder, staging_path, sweep
 from .hub import push
 from .model_card import licence_of
 from .operators.base import ImageShape, Operator
+from .operators.levels import is_white
 from .operators.likelihood import Likelihood
 from .prior_files import (
     CARD,
@@ -183,7 +184,7 @@ class Prior(nn.Module):
 
         Raises:
             UserError: Measurements that are not the operator's, an operator of images of another
-                shape, an unknown name.
+                shape, an unknown name, noise levels that the sampler does not take.
         """
         check_kind("operator", operator, Operator)
         check_seed(seed)
@@ -191,8 +192,10 @@ class Prior(nn.Module):
         check_shapes(measurements, operator)
         device = self._device()
         generators = image_generators(seed, range(len(measurements)))
+        sampler = _part("posterior", posterior)
+        sampler.check_noise(is_white(measurements.sigma_y))
         draw = draw_in_chunks(
-            _part("posterior", posterior),
+            sampler,
             denoise,
             Likelihood.of(operator, measurements).to(device),
             generators,

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from ..config import GROUPS, Config, registry
-from ..config.capabilities import earlier
+from ..config.capabilities import LATER, earlier
 from ..environment import processes
 from ..fingerprint import fingerprint
 
@@ -166,6 +166,8 @@ def _strip(node: Any) -> Any:
     """Return values without those that decide no number."""
     if isinstance(node, Mapping):
         kept = {k: v for k, v in sorted(node.items()) if k not in _NO_PART}
+        if "needs" in kept:
+            kept["needs"] = [need for need in kept["needs"] or () if need not in LATER]
         return {k: _strip(v) for k, v in kept.items() if not (k in _UNSET and v is None)}
     return node
 

@@ -88,11 +88,13 @@ class Cell:
             self.notices += self.data.check(self.operator)
             # A fixed mask in a file is a fixed operator, whatever the family draws.
             self.operator = self.operator.with_law_of(self.data.train.params)
+            self.operator = self.operator.with_levels_of(self.data.train.sigma_y)
         tell(self.notices)
         self.trainer: Trainer = build(config["training"])
         self.method: Method = build(config["method"])
         self.protocol: Protocol = build(config["evaluation"])
         self.posterior = build(config["posterior"])
+        self.posterior.check_noise("local_noise" not in self.operator.capabilities)
         self.sampler = build(config["sampler"])
         self.problem = self.trainer.problem(self.operator, config)
 

@@ -22,6 +22,7 @@ CAPABILITIES = {
     "same_shape": "y has the shape of x",
     "fourier": "y lies in the Fourier domain of x, not on its pixels",
     "gaussian": "the noise is additive, Gaussian and of known level",
+    "local_noise": "the noise is Gaussian, its level differs between entries of y",
     "null_space": "directions that no image ever shows",
 }
 
@@ -133,7 +134,13 @@ NEEDS: dict[str, Need] = {
     "GAUSS": Need(
         "{method} needs additive Gaussian noise of known sigma; {operator} has another", "gaussian"
     ),
+    "WHITE": Need(
+        "{method} needs one noise level an image, and here it differs between entries of y",
+        lambda facts: "local_noise" not in facts.capabilities,
+    ),
 }
+#: Needs that came after the first records; they say who is refused and decide no number.
+LATER = ("WHITE",)
 #: Needs as earlier versions called them; a stranger's YAML and a record may still do.
 EARLIER = {"RANDOM": "FIXED", "NOISE_FREE": "NOISE", "LEVEL": "SIGMA0"}
 _TODAY = {then: now for now, then in EARLIER.items()}
@@ -156,7 +163,7 @@ class Refusal:
 
 def earlier(needs: Iterable[str]) -> list[str]:
     """Return needs by their first names, by which cells are known on disk."""
-    return [EARLIER.get(need, need) for need in needs]
+    return [EARLIER.get(need, need) for need in needs if need not in LATER]
 
 
 def rule(need: str) -> str:

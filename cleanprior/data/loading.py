@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..notices import Notice
 from ..operators.base import take
+from ..operators.levels import is_white, same_axes
 from .layouts import scanned
 from .measured import MeasuredData
 from .measured_arrays import arrange
@@ -169,13 +170,19 @@ def _patches(
 
 def _together(train: Measurements, test: Measurements) -> Measurements:
     params = {k: torch.cat([v, test.params[k]]) for k, v in train.params.items()}
-    level = torch.cat([train.sigma_y, test.sigma_y])
+    levels = [train.sigma_y, test.sigma_y]
+    if levels[0].shape[1:] != levels[1].shape[1:]:
+        levels = [same_axes(m.sigma_y, m.y) for m in (train, test)]
+    level = torch.cat(levels)
     return Measurements(torch.cat([train.y, test.y]), params, level)
 
 
 def _cut(whole: Measurements, patches: Patches, places: Tensor) -> Measurements:
     params = {k: patches.cut(list(v), places) for k, v in whole.params.items()}
-    level = whole.sigma_y[places[:, 0]].clone()
+    if is_white(whole.sigma_y):
+        level = whole.sigma_y[places[:, 0]].clone()
+    else:
+        level = patches.cut(list(same_axes(whole.sigma_y, whole.y)), places)
     return Measurements(patches.cut(list(whole.y), places), params, level)
 
 

@@ -7,7 +7,8 @@ name                shape                 what
 =================== ===================== ======================================================
 ``y``               (n, ...)              measurements, in units of images in [-1, 1]; entries
                                           that were not measured are 0
-``sigma_y``         () or (n,)            standard deviation of the noise, in the same units
+``sigma_y``         (), (n,) or y's       standard deviation of the noise, in the same units; of
+                                          each entry in y's shape, of each channel in (n, c, 1, 1)
 ``params/NAME``     (n, ...)              a parameter of the operator, e.g. ``params/mask``,
                                           (n, 1, h, w), 1 = measured
 ``test/...``        the same              measurements to hold out; without them a share is held
@@ -35,6 +36,7 @@ from ..extras import optional
 from ..mapped import rows
 from ..notices import Notice
 from ..operators.base import ImageShape, Operator, take
+from ..operators.levels import column, same_axes
 from ..seeding import generator_for
 from .containers import SUFFIXES
 from .contents import LEAST_SHARE
@@ -168,7 +170,7 @@ class _Seen:
     most: float = float("-inf")
 
     def add(self, y: Tensor, sigma_y: Tensor, seen: Tensor) -> None:
-        values, levels = y[seen > 0], sigma_y.reshape(-1, *[1] * (y.dim() - 1)).expand_as(y)
+        values, levels = y[seen > 0], same_axes(sigma_y, y)
         if len(values):
             self.count += len(values)
             self.below += int((values < -2 * levels[seen > 0]).sum())
@@ -269,15 +271,16 @@ def _check_y(
             f"{split}y of image {number} holds values where its parameters say that nothing was "
             "measured; set them to 0, or mend the mask (1 = measured)"
         )
-    total.add(y, measured.sigma_y[index], seen)
+    sigma_y = rows(measured.sigma_y, index)
+    total.add(y, sigma_y, seen)
     if not operator.is_image(y):
         return
-    limit = LARGEST + OUTLIER * measured.sigma_y[index].reshape(-1, *[1] * (y.dim() - 1))
+    limit = LARGEST + OUTLIER * column(sigma_y, y)
     if (outside := (y.abs() > limit).flatten(1).any(1)).any():
         place = int(outside.nonzero()[0])
         raise UserError(
             f"{split}y of image {first + place} reaches {y[place].abs().max():g}; images are in "
-            f"[-1, 1] and sigma_y is {measured.sigma_y[index][place]:g} in the same units: scale "
+            f"[-1, 1] and sigma_y is {sigma_y[place].max():g} in the same units: scale "
             "both (8 bits: y = 2 y / 255 - 1 where measured, sigma_y = 2 sigma_y / 255), or set "
             "data.range=[LOW,HIGH] to the values that shall become -1 and 1"
         )

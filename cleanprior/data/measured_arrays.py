@@ -161,9 +161,10 @@ def arrange(
     n = len(y) if y.ndim else 0
     for key, value in arrays.items():
         if key == "sigma_y":
-            found[key] = value.reshape(()) if value.size == 1 else value.reshape(len(value), -1)
-            if found[key].ndim and found[key].shape[1] == 1:
-                found[key] = found[key][:, 0]
+            if value.size == 1 or value.ndim < 2 or value.size == len(value):
+                found[key] = value.reshape(()) if value.size == 1 else value.reshape(-1)
+            else:
+                found[key] = _parameter(value, n, sides, layout)
         elif key not in ("y", "scale"):
             found[key] = _parameter(value, n, sides, layout)
     told += [f"{split}{text}" for text in reading.apply(path, found, sides, names)]

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..mapped import blocks, bytes_of, rows
 from ..notices import tell
 from ..operators.base import ImageShape, Operator, Params, take
+from ..operators.levels import check_levels
 from ..operators.parts import measure_parts
 from ..operators.truth import Truth
 from ..seeding import generator_for
@@ -32,7 +33,7 @@ class Batch:
     Attributes:
         y: Measurements, (b, ...).
         params: Operator parameters of these images.
-        sigma_y: Noise level of each image, (b,), in units of x.
+        sigma_y: Noise levels in units of x: (b,), or a map (:mod:`cleanprior.operators.levels`).
         index: Position of each image in the measurements, (b,).
         images: What an M-step fits, (b, c, h, w): restorations, or the clean images that an
             entitled method was handed. None for methods that train on measurements.
@@ -107,7 +108,8 @@ class Measurements:
     Attributes:
         y: (n, ...), kept as float32.
         params: Tensors with leading dimension n; empty for a fixed operator.
-        sigma_y: (n,) noise level of each measurement, in units of x.
+        sigma_y: Noise levels in units of x: one a measurement, (n,), or one an entry, a map of y's
+            axes, each of its length or of 1 (:mod:`cleanprior.operators.levels`).
         hash: sha256 of all bytes; the same for every method of a benchmark.
     """
 
@@ -128,8 +130,7 @@ class Measurements:
         if self.y.dim() < 2 or len(self.y) == 0:
             raise UserError(f"y has shape {tuple(self.y.shape)}; needed: (n, ...) with n above 0")
         n = len(self.y)
-        if self.sigma_y.shape != (n,):
-            raise UserError(f"sigma_y has shape {tuple(self.sigma_y.shape)}; needed: ({n},)")
+        check_levels(self.sigma_y, self.y)
         for key, value in self.params.items():
             if len(value) != n:
                 raise UserError(f"params '{key}' describe {len(value)} images; y holds {n}")

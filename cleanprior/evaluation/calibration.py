@@ -56,7 +56,10 @@ def open_pixels(likelihood: Likelihood, generator: Generator) -> Bool[Tensor, "n
         generator: Draws the random images.
     """
     operator, params = likelihood.operator, likelihood.params
-    is_open = (likelihood.sigma_y > 0)[:, None, None, None]
+    noisy = likelihood.column(likelihood.sigma_y) > 0
+    if not (operator.is_image(likelihood.y) and operator.capabilities & {"mask", "identity"}):
+        noisy = noisy.flatten(1).any(1)[:, None, None, None]
+    is_open = noisy.expand(len(likelihood), *operator.image_shape)
     # Two images: one alone is returned by chance, within rounding, in one pixel of ten thousand.
     for _ in range(2):
         z = randn_like(torch.empty(len(likelihood), *operator.image_shape), generator)

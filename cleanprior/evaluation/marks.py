@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..operators.levels import flat, is_white
 from ..operators.likelihood import Likelihood
 from ..progress import Progress
 from .metrics.features import SILENT
@@ -95,9 +96,9 @@ class Leak:
             for j in index:
                 one = likelihood.take(j[None])
                 # A floor in the noise's place: without noise, what A shows is known exactly.
-                level = max(float(one.sigma_y), 1e-4)
-                if one.y[0].numel() > d:
-                    known = _known_of_gram(one, covariance, level)
+                level = flat(one.sigma_y.double(), one.y)[0].clamp_min(1e-4)
+                if one.y[0].numel() > d and is_white(one.sigma_y):
+                    known = _known_of_gram(one, covariance, float(level))
                 else:
                     (A,) = one.operator.matrix(one.params, 1)
                     seen = covariance @ A.T

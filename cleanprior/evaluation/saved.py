@@ -118,6 +118,7 @@ class Judge:
             tell(data.check(operator))
             # A fixed mask in a file is a fixed operator, whatever the family draws.
             operator = operator.with_law_of(data.train.params)
+            operator = operator.with_levels_of(data.train.sigma_y)
         self.data, self.operator, self.data_seed = data, operator, data_seed
         self.protocol, self.cache, self.progress = protocol, cache, progress
 
@@ -140,6 +141,7 @@ class Judge:
                 f"the data set has images {tuple(self.data.image_shape)}; the prior makes "
                 f"{prior.image_shape}"
             )
+        posterior.check_noise("local_noise" not in self.operator.capabilities)
         return self.route(shared_route(name, prior, posterior, self.operator, sampler))
 
     def restorations(self, x: Float[Tensor, "k n c h w"], is_point: bool) -> Evaluation:

@@ -28,6 +28,7 @@ from torch import Generator, Tensor
 
 from ..data.measurements import Measurements
 from ..operators.base import ImageShape, Operator
+from ..operators.levels import is_white
 from ..operators.likelihood import Likelihood
 from ..operators.solve import conjugate_gradient
 from ..seeding import scoped_rng
@@ -136,9 +137,9 @@ class LowRankGaussian:
         return self.mean + math.sqrt(self.isotropic) * white + along @ self.factor.T
 
     def _solve_seen(
-        self, residual: Tensor, seen: Tensor, sigma_y: Float[Tensor, " b"], differ: bool
+        self, residual: Tensor, seen: Tensor, sigma_y: Float[Tensor, "b ..."], differ: bool
     ) -> Tensor:
-        """Solve (C + s^2 I) v = r on the seen entries of each image.
+        """Solve (C + diag s^2) v = r on the seen entries of each image.
 
         Arguments:
             residual: r, 0 on unseen entries, (b, c, h, w).
@@ -147,6 +148,8 @@ class LowRankGaussian:
             differ: Whether images differ in what was seen.
         """
         axes, lengths = self._axes
+        if not is_white(sigma_y):
+            return self._solve_weighted(residual, seen, sigma_y)
         rest = self.isotropic + sigma_y.double() ** 2
         d, r = axes.shape
         if not differ:
@@ -161,6 +164,20 @@ class LowRankGaussian:
         explained = torch.linalg.solve(gram, (flat @ axes)[:, :, None])[:, :, 0] @ axes.T
         v = (flat - explained * seen.flatten(1)) / rest[:, None]
         return v.reshape(residual.shape)
+
+    def _solve_weighted(self, residual: Tensor, seen: Tensor, sigma_y: Tensor) -> Tensor:
+        """Solve it where s is a map: Woodbury with the weights w = seen / (d0 + s^2)."""
+        weight = (seen / (self.isotropic + sigma_y.double() ** 2)).flatten(1)
+        u, (d, r) = self.factor, self.factor.shape
+        if d * r**2 <= SMALL_PRODUCTS:
+            products = (u[:, :, None] * u[:, None, :]).flatten(1)
+            gram = (weight @ products).reshape(len(weight), r, r)
+        else:
+            gram = torch.stack([u.T @ (u * w[:, None]) for w in weight])
+        gram = gram + torch.eye(r, dtype=u.dtype, device=u.device)
+        weighted = weight * residual.flatten(1)
+        inner = torch.linalg.solve(gram, (weighted @ u)[:, :, None])[:, :, 0]
+        return (weighted - weight * (inner @ u.T)).reshape(residual.shape)
 
     def draw(
         self,
@@ -199,7 +216,7 @@ class LowRankGaussian:
     ) -> Float[Tensor, "b c h w"]:
         r"""Turn draws from the prior into draws from the posterior (Matheron's rule).
 
-        .. math:: x = x_0 + C A^\top (A C A^\top + s^2 I)^{-1} (y - A x_0 - s z)
+        .. math:: x = x_0 + C A^\top (A C A^\top + \mathrm{diag}\, s^2)^{-1} (y - A x_0 - s z)
 
         With :math:`x_0 \sim N(\mu, C)` and :math:`z \sim N(0, I)` the law of x is p(x|y); with
         :math:`x_0 = \mu` and z = 0, x is its mean. Only observed entries of y take part. For masks

@@ -116,7 +116,8 @@ def _tried(name: str, measured: Measurements, shape: ImageShape) -> tuple[Guess 
             return None, ""
         why = operator.mismatch(measured.params) if measured.params else None
         if why is None:
-            return Guess(name, values, operator.with_law_of(measured.params), notices), ""
+            operator = operator.with_law_of(measured.params).with_levels_of(measured.sigma_y)
+            return Guess(name, values, operator, notices), ""
         advice = _ADVICE.search(why)
         if advice is None or why in seen:
             return None, why

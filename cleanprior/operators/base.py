@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from ..mapped import blocks, rows
 from ..seeding import randn_like
+from .levels import is_white
 
 Params = dict[str, Tensor]
 ImageShape = tuple[int, int, int]
@@ -104,6 +105,18 @@ class Operator:
         if shown is not None and not shown.all():
             found.add("null_space")
         twin.capabilities = frozenset(found)
+        return twin
+
+    def with_levels_of(self, sigma_y: Tensor) -> "Operator":
+        """Return this operator with ``local_noise`` where levels differ between entries of y.
+
+        Arguments:
+            sigma_y: Noise levels of measurements, (n,) or a map (:mod:`.levels`).
+        """
+        if is_white(sigma_y) or "local_noise" in self.capabilities:
+            return self
+        twin = copy.copy(self)
+        twin.capabilities = self.capabilities | {"local_noise"}
         return twin
 
     def shown(self, params: Params) -> Bool[Tensor, "..."] | None:
@@ -226,7 +239,7 @@ def take(params: Params, index: Tensor | slice) -> Params:
     return {k: rows(v, index) for k, v in params.items()}
 
 
-def likelihood_sigma(sigma_y: Float[Tensor, " b"], floor: float) -> Float[Tensor, " b"]:
+def likelihood_sigma(sigma_y: Float[Tensor, "b ..."], floor: float) -> Float[Tensor, "b ..."]:
     """Return the noise level of the likelihood: ``sigma_y``, or ``floor`` where there is no noise.
 
     Known noise is never replaced: on blurred digits with sigma_y = 0.05 a floor of 0.1 cost 0.9 dB

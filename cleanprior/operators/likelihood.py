@@ -1,4 +1,4 @@
-r"""The Likelihood of a batch, :math:`p(y \mid x) = N(y;\, A x,\, \sigma_y^2 I)`."""
+r"""The Likelihood of a batch, :math:`p(y \mid x) = N(y;\, A x,\, \mathrm{diag}\, \sigma_y^2)`."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..mapped import rows
 from .base import Operator, Params, likelihood_sigma, take
+from .levels import column, root_mean_square
 
 
 @runtime_checkable
@@ -27,7 +28,7 @@ class Measured(Protocol):
 
     @property
     def sigma_y(self) -> Tensor:
-        """Noise level of each measurement, (b,), in units of x."""
+        """Noise levels in units of x: (b,), or a map (:mod:`.levels`)."""
         ...
 
 
@@ -36,16 +37,21 @@ class Likelihood:
     """What the measurements of a batch say of its images.
 
     Attributes:
-        operator: The forward operator, on the device of the tensors.
+        operator: The forward operator, on the device of the tensors; it has ``local_noise`` where
+            ``sigma_y`` is a map.
         y: Measurements, (b, ...).
         params: Operator parameters of these images.
-        sigma_y: Noise level of each measurement, (b,), in units of x.
+        sigma_y: Noise levels in units of x: one an image, (b,), or one an entry of y, a map of its
+            axes (:mod:`.levels`).
     """
 
     operator: Operator
     y: Tensor
     params: Params
     sigma_y: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operator", self.operator.with_levels_of(self.sigma_y))
 
     @classmethod
     def of(cls, operator: Operator, measured: Measured) -> "Likelihood":
@@ -95,9 +101,14 @@ class Likelihood:
         """Return y - A x on measured entries, 0 elsewhere."""
         return (self.y - self.A(x)) * self.observed
 
-    def column(self, values: Float[Tensor, " b"]) -> Float[Tensor, "b ..."]:
-        """Shape one number an image so that it multiplies measurements."""
-        return values.reshape(-1, *(1,) * (self.y.dim() - 1))
+    def column(self, values: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Shape one number an image so that it multiplies measurements; a map does so already."""
+        return column(values, self.y)
+
+    @property
+    def level(self) -> Float[Tensor, " b"]:
+        """One noise level an image: the root mean square over what was measured."""
+        return root_mean_square(self.sigma_y, self.observed)
 
 
 __all__ = ["Likelihood", "Measured"]

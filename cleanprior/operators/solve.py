@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .levels import is_white
 from .likelihood import Likelihood
 from .spectral import Spectrum
 
@@ -67,23 +68,28 @@ def conjugate_gradient(
 def ridge_solution(
     likelihood: Likelihood,
     residual: Float[Tensor, "b ..."],
-    ridge: Float[Tensor, " b"],
+    ridge: Float[Tensor, "b ..."],
     iterations: int,
     tolerance: float,
 ) -> Float[Tensor, "b c h w"]:
-    r"""Return :math:`A^\top (A A^\top + \rho I)^{-1} r`, the shift that explains a residual.
+    r"""Return :math:`A^\top (A A^\top + \mathrm{diag}\, \rho)^{-1} r`, what explains a residual.
 
-    By the singular value decomposition where the operator has one, by conjugate gradient otherwise.
+    By the singular value decomposition where the operator has one and one :math:`\rho` is that of
+    an image; entry by entry under masks; by conjugate gradient otherwise.
     With :math:`\rho = 0` it is :math:`A^+ r`.
 
     Arguments:
         likelihood: The measurements that are explained.
         residual: r, 0 where nothing was measured.
-        ridge: :math:`\rho` of each image, at least 0.
+        ridge: :math:`\rho` of each image or of each entry of y, at least 0.
         iterations: Conjugate-gradient iterations at most.
         tolerance: Relative residual at which an image's solve stops.
     """
-    spectrum = Spectrum.of(likelihood.operator, likelihood.params, likelihood.y)
+    spectrum = None
+    if is_white(ridge):
+        spectrum = Spectrum.of(likelihood.operator, likelihood.params, likelihood.y)
+    elif likelihood.operator.capabilities & {"mask", "identity"}:
+        return likelihood.A_adjoint(residual / (1 + ridge).to(residual.dtype))
     if spectrum is not None:
         s = spectrum.singular
         gain = torch.where(spectrum.kept, s / (s**2 + spectrum.column(ridge)), 0.0)

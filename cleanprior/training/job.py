@@ -120,6 +120,7 @@ class Job:
         operator = build_operator(config["operator"], self.image_shape, config["data_seed"])
         if self.has_law:
             operator = operator.with_law_of(self.measurements.params)
+        operator = operator.with_levels_of(self.measurements.sigma_y)
         trainer: Trainer = build(config["training"])
         method: Method = build(config["method"])
         problem = trainer.problem(operator, config)

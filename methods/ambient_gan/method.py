@@ -58,6 +58,7 @@ from typing_extensions import override
 from cleanprior.config.checks import check_positive
 from cleanprior.data import Batch, Measurements, TrainingSet
 from cleanprior.operators.base import Params
+from cleanprior.operators.levels import column
 from cleanprior.prior import Prior
 from cleanprior.seeding import randn_like
 from cleanprior.training import Loss, Method, Round, Route, Session
@@ -208,7 +209,7 @@ class AmbientGAN(Method):
         operator = self.problem.operator
         y = operator.A(x, like.params)
         noise = randn_like(y.detach(), random) * operator.observed(y, like.params)
-        return y + _column(like.sigma_y, y) * noise
+        return y + column(like.sigma_y, y) * noise
 
     def view(self, y: Float[Tensor, "b ..."], params: Params, random: Random) -> Tensor:
         """Return what the critic sees of measurements, real or fake: an image and the operator."""

@@ -199,7 +199,7 @@ class EM(DenoiserMethod):
                 f"the dense Gaussian start takes images of at most {MAX_PIXELS} numbers; these "
                 f"have {size}: use gaussian=low_rank"
             )
-        return reason or blind(problem, self.invariance or ())
+        return reason or blind(problem, self.invariance or (), self.posterior)
 
     @override
     def warnings(self, problem: Problem) -> list[Warning]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleanprior.diffusion.denoiser import Denoise
-from cleanprior.diffusion.posterior import DPS, draw_in_chunks
+from cleanprior.diffusion.posterior import DPS, PosteriorSampler, draw_in_chunks
 from cleanprior.operators import PROJECTIONS, Likelihood, Operator
 from cleanprior.operators.symmetry import LEAST, least_shown
 from cleanprior.training import Problem, Session
@@ -37,7 +37,7 @@ def misfit(likelihood: Likelihood, x: Float[Tensor, "b c h w"]) -> float:
     value (discrepancy principle; the smallest residual would reproduce the noise).
     """
     squared, entries = squared_residuals(likelihood, x)
-    value = (squared.mean() - (likelihood.sigma_y**2 * entries).mean()).abs().item()
+    value = (squared.mean() - (likelihood.level**2 * entries).mean()).abs().item()
     return value if math.isfinite(value) else math.inf
 
 
@@ -170,12 +170,14 @@ def fit_of(
         The mean of :math:`\|r\|^2 / m`, units of x squared, and of :math:`\|r\|^2 / m \sigma^2`
         with the level of the likelihood (the floor where there is no noise); None where that is 0.
     """
-    means = []
+    means, levels = [], []
+    floored = likelihood.with_floor(sigma_floor)
     for part, images in zip(index.split(chunk), x.split(chunk), strict=True):
         squared, entries = squared_residuals(likelihood.take(part), images)
         means.append((squared / entries.clamp_min(1)).double())
+        levels.append(floored.take(part).level)
     mean = torch.cat(means)
-    level = likelihood.with_floor(sigma_floor).sigma_y[index].double()
+    level = torch.cat(levels).double()
     ratio = (mean / level**2).mean().item() if (level > 0).all() else None
     return mean.mean().item(), ratio
 
@@ -239,8 +241,13 @@ def union(
     return index[order], x[order]
 
 
-def blind(problem: Problem, symmetries: Sequence[str]) -> str | None:
-    """Return why declared symmetries do not make up for what an operator hides, or None."""
+def blind(problem: Problem, symmetries: Sequence[str], posterior: PosteriorSampler) -> str | None:
+    """Return why a sampler does not know the noise, or symmetries what is hidden; or None."""
+    if "local_noise" in problem.operator.capabilities and not posterior.takes_maps:
+        return (
+            f"method.posterior: {type(posterior).__name__} takes one noise level an image, and "
+            "here it differs between entries of y"
+        )
     if not symmetries:
         return None
     _, height, width = problem.image_shape

@@ -24,6 +24,7 @@ from torch import Generator, Tensor, nn
 from cleanprior.gaussian.dense import GaussianPrior
 from cleanprior.operators import Likelihood, Operator
 from cleanprior.operators.base import ImageShape
+from cleanprior.operators.levels import flat, is_white
 
 
 def _subnet(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -165,7 +166,7 @@ def gaussian_base(prior: GaussianPrior, likelihood: Likelihood) -> Base:
     r"""Compute the Gaussian posterior of each measurement, in float64 on the CPU.
 
     With one operator and one noise level for the whole batch there is one covariance, and the
-    means follow from it by :math:`m = \mu + V A^\top (y - A\mu) / s^2`.
+    means follow from it by :math:`m = \mu + V A^\top S^{-1} (y - A\mu)`.
 
     Arguments:
         prior: The Gaussian prior.
@@ -174,7 +175,7 @@ def gaussian_base(prior: GaussianPrior, likelihood: Likelihood) -> Base:
     Returns:
         The base, in float32.
     """
-    operator, params, level = likelihood.operator, likelihood.params, likelihood.sigma_y
+    operator, params, level = likelihood.operator, likelihood.params, likelihood.level
     n = len(likelihood)
     shared = n > 1 and likelihood.is_shared
     k = 1 if shared else n
@@ -182,7 +183,11 @@ def gaussian_base(prior: GaussianPrior, likelihood: Likelihood) -> Base:
     if shared:
         a = operator.matrix({}, 1)[0]
         residual = likelihood.y.flatten(1).double() - a @ prior.mean
-        mean = prior.mean + residual @ a @ covariance[0] / level[0].double() ** 2
+        if is_white(likelihood.sigma_y):
+            mean = prior.mean + residual @ a @ covariance[0] / level[0].double() ** 2
+        else:
+            weighted = residual / flat(likelihood.sigma_y[:1].double(), likelihood.y[:1]) ** 2
+            mean = prior.mean + weighted @ a @ covariance[0]
     values, vectors = torch.linalg.eigh(covariance)
     # Rounding leaves eigenvalues of about -1e-17 where the measurement says everything.
     values = values.clamp_min(1e-12)

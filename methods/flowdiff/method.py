@@ -52,10 +52,11 @@ from torch import Generator, Tensor, nn
 from typing_extensions import override
 
 from cleanprior.data import Batch, Images, TrainingSet
-from cleanprior.diffusion.denoiser import Denoiser, denoising_loss, per_image
+from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
 from cleanprior.diffusion.posterior import Draw
 from cleanprior.gaussian.dense import MAX_PIXELS
 from cleanprior.operators.base import ImageShape, likelihood_sigma, take
+from cleanprior.operators.levels import column, flat, is_white
 from cleanprior.seeding import randn_like
 from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Route, Session
 
@@ -286,7 +287,7 @@ class FlowDiff(DenoiserMethod):
         if not self.project or "mask" not in self._start.operator.capabilities:
             return x
         known = self._start.operator.observed(batch.y, batch.params).bool()
-        known = known & (per_image(batch.sigma_y) == 0)
+        known = known & (column(batch.sigma_y, batch.y) == 0)
         return torch.where(known, batch.y, x)
 
     def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
@@ -303,9 +304,12 @@ class FlowDiff(DenoiserMethod):
         assert isinstance(denoiser, Denoiser)
         base = self._start.base(self.network, batch, is_training=True)
         x, log_det = self._start.draw(self.network, base, batch, generator)
-        level = likelihood_sigma(batch.sigma_y, self.sigma_floor)
         residual = (batch.y - self._start.operator.A(x, batch.params)).flatten(1)
-        data = (residual**2).sum(1) / (2 * level**2)
+        level = flat(likelihood_sigma(batch.sigma_y, self.sigma_floor), batch.y)
+        if is_white(batch.sigma_y):
+            data = (residual**2).sum(1) / (2 * level[:, 0] ** 2)
+        else:
+            data = (residual**2 / (2 * level**2)).sum(1)
         sigma, level_weight = self._levels.draw(len(x), generator, x.device)
         noise = randn_like(x, generator)
         term = diffusion_term(denoiser, x, sigma, noise, self._levels.log_range)
@@ -313,7 +317,8 @@ class FlowDiff(DenoiserMethod):
         bound = level_weight * term + self._start.ends(x)
         self._session.count("evaluations", len(x))
         self._session.count("backwards", len(x))
-        weight = torch.where(batch.sigma_y > 0, self.prior_weight_noisy, self.prior_weight)
+        is_noisy = (flat(batch.sigma_y, batch.y) > 0).any(1)
+        weight = torch.where(is_noisy, self.prior_weight_noisy, self.prior_weight)
         prior = self._share * weight * bound
         if self._share < 1:
             prior = prior + (1 - self._share) * self._start.quadratic(x)

@@ -40,6 +40,7 @@ from cleanprior.diffusion.denoiser import per_image
 from cleanprior.gaussian.dense import fit_gaussian
 from cleanprior.gaussian.low_rank import LowRankGaussian, fit_low_rank
 from cleanprior.operators import Likelihood, Operator
+from cleanprior.operators.levels import is_white
 from cleanprior.seeding import randn_like
 from cleanprior.training import Session
 
@@ -234,17 +235,21 @@ class ConvStart(Start):
     def _base(self, prior: LowRankGaussian, batch: Batch) -> ConvBase:
         """Compute the posterior mean and what else the flow is told."""
         n, likelihood = len(batch), self._likelihood(batch)
-        sigma, centre = likelihood.sigma_y, prior.mean.expand(n, -1)
+        sigma, centre = likelihood.level, prior.mean.expand(n, -1)
         mean = prior.condition(centre, torch.zeros_like(batch.y), likelihood, tolerance=TOLERANCE)
         # 1 / s^2 = 1 / diag C + diag A^T A / sigma_y^2: exact for a diagonal prior and a mask. The
         # diagonal of A^T A comes from signs z, E[z * A^T A z], the same for every image.
+        # Of a map it is that of A^T S^-1 A.
+        weights, power = torch.ones(()).to(sigma), per_image(sigma) ** 2
+        if not is_white(likelihood.sigma_y):
+            weights, power = likelihood.sigma_y**-2, torch.ones_like(power)
         signs = torch.randint(2, (PROBES, *prior.image_shape), generator=Generator().manual_seed(0))
         diagonal = torch.zeros_like(mean)
         for sign in (2.0 * signs - 1).to(mean):
             z = sign.expand_as(mean)
-            diagonal += z * likelihood.A_adjoint(likelihood.A(z)) / PROBES
+            diagonal += z * likelihood.A_adjoint(weights * likelihood.A(z)) / PROBES
         variance = prior.isotropic + (prior.factor**2).sum(1)
-        precision = diagonal.clamp_min(0) / per_image(sigma) ** 2
+        precision = diagonal.clamp_min(0) / power
         spread = (1 / variance.to(mean).reshape(prior.image_shape) + precision).rsqrt()
         features = [likelihood.A_adjoint(batch.y), mean, spread]
         description = self.operator.describe(batch.params, n)

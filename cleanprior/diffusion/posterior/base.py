@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,6 +11,7 @@ from torch import Generator, Tensor
 from typing_extensions import override
 
 from ...config.checks import check_choice, check_positive, check_share
+from ...errors import UserError
 from ...operators.base import Operator
 from ...operators.likelihood import Likelihood
 from ...seeding import randn_like
@@ -34,6 +36,24 @@ class Draw:
 
 class PosteriorSampler(ABC):
     """Draws from p(x|y): a batch of images, each on its own."""
+
+    #: Whether it takes noise levels that differ between entries of y, as a diagonal covariance.
+    takes_maps: ClassVar[bool] = False
+
+    def check_noise(self, is_white: bool) -> None:
+        """Check that the noise is one that the sampler knows.
+
+        Arguments:
+            is_white: Whether all entries of y have one level.
+
+        Raises:
+            UserError: They have not, and it needs one.
+        """
+        if not is_white and not self.takes_maps:
+            raise UserError(
+                f"posterior: {type(self).__name__} takes one noise level an image, and here it "
+                "differs between entries of y (a map sigma_y): use mmps, pigdm, diffpir or dps"
+            )
 
     @abstractmethod
     def __call__(

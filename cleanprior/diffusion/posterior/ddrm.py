@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from ...config.checks import check_share
 from ...operators.base import Operator
+from ...operators.levels import is_white
 from ...operators.likelihood import Likelihood
 from ...operators.spectral import Spectrum
 from ...seeding import randn_like
@@ -79,6 +80,7 @@ class DDRM(LevelSampler):
     def start(
         self, likelihood: Likelihood, generator: Generator | Sequence[Generator]
     ) -> Float[Tensor, "b c h w"]:
+        self.check_noise(is_white(likelihood.sigma_y))
         spectrum, tau = self.decompose(likelihood)
         top = self.levels[0]
         noise = spectrum.to_spectrum(super().start(likelihood, generator)) / top

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,8 @@ class DiffPIR(LevelSampler):
         Denoising Diffusion Models for Plug-and-Play Image Restoration (Zhu et al., 2023),
         Algorithm 1, arXiv:2305.08995
     """
+
+    takes_maps: ClassVar[bool] = True
 
     guidance_weight: float
     zeta: float

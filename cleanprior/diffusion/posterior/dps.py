@@ -1,6 +1,7 @@
 """DPS: guidance by the gradient of the residual."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ class DPS(GuidedSampler):
     Arguments:
         scale: :math:`\zeta`, one number or one an image. The best value grows as ``steps`` falls.
         cap: Never step further than the residual exceeds its expected norm,
-            :math:`\min(\zeta, \|r_i\| - \sqrt{m}\,\sigma_y)`. The published form has no cap; with
-            tens of steps instead of 1,000 it then overshoots to a residual of about :math:`\zeta`
-            (8x8 digits, 50 steps: 16.7 dB at the best scale, 17.3 dB with the cap). For ``norm``.
-        guidance: ``norm`` (default), ``squared`` (:math:`\|r\|^2 / 2\sigma_y^2`, needs noise) or
+            :math:`\min(\zeta, \|r_i\| - \sqrt{m}\,\sigma_y)`; of a map the root mean square. The
+            published form has no cap; with tens of steps instead of 1,000 it then overshoots to a
+            residual of about :math:`\zeta` (8x8 digits, 50 steps: 16.7 dB at the best scale, 17.3
+            dB with the cap). For ``norm``.
+        guidance: ``norm`` (default), ``squared`` (:math:`\|r / \sigma_y\|^2 / 2`, needs noise) or
             ``batch`` (one norm over the batch, as in the authors' code; depends on batch size).
         steps, sigma_min, sigma_max, rho, eta: see :class:`GuidedSampler`.
 
@@ -33,6 +35,8 @@ class DPS(GuidedSampler):
         Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., 2023),
         Algorithm 1, arXiv:2209.14687
     """
+
+    takes_maps: ClassVar[bool] = True
 
     scale: float
     cap: bool
@@ -56,8 +60,8 @@ class DPS(GuidedSampler):
             if self.guidance == "batch":
                 misfit = residual.norm()
             elif self.guidance == "squared":
-                squared = residual.flatten(1).square().sum(1)
-                misfit = (squared / (2 * likelihood.sigma_y**2)).sum()
+                level = likelihood.column(likelihood.sigma_y)
+                misfit = (residual.square() / (2 * level**2)).sum()
             else:
                 misfit = norms(residual).sum()
             (gradient,) = torch.autograd.grad(misfit, x)
@@ -73,5 +77,5 @@ class DPS(GuidedSampler):
         if not self.cap or self.guidance != "norm":
             return denoised, -self.scale * gradient
         entries = likelihood.observed.flatten(1).sum(1)
-        excess = norms(likelihood.residual(denoised)) - entries.sqrt() * likelihood.sigma_y
+        excess = norms(likelihood.residual(denoised)) - entries.sqrt() * likelihood.level
         return denoised, -per_image(excess.clamp(0, self.scale)) * gradient

@@ -16,6 +16,7 @@ from typing_extensions import override
 from ...config.checks import check_positive
 from ...errors import unknown
 from ...operators.base import Operator, Params
+from ...operators.levels import is_white
 from ...operators.likelihood import Likelihood
 from ...seeding import scoped_rng
 from ..denoiser import Denoise
@@ -164,6 +165,7 @@ class DeepinvSampler(PosteriorSampler):
                 "DDRM needs a cheap singular value decomposition (capability 'svd'); "
                 f"{operator.name} has none: use PosteriorDiffusion or DPS"
             )
+        self.check_noise(is_white(likelihood.sigma_y))
         for name in (self.sampler, self.data_fidelity):
             if name in NOISY_ONLY and (likelihood.sigma_y <= 0).any():
                 raise ValueError(

@@ -1,6 +1,7 @@
 """PiGDM: guidance by an isotropic covariance of p(x|x_t)."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class PiGDM(GuidedSampler):
     References:
         Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., ICLR 2023), Eq. 7
     """
+
+    takes_maps: ClassVar[bool] = True
 
     sigma_data: float = field()  # no default here
     iterations: int

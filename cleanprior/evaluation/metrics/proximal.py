@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ...data.measurements import Measurements
+from ...mapped import rows
 from ...operators.base import Operator, take
+from ...operators.levels import column
 from ...progress import Progress
 from ...seeding import generator_for, randn_like
 from ..references import remembered, repeats, resampled_distance
@@ -55,7 +57,7 @@ def corrupt(
     chosen = torch.randint(len(like), (len(x),), generator=generator)
     params = take(like.params, chosen)
     y = operator.A(x, params)
-    level = like.sigma_y[chosen].reshape(-1, *[1] * (y.dim() - 1))
+    level = column(rows(like.sigma_y, chosen), y)
     y = y + level * randn_like(y, generator) * operator.observed(y, params)
     return operator.lift(y, params)
 

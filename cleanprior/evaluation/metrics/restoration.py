@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ...operators.base import Params
+from ...operators.levels import is_white
 from ...operators.likelihood import Likelihood
 
 
@@ -124,11 +125,17 @@ def expected_consistency(likelihood: Likelihood) -> Float[Tensor, " n"]:
     .. math:: \mathbb{E}\, \|\sigma_y z\| / \sqrt m
         = \sigma_y \sqrt{2 / m}\; \Gamma\big(\tfrac{m + 1}{2}\big) / \Gamma\big(\tfrac m2\big)
 
-    with m observed numbers. A restoration far below it fits the noise.
+    with m observed numbers; of a map the root mean square, and the number that its spread is worth.
+    A restoration far below it fits the noise.
     """
     m = likelihood.observed.flatten(1).sum(1).double()
+    if not is_white(likelihood.sigma_y):
+        # A sum of squares of different levels is close to chi-squared of fewer degrees of freedom
+        # (Satterthwaite, 1946), of which there are m where all are equal.
+        power = (likelihood.sigma_y.double() ** 2 * likelihood.observed).flatten(1)
+        m = power.sum(1) ** 2 / power.square().sum(1).clamp_min(1e-300)
     log_ratio = torch.lgamma((m + 1) / 2) - torch.lgamma(m.clamp_min(1) / 2)
-    return likelihood.sigma_y.double() * (2 / m.clamp_min(1)).sqrt() * log_ratio.exp() * (m > 0)
+    return likelihood.level.double() * (2 / m.clamp_min(1)).sqrt() * log_ratio.exp() * (m > 0)
 
 
 @dataclass(frozen=True)
