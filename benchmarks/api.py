@@ -58,6 +58,7 @@ def bench(
     table: str | None = None,
     scale: str = "cpu",
     references: bool = True,
+    worth: bool = False,
     force: Sequence[str] | str = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
     jobs: int | str = "auto",
@@ -78,6 +79,7 @@ def bench(
         table: Name of a paper's table, in its place.
         scale: Of a paper's table: ``cpu``, ``gpu`` or ``paper``.
         references: Whether the rows that anchor the table (observations, oracle, ...) are added.
+        worth: Whether rows are told as good as so many clean images.
         force: Rows to train again.
         overrides: For every row, ``{"operator.p": 0.8}`` or ``["operator.p=0.8"]``; and keys of the
             launcher, ``{"launcher.partition": "gpu"}``.
@@ -107,6 +109,7 @@ def bench(
         seeds=seeds,
         overrides=overrides,
         with_references=references,
+        worth=worth,
     )
     shown = live_progress() if progress else Progress()
     forced = names("force", force or None) or []

@@ -72,6 +72,14 @@ def bench(
     references: Annotated[
         bool, typer.Option(help="Add the rows that anchor the table (observations, oracle, ...).")
     ] = True,
+    worth: Annotated[
+        bool,
+        typer.Option(
+            "--worth",
+            help="Also train the oracle on 25, 50, 100, ... clean images and say for each row as "
+            "good as how many clean images it is.",
+        ),
+    ] = False,
     force: Annotated[
         str | None,
         typer.Option(
@@ -151,6 +159,7 @@ def bench(
         seeds=seeds,
         overrides=overrides,
         with_references=references,
+        worth=worth,
     )
     share, forced = Part.read(part), names("--force", force) or []
     place = chosen(launcher, settings)

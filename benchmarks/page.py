@@ -28,6 +28,8 @@ from .tables.matrix import matrix
 
 #: Pictures in their order.
 CAPTIONS = {
+    "worth.png": "As good as how many clean images: the same network trained on so many of them, "
+    "and where each row lies",
     "sweep.png": "Quality against the strength of the corruption",
     "quality_cost.png": "Quality against cost: FLOP of training, which no other process disturbs, "
     "and seconds; hollow: a method's own way",

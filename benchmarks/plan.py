@@ -13,6 +13,7 @@ from cleanprior.config.composition import registry_defaults
 from cleanprior.errors import UserError, unknown
 
 from .description import Beside, Case, Description
+from .worth import worth_rows
 
 #: More training seeds than anybody trains; a seed that was given for a count.
 MOST_SEEDS = 1000
@@ -47,6 +48,7 @@ class Plan:
         references: Methods that anchor every table and are not compared.
         about: One sentence; empty where its data or operators were replaced.
         sweep: The key that differs between problems, for a plot; empty for none.
+        worth: Rows trained on clean images, few and all, that the others are measured by.
         part: A hash of rows and seeds where these are not the benchmark's own: the tables of such a
             request have folders of their own, and overwrite no others. Empty for all of it, and for
             folders of before there were parts.
@@ -58,6 +60,7 @@ class Plan:
     about: str = ""
     sweep: str = ""
     part: str = ""
+    worth: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -115,6 +118,7 @@ def make_plan(
     seeds: int | str | Sequence[int] | None = None,
     overrides: Sequence[str] = (),
     with_references: bool = True,
+    worth: bool = False,
 ) -> Plan:
     """Compose every cell of a benchmark.
 
@@ -126,6 +130,7 @@ def make_plan(
         seeds: Replaces its training seeds; see :func:`chosen_seeds`.
         overrides: Further ``key=value`` of every cell.
         with_references: Whether the reference rows are added.
+        worth: Whether rows are added that say what the others are worth in clean images.
 
     Raises:
         UserError: Any name or key that does not exist; nothing has been computed or written.
@@ -136,9 +141,11 @@ def make_plan(
     trained = chosen_seeds(described.seeds if seeds is None else seeds)
     before = described.before if with_references else ()
     after = described.after if with_references else ()
+    ladder = worth_rows() if worth else {}
+    after = (*(row for row in ladder if row not in after), *after)
     rows = [m for m in before if m not in chosen]
     rows += chosen + [m for m in after if m not in chosen]
-    variants = {row: described.variant(row) for row in rows}
+    variants = {row: ladder.get(row) or described.variant(row) for row in rows}
     cases = [Case((f"operator={o}",)) for o in operators] if operators else described.cases
     shared = [f"data={described.data if data is None else data}", *described.overrides]
     _check_shared(overrides)
@@ -150,12 +157,21 @@ def make_plan(
             first = compose(_later_wins([*shared, *case.overrides, *overrides, *row_overrides]))
             cells[row] = [{**first, "seed": seed} for seed in trained]
         made.append(_problem(cells, case.beside))
-    references = (*described.before, *described.after)
+    references = tuple(dict.fromkeys([*described.before, *described.after, *ladder]))
+    if ladder and (reason := _no_clean(made)):
+        raise UserError(f"--worth compares with training on clean images; {reason}")
     about = "" if data or operators else described.about  # it speaks of what was replaced
     own = [*described.before, *described.methods, *described.after]
     is_whole = set(rows) == set(own) and trained == chosen_seeds(described.seeds)
     part = "" if is_whole else _short(json.dumps([sorted(rows), sorted(trained)]))
-    return Plan(described.name, made, references, about, described.sweep, part)
+    return Plan(described.name, made, references, about, described.sweep, part, tuple(ladder))
+
+
+def _no_clean(problems: Sequence[Problem]) -> str:
+    """Return why there are no clean images; empty where there are."""
+    config = next(iter(problems[0].cells.values()))[0]
+    data = config["data"]
+    return f"data={data['name']} has none" if "no_clean" in data.get("capabilities", ()) else ""
 
 
 def _short(text: str) -> str:

@@ -14,9 +14,10 @@ from cleanprior.terminal import Screen
 
 from . import page, places, published, runner
 from .figures import problems
+from .figures import worth as worth_plot
 from .page import Sheet
 from .plan import Plan, Problem
-from .tables import notes, statistics, writing
+from .tables import notes, statistics, worth, writing
 from .tables.columns import DASH
 from .tables.display import display, marks
 from .tables.overview import OVERVIEWS, overview
@@ -67,6 +68,8 @@ def report(plan: Plan, out: Path, screen: Screen, is_kept: bool = True) -> Repor
     sheets = [_problem(plan, p, out, screen, best, disk) for p in plan.problems]
     folder = places.tables(out, plan.key)
     front = _published(plan, sheets, folder, screen, disk)
+    if plan.worth:
+        front += _worth(plan, sheets, out, screen, disk)
     if len(sheets) > 1:
         front += _overviews(plan, sheets, best, folder, screen, disk)
     if disk.refusals:
@@ -185,6 +188,27 @@ def _published(
     print_notes(screen, "", [*lines[:1], f"what differs, line by line: {whole}"])
     numbers = published.numbers(shown)
     return [Sheet("published", title, shown, numbers, bold, lines, files, {}, plan.references)]
+
+
+def _worth(plan: Plan, sheets: list[Sheet], out: Path, screen: Screen, disk: _Disk) -> list[Sheet]:
+    """Print and write what each row is worth in clean images."""
+    found = []
+    for problem, sheet in zip(plan.problems, sheets, strict=True):
+        shown, numbers, lines = worth.table(sheet.records, plan.worth, plan.references)
+        title = f"As good as how many clean images: {problem.title}"
+        folder = places.tables(out, plan.key_of(problem))
+        if not len(shown):
+            print_notes(screen, title, lines)
+            continue
+        bold = shown.map(lambda _: False)
+        written = (folder, "worth", title, shown, numbers, lines, bold)
+        files = disk.take(partial(writing.write_plain, *written))
+        files += disk.take(partial(worth_plot.write, sheet.records, plan, problem.title, folder))
+        print_table(screen, title, shown, bold, folder / "worth.md")
+        print_notes(screen, "", lines)
+        tab = "worth" if len(sheets) == 1 else f"worth: {sheet.tab}"
+        found.append(Sheet(tab, title, shown, numbers, bold, lines, files, {}, plan.references))
+    return found
 
 
 def _overviews(

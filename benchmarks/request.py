@@ -30,6 +30,7 @@ class Request:
             :func:`cleanprior.benchmarks.plan.chosen_seeds`.
         overrides: ``key=value`` for every row.
         with_references: Whether the rows that anchor a table are added.
+        worth: Whether rows are told as good as so many clean images, see :mod:`.worth`.
     """
 
     bench: str = "default"
@@ -41,6 +42,7 @@ class Request:
     seeds: int | str | Sequence[int] | None = None
     overrides: Sequence[str] = ()
     with_references: bool = True
+    worth: bool = False
 
     def plan(self, forced: Sequence[str] = ()) -> Plan:
         """Compose and check every cell.
@@ -68,6 +70,7 @@ class Request:
             self.seeds,
             self.overrides,
             self.with_references,
+            self.worth,
         )
 
     def write(self, folder: Path) -> None:
@@ -93,6 +96,7 @@ class Request:
             ) from error
         try:
             given = json.loads(text)
+            given = {"worth": False, **given}  # earlier versions had no such option
             if given.keys() != {f.name for f in fields(cls)}:
                 raise KeyError("a key is missing")
             request = cls(**given)

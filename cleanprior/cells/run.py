@@ -150,6 +150,9 @@ class Cell:
     def refusal(self) -> str | None:
         """Return why the method cannot be trained on the problem, or None."""
         found = capabilities.refused(self.config)
+        wanted, n = self.method.clean_images, len(self.data.train)
+        if found is None and isinstance(wanted, int) and wanted > n:
+            return f"is to start from {wanted} clean images, and there are {n}"
         return found.reason if found else self.method.supports(self.problem)
 
 

@@ -1,5 +1,6 @@
 """Where the tables of a request lie: those of other rows overwrite none."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,10 @@ from cleanprior.benchmarks.request import Request
 
 from cleanprior.cells import CellFolder
 from cleanprior.cells.record import write_record
+from cleanprior.cells.run import Cell
 from cleanprior.cli import main
+from cleanprior.config import compose
+from cleanprior.errors import UserError
 from cleanprior.terminal import Screen
 
 WHOLE = Request(bench="smoke")
@@ -70,3 +74,32 @@ def test_a_folder_that_was_named_without_its_rows_is_reported_where_it_is(out, m
     assert "naive" not in (folder / "table.md").read_text()
     assert not tables(out, plan.key).exists()
     assert plan.kept_in("another").part == plan.part
+
+
+def test_worth_adds_few_clean_images_as_references_in_a_folder_of_its_own():
+    plan = replace(WHOLE, worth=True).plan()
+    cells = plan.problems[0].cells
+    counts = [cells[row][0]["method"]["clean_images"] for row in plan.worth]
+    assert counts == [25, 50, 100, 200, 400, 800, "all"]
+    assert set(plan.worth) <= set(plan.references) and list(cells)[-7:] == list(plan.worth)
+    assert plan.key != WHOLE.plan().key and not WHOLE.plan().worth
+    ones = {row: c[0] for row, c in WHOLE.plan().problems[0].cells.items()}
+    assert all(cells[row][0] == config for row, config in ones.items()), "the same cells"
+    own = replace(WHOLE, worth=True, data="measurements", overrides=["data.path=x.npz"])
+    with pytest.raises(UserError, match="--worth compares .* data=measurements has none"):
+        own.plan()
+
+
+def test_a_request_of_before_there_was_worth_is_read(out):
+    path = tables(out, WHOLE.plan().key) / "request.json"
+    given = json.loads(path.read_text())
+    del given["worth"]
+    path.write_text(json.dumps(given))
+    assert Request.read(path.parent).plan() == WHOLE.plan()
+
+
+def test_more_clean_images_than_there_are_is_a_row_that_is_skipped(tmp_path):
+    chosen = ["method=oracle", "method.clean_images=2000"]
+    cell = Cell(CellFolder(tmp_path, compose(chosen)))
+    assert cell.refusal() == "is to start from 2000 clean images, and there are 1437"
+    assert Cell(CellFolder(tmp_path, compose([*chosen[:1], "seed=1"]))).refusal() is None
