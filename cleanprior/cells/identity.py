@@ -103,6 +103,15 @@ class Identity:
         """What defines the cell's numbers."""
         return digest([_stages("evaluate"), self.parts()])
 
+    @cached_property
+    def loaded(self) -> str:
+        """What defines a user's measurements as they were read: nothing of operator or method.
+
+        The name of their file is told with them.
+        """
+        name = os.path.basename(str(self.config["data"].get("path")))
+        return digest([_stages("measure"), self.data, name])
+
     def measurements(self, split: str, operator_state: str) -> str:
         """Return what defines the measurements of a split: nothing of the method.
 

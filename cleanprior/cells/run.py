@@ -26,6 +26,7 @@ from ..data.datasets import CleanData
 from ..data.measured import MeasuredData, write_splits
 from ..data.measurement_files import DamagedMeasurements, draw_measurements, read_measurements
 from ..data.measurements import Measurements
+from ..data.shelf import Shelf, load_from
 from ..defaults import exact_products, plain_tensors
 from ..errors import UserError
 from ..evaluation.protocol import Protocol
@@ -55,13 +56,21 @@ from .status import Status
 
 
 @lru_cache(maxsize=2)
-def load_data(config: str, _identity: str) -> CleanData | MeasuredData:
+def load_data(
+    config: str, _identity: str, shelf: Shelf | None = None, is_kept: bool = False
+) -> CleanData | MeasuredData:
     """Load a data set from its configuration as JSON; kept for the next cell of a benchmark.
 
     Files that changed have another identity and are read again.
+
+    Arguments:
+        config: The configuration.
+        shelf: Where a user's measurements lie that are too many for memory, if they lie there.
+        is_kept: Whether they are put there, where they do not.
     """
-    data: CleanData | MeasuredData = build(json.loads(config))
-    return data
+    parts = json.loads(config)
+    found = build(parts) if shelf is None else load_from(shelf, lambda: build(parts), is_kept)
+    return cast(CleanData | MeasuredData, found)
 
 
 class Cell:
@@ -69,16 +78,18 @@ class Cell:
 
     Arguments:
         folder: Where it lies: measurements are kept beside it, once for all methods.
+        is_kept: Whether those of a user's file are kept there, too, where they are too many for
+            memory. Else they lie in the system's folder of temporary files while they are used.
 
     Raises:
         UserError: A value that a part refuses.
     """
 
-    def __init__(self, folder: CellFolder) -> None:
+    def __init__(self, folder: CellFolder, is_kept: bool = False) -> None:
         exact_products()
         config = folder.config
         self.folder, self.config = folder, config
-        self.data = load_data(json.dumps(config["data"]), json.dumps(folder.identity.data))
+        self.data = self._loaded(is_kept)
         self.notices = self.data.notices
         self.operator: Operator = build_operator(
             config["operator"], self.data.image_shape, config["data_seed"]
@@ -98,11 +109,28 @@ class Cell:
         self.sampler = build(config["sampler"])
         self.problem = self.trainer.problem(self.operator, config)
 
+    def _loaded(self, is_kept: bool) -> CleanData | MeasuredData:
+        """Load the data set; of several processes one reads a user's large file."""
+        named = json.dumps(self.config["data"]), json.dumps(self.folder.identity.data)
+        if "no_clean" not in self.config["data"].get("capabilities", ()):
+            return load_data(*named)
+        if not is_kept:
+            return load_data(*named, self.shelf)
+        with FileLock(self.folder.lock(f"data-{self.shelf.key}")):
+            return load_data(*named, self.shelf, True)
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where a user's measurements are kept that are too many for memory."""
+        key = self.folder.identity.loaded
+        return Shelf(self.folder.measurements("data", key).parent, key)
+
     def measurements(self, split: str) -> Measurements:
         """Return the measurements of a split: drawn once, stored, the same for every method."""
         if isinstance(self.data, MeasuredData):
             return self.data.split(split)
         path = self.stored(split)
+        assert path is not None
         with FileLock(self.folder.lock(path.stem)):
             if path.exists():
                 try:
@@ -113,8 +141,10 @@ class Cell:
             seed = self.config["data_seed"]
             return draw_measurements(path, x, self.operator, seed, split, self.truth)
 
-    def stored(self, split: str) -> Path:
-        """Return where the measurements of a split are stored for all methods."""
+    def stored(self, split: str) -> Path | None:
+        """Return where the measurements of a split are stored for all methods; None for nowhere."""
+        if isinstance(self.data, MeasuredData):
+            return self.shelf.split(split) if self.shelf.described.exists() else None
         state = state_hash(self.operator)
         take_over_measurements(self.folder, split, state)
         return self.folder.measurements(split, self.folder.identity.measurements(split, state))
@@ -224,7 +254,7 @@ def prepare(folder: CellFolder, force: bool = False) -> tuple[str, ImageShape]:
     """
     if force and folder.path.exists():
         shutil.rmtree(folder.path)
-    cell = Cell(folder)
+    cell = Cell(folder, is_kept=True)
     shape = cell.operator.image_shape
     reason = cell.refusal()
     if reason is not None:
@@ -233,7 +263,7 @@ def prepare(folder: CellFolder, force: bool = False) -> tuple[str, ImageShape]:
     files = folder.files.training
     if read_outcome(files) is not None:
         return "trained", shape
-    cell.job().write(files, None if isinstance(cell.data, MeasuredData) else cell.stored("train"))
+    cell.job().write(files, cell.stored("train"))
     return "ready", shape
 
 
@@ -253,7 +283,7 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
     outcome = read_outcome(files)
     if outcome is None:
         return False
-    cell = Cell(folder)
+    cell = Cell(folder, is_kept=True)
     record = _head(cell)
     warnings = cell.method.warnings(cell.problem)
     record["warning"] = codes(warnings)

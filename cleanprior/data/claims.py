@@ -17,7 +17,7 @@ FREE = 256 << 20
 RATIO = 100
 
 
-def check_claim(path: Path, name: str, claimed: int, stored: int) -> None:
+def check_claim(path: Path, name: str, claimed: int, stored: int, by_rows: bool = False) -> None:
     """Refuse an array that cannot be what it claims.
 
     Arguments:
@@ -25,11 +25,13 @@ def check_claim(path: Path, name: str, claimed: int, stored: int) -> None:
         name: The array's.
         claimed: Bytes in memory.
         stored: Bytes of the whole file.
+        by_rows: Whether it is read by some of its rows at a time: then what the file can hold may
+            be more than this machine's memory.
 
     Raises:
         UserError: More than this machine's memory, or a small file that expands without end.
     """
-    if claimed > total_bytes():
+    if claimed > total_bytes() and not (by_rows and claimed <= RATIO * stored):
         raise UserError(
             f"'{path}' claims {_size(claimed)} for '{name}', more than this machine's memory "
             f"({_size(total_bytes())})"

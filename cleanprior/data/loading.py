@@ -1,6 +1,5 @@
 """A user's own measurements, loaded and split: what ``data=measurements`` builds."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,17 +8,19 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..mapped import Pile, blocks, release
 from ..notices import Notice
-from ..operators.base import take
 from ..operators.levels import is_white, same_axes
+from .containers import whole
 from .layouts import scanned
 from .measured import MeasuredData
-from .measured_arrays import arrange
+from .measured_arrays import BLOCK, arrange
 from .measurements import Measurements
 from .patches import Patches
 from .reading import Reading
-from .splits import LEAST_HELD_OUT, held_out
-from .user_files import Held, read_held
+from .shelf import splits
+from .splits import LEAST_HELD_OUT, digests_of, held_out, held_out_rows
+from .user_files import Held, open_held
 
 
 def measured_file(
@@ -37,6 +38,9 @@ def measured_file(
     photons: Sequence[float] | None = None,
 ) -> MeasuredData:
     """Load a user's measurements; :mod:`cleanprior.data.measured` says what the file holds.
+
+    The file is read in blocks. Measurements that are large lie in files of their own
+    (:mod:`cleanprior.data.shelf`), so that memory is that of a block, whatever their number.
 
     Arguments:
         path: The file, or a folder with a file for each picture or stack.
@@ -71,13 +75,18 @@ def measured_file(
     reading = Reading(layout, key, range, missing, mask, sigma_y, photons)
     squares = None if patch is None else Patches(patch, stride)
     file = Path(path)
-    held = read_held(file, image_shape, reading)
-    arrays, notices = arrange(file, held.train, held.layout, "", reading, held.names)
-    train = Measurements.of(file, arrays)
-    test = None
-    if held.test:
-        arrays, more = arrange(file, held.test, held.layout, "test/", reading, held.test_names)
-        test, notices = Measurements.of(file, arrays, split="test/"), (*notices, *more)
+    with open_held(file, image_shape, reading) as held:
+        arrays, notices = arrange(file, held.train, held.layout, "", reading, held.names)
+        train = Measurements.of(file, arrays)
+        test = None
+        if held.test:
+            arrays, more = arrange(file, held.test, held.layout, "test/", reading, held.test_names)
+            test, notices = Measurements.of(file, arrays, split="test/"), (*notices, *more)
+        scales = {
+            split: torch.from_numpy(whole(arrays["scale"]).astype(np.float32))
+            for split, arrays in (("train", held.train), ("test", held.test))
+            if "scale" in arrays and held.test
+        }
     if squares is None:
         train, test, how = _split(file, held, train, test, test_share)
     else:
@@ -93,23 +102,14 @@ def measured_file(
     counts = f"{len(train)} measurements for training and {len(test)} held out, {how}"
     notices = (Notice(f"{file.name}: {counts}"), *held.notices, *notices)
     shape_of_one = (int(channels), int(height), int(width))
-    scales = {
-        split: torch.from_numpy(np.asarray(arrays["scale"], np.float32))
-        for split, arrays in (("train", held.train), ("test", held.test))
-        if arrays and "scale" in arrays and held.test
-    }
     why = "data.patch cuts y" if squares is not None else ""
     why = "data.photons takes roots of y" if photons is not None else why
     return MeasuredData(file.stem, train, test, shape_of_one, notices, why, scales)
 
 
-def _keys(held: Held, train: Measurements) -> tuple[list[str], str]:
-    """Return by what each measurement is held out, and how to say it."""
-    if held.names is not None and len(set(held.names)) > 1:
-        return held.names, f"by a hash of the names of {len(set(held.names))} files"
-    return [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in train.y], (
-        "by a hash of each y"
-    )
+def _files(held: Held) -> list[str] | None:
+    """Return the file that each measurement comes from, where there are several."""
+    return held.names if held.names is not None and len(set(held.names)) > 1 else None
 
 
 def _split(
@@ -121,15 +121,20 @@ def _split(
         UserError: One is too small.
     """
     if test is None:
-        keys, how = _keys(held, train)
-        is_test = held_out(keys, share)
-        return _chosen(train, ~is_test), _chosen(train, is_test), how
+        names = _files(held)
+        if names is None:
+            is_test, how = held_out_rows(digests_of(train.y), share), "by a hash of each y"
+        else:
+            is_test = held_out(names, share)
+            how = f"by a hash of the names of {len(set(names))} files"
+        places = [of.nonzero()[:, 0] for of in (~is_test, is_test)]
+        return *splits((train, places[0]), (train, places[1])), how
     if len(test) < LEAST_HELD_OUT:
         raise UserError(
             f"'{file}' holds one measurement below test/; needed: at least {LEAST_HELD_OUT}, "
             "or none (a share is held out)"
         )
-    return train, test, held.how
+    return *splits((train, None), (test, None)), held.how
 
 
 def _patches(
@@ -154,40 +159,53 @@ def _patches(
                 f"'{file}': params/{key} lies not on the pixels of y, so that patches have none; "
                 "leave data.patch out"
             )
-    whole, is_test, names = train, None, _keys(held, train)[0]
+    images, is_test, names = train, None, _files(held)
     if test is not None:
-        whole = _together(train, test)
+        images = _together(train, test)
         is_test = [False] * len(train) + [True] * len(test)
-        names = [str(i) for i in range(len(whole))]
-    places, others, how = patches.split(names, [size] * len(whole), share, is_test)
-    channels = sum(v.shape[1] for v in (whole.y, *whole.params.values()))
+        names = [str(i) for i in range(len(images))]
+    elif names is None:
+        names = [digest.decode() for digest in digests_of(train.y)]
+    places, others, how = patches.split(names, [size] * len(images), share, is_test)
     cut = [
-        _cut(whole, patches, patches.draw(p, None, channels, split))
+        _cut(images, patches, patches.draw(p, None, 0, split))
         for p, split in ((places, "train"), (others, "test"))
     ]
-    return cut[0], cut[1], f"patches of {patches.side} pixels {how}"
+    return *splits((cut[0], None), (cut[1], None)), f"patches of {patches.side} pixels {how}"
 
 
 def _together(train: Measurements, test: Measurements) -> Measurements:
-    params = {k: torch.cat([v, test.params[k]]) for k, v in train.params.items()}
-    levels = [train.sigma_y, test.sigma_y]
-    if levels[0].shape[1:] != levels[1].shape[1:]:
-        levels = [same_axes(m.sigma_y, m.y) for m in (train, test)]
-    level = torch.cat(levels)
-    return Measurements(torch.cat([train.y, test.y]), params, level)
+    pairs = {k: [v, test.tensors()[k]] for k, v in train.tensors().items()}
+    if train.sigma_y.shape[1:] != test.sigma_y.shape[1:]:
+        pairs["sigma_y"] = [same_axes(m.sigma_y, m.y) for m in (train, test)]
+    return _of({k: _joined(pair) for k, pair in pairs.items()})
 
 
-def _cut(whole: Measurements, patches: Patches, places: Tensor) -> Measurements:
-    params = {k: patches.cut(list(v), places) for k, v in whole.params.items()}
-    if is_white(whole.sigma_y):
-        level = whole.sigma_y[places[:, 0]].clone()
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    pile = Pile()
+    for tensor in tensors:
+        for part in blocks(tensor):
+            pile.add(part)
+    return pile.tensor()
+
+
+def _cut(images: Measurements, patches: Patches, places: Tensor) -> Measurements:
+    """Return patches of y and of its parameters, cut in blocks."""
+    tensors, found = images.tensors(), {}
+    if is_white(images.sigma_y):
+        found["sigma_y"] = tensors.pop("sigma_y")[places[:, 0]].clone()
     else:
-        level = patches.cut(list(same_axes(whole.sigma_y, whole.y)), places)
-    return Measurements(patches.cut(list(whole.y), places), params, level)
+        tensors["sigma_y"] = same_axes(images.sigma_y, images.y)
+    for name, tensor in tensors.items():
+        pile = Pile()
+        each = 4 * tensor.shape[1] * patches.side**2
+        for some in places.split(max(1, BLOCK // each)):
+            pile.add(patches.cut(tensor, some))
+            release(images.tensors()[name])
+        found[name] = pile.tensor()
+    return _of(found)
 
 
-def _chosen(measured: Measurements, chosen: Tensor) -> Measurements:
-    index = chosen.nonzero()[:, 0]
-    return Measurements(
-        measured.y[index], take(measured.params, index), measured.sigma_y[index].clone()
-    )
+def _of(tensors: dict[str, Tensor]) -> Measurements:
+    params = {k.removeprefix("params."): v for k, v in tensors.items() if k.startswith("params.")}
+    return Measurements(tensors["y"], params, tensors["sigma_y"])

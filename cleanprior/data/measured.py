@@ -33,17 +33,15 @@ from torch import Tensor
 
 from ..errors import UserError, did_you_mean
 from ..extras import optional
-from ..mapped import rows
+from ..mapped import blocks, rows
 from ..notices import Notice
-from ..operators.base import ImageShape, Operator, take
+from ..operators.base import ImageShape, Operator, few, first, take
 from ..operators.levels import column, same_axes
 from ..seeding import generator_for
 from .containers import SUFFIXES
 from .contents import LEAST_SHARE
 from .measurements import Batch, Measurements
 
-#: Measurements that are checked at a time.
-CHUNK = 512
 #: y beyond 4 + 10 sigma_y is on another scale than images in [-1, 1], noise and all.
 LARGEST, OUTLIER = 4.0, 10.0
 #: y below this is on another scale too, as k-space that a scanner wrote.
@@ -103,7 +101,7 @@ class MeasuredData:
         test = check_measurements(self.test, operator, "test/")
         for split, measured in (("", self.train), ("test/", self.test)):
             _check_law(measured, operator, split)
-        _check_level(max(m.sigma_y.max().item() for m in (self.train, self.test)), operator)
+        _check_level(max(_largest(m.sigma_y) for m in (self.train, self.test)), operator)
         found = (*(train or test), *_law(self.train, operator))
         return tuple(replace(n, text=f"{self.name}: {n.text}") for n in found)
 
@@ -119,13 +117,17 @@ def check_split(measured: Measurements, operator: Operator) -> tuple[Notice, ...
     """
     found = check_measurements(measured, operator)
     _check_law(measured, operator)
-    _check_level(measured.sigma_y.max().item(), operator)
+    _check_level(_largest(measured.sigma_y), operator)
     return (*found, *_law(measured, operator))
 
 
 def _check_law(measured: Measurements, operator: Operator, split: str = "") -> None:
     if measured.params and (reason := operator.mismatch(measured.params)) is not None:
         raise UserError(f"{split}params of the {len(measured)} measurements: {reason}")
+
+
+def _largest(sigma_y: Tensor) -> float:
+    return max(part.max().item() for part in blocks(sigma_y))
 
 
 def _check_level(largest: float, operator: Operator) -> None:
@@ -155,7 +157,7 @@ def check_measurements(
     """
     check_shapes(measured, operator, split)
     seen = _Seen()
-    for index in torch.arange(len(measured)).split(CHUNK):
+    for index in torch.arange(len(measured)).split(few(measured.y[:1].nbytes)):
         _check_y(measured, index, operator, split, seen)
     return tuple(_scale(seen, operator, measured, split))
 
@@ -196,7 +198,8 @@ def _scale(seen: _Seen, operator: Operator, measured: Measurements, split: str) 
     if measured.y.dim() != 4 or "fourier" in operator.capabilities:
         return
     # Of images in [0, 1] at most 2.3 % of y lie two standard deviations of the noise below 0.
-    if seen.below <= 0.03 * seen.count * (measured.sigma_y.max() > 0) and seen.most > 0:
+    has_noise = _largest(measured.sigma_y) > 0
+    if seen.below <= 0.03 * seen.count * has_noise and seen.most > 0:
         text = f"{split}y has no values below 0 but for its noise ({seen.least:.3g} the least)"
         advice = "if they are in [0, 1], store 2 y - 1 where measured, and 2 sigma_y"
         yield Notice(f"{text}; images are in [-1, 1]: {advice}", True)
@@ -224,8 +227,8 @@ def check_shapes(measured: Measurements | Batch, operator: Operator, split: str 
         UserError: Parameters that are missing, unknown or of another shape, a y of another shape.
     """
     _check_params(measured, operator, split)
-    one = take(measured.params, slice(0, 1))
-    shape = tuple(operator.A(torch.zeros(1, *operator.image_shape), one).shape[1:])
+    zero = torch.zeros(1, *operator.image_shape)
+    shape = tuple(operator.A(zero, first(measured.params)).shape[1:])
     if measured.y.shape[1:] != shape:
         raise UserError(
             f"{split}y has shape {_shape(measured.y.shape)}; {operator.name} makes "
@@ -247,7 +250,7 @@ def _check_params(measured: Measurements | Batch, operator: Operator, split: str
         found = tuple(measured.params[key].shape)
         if found[1:] != shape:
             raise UserError(f"operator {operator.name} needs {wanted}; theirs has {_shape(found)}")
-    for key in measured.params.keys() - needed.keys():
+    for key in sorted(measured.params.keys() - needed.keys()):
         allowed = ", ".join(f"params/{k}" for k in needed) or "none"
         raise UserError(
             f"'{split}params/{key}' is not a parameter of operator {operator.name}; its parameters "
@@ -260,13 +263,13 @@ def _check_y(
 ) -> None:
     y, params = rows(measured.y, index), take(measured.params, index)
     seen = operator.observed(y, params)
-    first = int(index[0])
+    begin = int(index[0])
     if not ((seen == 0) | (seen == 1)).all():
         raise UserError(
             f"{split}params must be 1 (measured) or 0 (not measured); other values found"
         )
     if (stray := ((1 - seen) * y != 0).flatten(1).any(1)).any():
-        number = first + int(stray.nonzero()[0])
+        number = begin + int(stray.nonzero()[0])
         raise UserError(
             f"{split}y of image {number} holds values where its parameters say that nothing was "
             "measured; set them to 0, or mend the mask (1 = measured)"
@@ -279,7 +282,7 @@ def _check_y(
     if (outside := (y.abs() > limit).flatten(1).any(1)).any():
         place = int(outside.nonzero()[0])
         raise UserError(
-            f"{split}y of image {first + place} reaches {y[place].abs().max():g}; images are in "
+            f"{split}y of image {begin + place} reaches {y[place].abs().max():g}; images are in "
             f"[-1, 1] and sigma_y is {sigma_y[place].max():g} in the same units: scale "
             "both (8 bits: y = 2 y / 255 - 1 where measured, sigma_y = 2 sigma_y / 255), or set "
             "data.range=[LOW,HIGH] to the values that shall become -1 and 1"

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..defaults import plain_tensors
 from ..files import write_with
 from ..hashed import OF, Damaged
-from ..mapped import DTYPE_NAMES, blocks, bytes_of, map_tensors
+from ..mapped import BLOCK, DTYPE_NAMES, blocks, bytes_of, map_tensors, rows
 from ..operators.base import Operator
 from ..operators.truth import Truth
 from ..outside import check_regular
@@ -25,20 +25,40 @@ class DamagedMeasurements(Damaged):
     """A file of measurements that is not what was written."""
 
 
-def write_measurements(path: Path, measured: Measurements) -> None:
+def write_measurements(path: Path, measured: Measurements, index: Tensor | None = None) -> None:
     """Write measurements with the hash of their content, atomically and block by block.
+
+    Arguments:
+        path: The file.
+        measured: The measurements.
+        index: Positions of those that are written, or None for all.
 
     Raises:
         UserError: The disk refuses the write.
     """
 
+    def parts(value: Tensor) -> Iterator[Tensor]:
+        if index is None:
+            yield from blocks(value)
+            return
+        count = max(1, BLOCK * len(value) // max(1, value.nbytes))
+        for chosen in index.split(count):
+            yield rows(value, chosen)
+
     def write(file: IO[bytes]) -> None:
         tensors = measured.tensors()
+        if index is not None:
+            tensors = {k: v[:1].expand(len(index), *v.shape[1:]) for k, v in tensors.items()}
         places = _write_head(file, tensors, measured.hash, path.stem)
-        for name, value in tensors.items():
+        content = Content()
+        for name, value in sorted(measured.tensors().items()):
             file.seek(places[name])
-            for part in blocks(value):
-                file.write(bytes_of(part.contiguous()))
+            content.begin(name, tensors[name])
+            for part in parts(value):
+                file.write(bytes_of(part.contiguous()) if index is None else content.add(part))
+        if index is not None:
+            file.seek(0)
+            _write_head(file, tensors, content.hash, path.stem)
 
     _write(path, write)
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from ..defaults import check_dense, plain_tensors
 from ..errors import UserError
-from ..mapped import blocks, bytes_of, rows
+from ..mapped import blocks, bytes_of, is_in_file, rows
 from ..notices import tell
 from ..operators.base import ImageShape, Operator, Params, take
 from ..operators.levels import check_levels
@@ -23,7 +23,7 @@ from ..seeding import generator_for
 from ..transfer import to_device
 from .measured_arrays import arrange
 from .reading import Reading
-from .user_files import read_held
+from .user_files import open_held
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,8 @@ class Measurements:
     ) -> "Measurements":
         """Read a user's measurements; :mod:`cleanprior.data.measured` says what the file holds.
 
-        What a file holds out (``test/y``) is not read; of a folder every file is.
+        What a file holds out (``test/y``) is not read; of a folder every file is. They are read in
+        blocks, and large ones lie in a file of their own while they are used.
 
         Arguments:
             path: The file.
@@ -226,8 +227,8 @@ class Measurements:
         """
         file = Path(path)
         how = reading or Reading(layout=layout)
-        held = read_held(file, image_shape, how, is_whole=True)
-        found, notices = arrange(file, held.train, held.layout, "", how, held.names)
+        with open_held(file, image_shape, how, is_whole=True) as held:
+            found, notices = arrange(file, held.train, held.layout, "", how, held.names)
         tell((*held.notices, *notices))
         return cls.of(file, found, sigma_y)
 
@@ -260,7 +261,7 @@ class Measurements:
         params = {k[7:]: v for k, v in arrays.items() if k.startswith("params/")}
         if level.dim() == 0 and y.dim() > 0:
             level = level.expand(len(y))
-        return cls(y, params, level.float().clone())
+        return cls(y, params, level if is_in_file(level) else level.float().clone())
 
 
 def simulated(

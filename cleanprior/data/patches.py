@@ -123,20 +123,28 @@ class Patches:
     ) -> Int[Tensor, "k 3"]:
         """Return at most ``limit`` places, drawn evenly, in an order of their own.
 
+        Arguments:
+            places: All of them.
+            limit: How many, or None for all.
+            channels: Of the patches, which are to be in memory; 0 where they are not.
+            split: ``train`` or ``test``.
+
         Raises:
             UserError: More patches than fit in half of this machine's memory.
         """
         generator = generator_for(0, "patches", split=split)
         order = torch.randperm(len(places), generator=generator)[:limit]
         each = 4 * channels * self.side**2
-        if (most := total_bytes() // (2 * each)) < len(order):
+        if each and (most := total_bytes() // (2 * each)) < len(order):
             raise UserError(
                 f"{len(order):,} patches of {self.side} pixels need more than half of this "
                 f"machine's memory; set data.limit to at most {most:,}, or a larger data.stride"
             )
         return places[order]
 
-    def cut(self, images: Sequence[Tensor], places: Int[Tensor, "m 3"]) -> Float[Tensor, "m c s t"]:
+    def cut(
+        self, images: Sequence[Tensor] | Tensor, places: Int[Tensor, "m 3"]
+    ) -> Float[Tensor, "m c s t"]:
         """Return the patches at these places of images (c, h, w), which may differ in size."""
         first = images[0]
         found = torch.empty(len(places), len(first), self.side, self.side, dtype=first.dtype)

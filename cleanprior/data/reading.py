@@ -1,25 +1,22 @@
 """What a user says of a file of measurements: its range, gaps, mask and noise level."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .array_sources import choose
-from .containers import named_arrays
 from .contents import check_range
-from .formats import Frames
-from .layouts import check_layout, with_axes
+from .layouts import check_layout
+from .mask_files import Mask, Masks, open_masks
 from .photons import Photons
 
 Arrays = dict[str, NDArray[Any]]
-#: Names under which a file may hold its mask.
-MASKS = ("mask", "params/mask", "array")
 
 
 @dataclass(frozen=True)
@@ -95,169 +92,178 @@ class Reading:
         values = (np.asarray(x, np.float64) - offset) / factor
         return values if self.detector is None else self.detector.inverse(values)
 
-    def apply(
+    @contextmanager
+    def opened(
         self,
         path: Path,
-        arrays: Arrays,
-        sides: Mapping[str, int],
+        shape: Sequence[int],
+        held: Collection[str],
+        is_image: bool,
         names: Sequence[str] | None = None,
-    ) -> list[str]:
-        """Complete the arrays of one split in place; return what should be told.
+    ) -> "Iterator[Pass]":
+        """Begin to complete the arrays of one split, block by block.
 
         Arguments:
             path: The file, for errors.
-            arrays: ``y`` as (n, c, h, w) where it is images, ``sigma_y``, ``params/NAME``.
-            sides: Length of y's axes by their letter; empty where y is no image.
+            shape: That of y, (n, c, h, w) where it is images.
+            held: Names of the arrays that the file holds.
+            is_image: Whether it is images.
             names: The file that each image of a folder comes from.
 
         Raises:
-            UserError: A mask that does not fit, NaN where something was measured, or a range for
-                values that have no offset.
+            UserError: A mask that does not fit, or a range for values that have no offset.
         """
-        told = []
-        if "sigma_y" not in arrays and self.sigma_y is not None:
-            arrays["sigma_y"] = np.asarray(float(self.sigma_y))
-        told += self._masked(path, arrays, sides, names)
-        if gaps := _fill_gaps(arrays):
-            told.append(f"y is NaN where nothing was measured ({gaps} entries), read as 0")
-        if n := int(np.isnan(arrays["y"]).sum()):
-            raise UserError(
-                f"'{path}': the measurements hold NaN or infinity in 'y' ({n} times NaN); set "
-                "data.missing=nan where it means that nothing was measured"
-            )
-        if self.range is not None:
-            told.append(self._scaled(path, arrays, sides))
-        return told
-
-    def _masked(
-        self,
-        path: Path,
-        arrays: Arrays,
-        sides: Mapping[str, int],
-        names: Sequence[str] | None,
-    ) -> list[str]:
-        """Make the mask from the user's file and from NaN; return what should be told."""
-        told, y = [], arrays["y"]
-        if (self.mask or self.missing) and not sides:
-            raise UserError(f"'{path}': y of shape {y.shape} is no image, and has no mask")
-        if self.mask is not None:
-            if "params/mask" in arrays:
-                raise UserError(f"'{path}' holds params/mask; leave data.mask out")
-            mask = read_masks(Path(self.mask), y.shape, names)
-            hidden = np.broadcast_to(mask == 0, y.shape)
-            if n := int((hidden & (y != 0) & ~np.isnan(y)).sum()):
-                told.append(f"y is read as 0 where data.mask hides it ({n} entries)")
-            arrays["y"] = y = np.where(hidden, y.dtype.type(0), y)
-            arrays["params/mask"] = np.broadcast_to(mask, (len(y), *mask.shape[1:]))
-        if self.missing == "nan":
-            seen = ~np.isnan(y)
-            if (seen == seen[:, :1]).all():
-                seen = seen[:, :1]
-            if "params/mask" in arrays:
-                seen = seen & (np.broadcast_to(arrays["params/mask"], seen.shape) > 0)
-            elif seen.all():
-                told.append("y holds no NaN, so that data.missing=nan hides nothing")
-            arrays["params/mask"] = seen.astype(np.float32)
-            told.append(f"{1 - seen.mean():.1%} of y is NaN or masked: not measured")
-        return told
-
-    def _scaled(self, path: Path, arrays: Arrays, sides: Mapping[str, int]) -> str:
-        """Bring y and its noise level to units of images; return what should be told."""
-        assert self.range is not None
-        (low, high), (factor, offset) = self.range, self.scale
-        if self.detector is not None and (not sides or "sigma_y" in arrays):
+        if (self.mask or self.missing) and not is_image:
+            raise UserError(f"'{path}': y of shape {tuple(shape)} is no image, and has no mask")
+        if self.mask is not None and "params/mask" in held:
+            raise UserError(f"'{path}' holds params/mask; leave data.mask out")
+        if self.detector is not None and (not is_image or "sigma_y" in held):
             raise UserError(f"'{path}': data.photons is for images whose file holds no sigma_y")
-        if not sides and offset:
+        if self.range is not None and not is_image and self.scale[1]:
             raise UserError(
                 f"'{path}': y is no image and has no offset; data.range=[-A,A] scales it"
             )
-        y = self.unit(arrays["y"])
+        with ExitStack() as stack:
+            masks = None
+            if self.mask is not None:
+                masks = stack.enter_context(open_masks(Path(self.mask), shape, names))
+            yield Pass(path, self, masks)
+
+
+@dataclass
+class Pass:
+    """The arrays of one split on their way to what operators have.
+
+    Of what is a fact of the whole split, only whether all channels are measured together has to be
+    known before the first block: :meth:`look` at all of y where :attr:`is_looking`.
+
+    Arguments:
+        path: The file, for errors.
+        reading: What the user says of it.
+        masks: Of the user's file of masks, or None.
+    """
+
+    path: Path
+    reading: Reading
+    masks: Masks | None
+    _is_together: bool = True
+    _covered: int = 0
+    _gaps: int = 0
+    _nan: int = 0
+    _seen: int = 0
+    _of: int = 0
+    _has_mask: bool = False
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether all of y has to be looked at first."""
+        return self.reading.missing == "nan"
+
+    def look(self, y: NDArray[Any], first: int) -> None:
+        """Look at a block of y, (b, c, h, w), whose images are counted from ``first`` on."""
+        seen = ~np.isnan(self._masked({"y": y}, first)["y"])
+        self._is_together = self._is_together and bool((seen == seen[:, :1]).all())
+
+    def __call__(self, arrays: Arrays, first: int) -> None:
+        """Complete a block of the arrays in place.
+
+        Arguments:
+            arrays: ``y`` as (b, c, h, w) where it is images, ``params/NAME``, and noise levels of
+                its entries.
+            first: The number of its first image.
+        """
+        y = arrays["y"]
+        if self.masks is not None:
+            self._covered += self._stray(y, first)
+            self._masked(arrays, first)
+        if self.reading.missing == "nan":
+            self._find_gaps(arrays)
+        self._gaps += _fill_gaps(arrays)
+        self._nan += int(np.isnan(arrays["y"]).sum())
+        if self.reading.range is None:
+            return
+        y = self.reading.unit(arrays["y"])
+        if "sigma_y" in arrays:
+            arrays["sigma_y"] = arrays["sigma_y"] * self.reading.scale[0]
         mask = arrays.get("params/mask")
         if mask is not None and mask.ndim == y.ndim:
             y = np.where(np.broadcast_to(mask == 0, y.shape), 0.0, y)
         arrays["y"] = y
-        if self.detector is not None:
-            arrays["sigma_y"] = np.asarray(factor)
-            return (
-                f"photons are brought to Gaussian noise of one level, sigma_y = {factor:.6g} "
-                f"(generalised Anscombe), by data.range=[{low:g},{high:g}]"
+
+    def level(self, held: NDArray[Any] | None) -> NDArray[Any] | None:
+        """Return the noise level in units of images, of that in the file; None where none is."""
+        factor = self.reading.scale[0]
+        if self.reading.detector is not None:
+            return np.asarray(factor)
+        if held is None and self.reading.sigma_y is not None:
+            held = np.asarray(float(self.reading.sigma_y))
+        if held is None or self.reading.range is None:
+            return held
+        return np.asarray(held * factor)
+
+    def end(self) -> list[str]:
+        """Return what should be told of all blocks.
+
+        Raises:
+            UserError: NaN where something was measured.
+        """
+        told = []
+        if self._covered:
+            told.append(f"y is read as 0 where data.mask hides it ({self._covered} entries)")
+        if self.reading.missing == "nan":
+            if self._seen == self._of and not self._has_mask:
+                told.append("y holds no NaN, so that data.missing=nan hides nothing")
+            share = 1 - self._seen / self._of
+            told.append(f"{share:.1%} of y is NaN or masked: not measured")
+        if self._gaps:
+            told.append(f"y is NaN where nothing was measured ({self._gaps} entries), read as 0")
+        if self._nan:
+            raise UserError(
+                f"'{self.path}': the measurements hold NaN or infinity in 'y' ({self._nan} times "
+                "NaN); set data.missing=nan where it means that nothing was measured"
             )
-        if "sigma_y" in arrays:
-            arrays["sigma_y"] = np.asarray(arrays["sigma_y"] * factor)
-        return f"y and sigma_y are read by data.range=[{low:g},{high:g}]"
+        if self.reading.range is not None:
+            low, high = self.reading.range
+            span = f"data.range=[{low:g},{high:g}]"
+            if self.reading.detector is None:
+                told.append(f"y and sigma_y are read by {span}")
+            else:
+                told.append(
+                    "photons are brought to Gaussian noise of one level, sigma_y = "
+                    f"{self.reading.scale[0]:.6g} (generalised Anscombe), by {span}"
+                )
+        return told
+
+    def _mask(self, y: NDArray[Any], first: int) -> Mask:
+        assert self.masks is not None
+        return self.masks(first, first + len(y))
+
+    def _stray(self, y: NDArray[Any], first: int) -> int:
+        """Return how many values the user's mask hides."""
+        hidden = np.broadcast_to(self._mask(y, first) == 0, y.shape)
+        return int((hidden & (y != 0) & ~np.isnan(y)).sum())
+
+    def _masked(self, arrays: Arrays, first: int) -> Arrays:
+        """Hide what the user's mask hides; the mask becomes an array."""
+        if self.masks is not None:
+            y, mask = arrays["y"], self._mask(arrays["y"], first)
+            arrays["y"] = np.where(np.broadcast_to(mask == 0, y.shape), y.dtype.type(0), y)
+            arrays["params/mask"] = np.broadcast_to(mask, (len(y), *mask.shape[1:]))
+        return arrays
+
+    def _find_gaps(self, arrays: Arrays) -> None:
+        """Take NaN as not measured."""
+        seen = ~np.isnan(arrays["y"])
+        if self._is_together:
+            seen = seen[:, :1]
+        if "params/mask" in arrays:
+            self._has_mask = True
+            seen = seen & (np.broadcast_to(arrays["params/mask"], seen.shape) > 0)
+        self._seen, self._of = self._seen + int(seen.sum()), self._of + seen.size
+        arrays["params/mask"] = seen.astype(np.float32)
 
 
 AS_STORED = Reading()
-
-
-def read_masks(
-    path: Path, shape: Sequence[int], names: Sequence[str] | None = None
-) -> NDArray[np.float32]:
-    """Read which pixels were measured, (n or 1, c or 1, h, w), 1 = measured.
-
-    Arguments:
-        path: A file with one mask, or with one for each image; or a folder with a file for each
-            picture, called as it is but for its ending.
-        shape: (n, c, h, w) of the measurements.
-        names: The file that each image comes from, where they come from a folder.
-
-    Raises:
-        UserError: No such file, another size or number, or more than two values.
-    """
-    if path.is_dir() and path.suffix.lower() != ".zarr":
-        if names is None:
-            raise UserError(f"data.mask={path} is a folder, and the measurements are one file")
-        return _masks_by_name(path, shape, names)
-    mask = _mask_file(path)
-    n, channels, *size = shape
-    fits = mask.shape[0] in (1, n) and mask.shape[1] in (1, channels)
-    if not fits or list(mask.shape[2:]) != size:
-        raise UserError(
-            f"data.mask={path} has the shape {mask.shape}; needed: {size[0]}x{size[1]} pixels, one "
-            f"mask for all or {n}"
-        )
-    return mask
-
-
-def _masks_by_name(folder: Path, shape: Sequence[int], names: Sequence[str]) -> NDArray[np.float32]:
-    from .array_files import files_of
-
-    files = {PurePosixPath(n).with_suffix("").as_posix(): n for n in files_of(folder)}
-    found = []
-    read: dict[str, NDArray[np.float32]] = {}
-    for name in names:
-        stem = PurePosixPath(name).with_suffix("").as_posix()
-        if stem not in files:
-            raise UserError(f"data.mask={folder} holds no mask for '{name}': no file '{stem}.*'")
-        if stem not in read:
-            count = sum(n == name for n in names)
-            read[stem] = read_masks(folder / files[stem], (count, *shape[1:]))
-            read[stem] = np.broadcast_to(read[stem], (count, *read[stem].shape[1:]))
-            found.append(read[stem])
-    return np.concatenate(found)
-
-
-def _mask_file(path: Path) -> NDArray[np.float32]:
-    with named_arrays(path, "mask") as arrays:
-        key = next((k for k in MASKS if k in arrays), None)
-        rows = choose(path, arrays, key)
-        values, layout = with_axes(rows, None)
-        mask = np.asarray(values[:])
-    if not isinstance(rows, Frames):
-        layout = {2: "HW", 3: "NHW", 4: "NCHW"}.get(mask.ndim)
-    if mask.dtype.kind not in "biuf" or layout is None:
-        raise UserError(f"data.mask={path} holds {mask.dtype} of shape {mask.shape}, no mask")
-    if mask.ndim < 4:
-        mask = mask.reshape(-1, 1, *mask.shape[-2:])
-    kinds = np.unique(mask)
-    if np.isnan(mask).any() or len(kinds) > 2 or (len(kinds) == 2 and kinds[0] != 0):
-        raise UserError(
-            f"data.mask={path} holds {len(kinds)} values from {kinds[0]:g} to {kinds[-1]:g}; "
-            "needed: 0 (not measured) and one other value"
-        )
-    if kinds[-1] == 0:
-        raise UserError(f"data.mask={path} says that nothing was measured")
-    return (mask != 0).astype(np.float32)
 
 
 def _fill_gaps(arrays: Arrays) -> int:

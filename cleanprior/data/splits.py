@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UserError
+from ..mapped import blocks, bytes_of
 
 #: Words in the name of a folder (or split) of images to train on: ``Training``, ``train2017``.
 TRAIN_WORDS = frozenset({"train", "training", "trainset", "traindata", "trn"})
@@ -46,21 +50,60 @@ def held_out(keys: Sequence[str], share: float) -> Tensor:
     Raises:
         UserError: Nothing would be left to train on.
     """
-    places = {k: position(k) for k in keys}
     counts = Counter(keys)
-    chosen = {k for k, place in places.items() if place < share}
-    if sum(counts[k] for k in chosen) < LEAST_HELD_OUT or len(chosen) == len(places):
-        chosen = set()
-        for key in sorted(places, key=lambda k: (places[k], k)):
-            if sum(counts[k] for k in chosen) >= LEAST_HELD_OUT:
-                break
-            chosen.add(key)
-    if len(chosen) == len(places):
+    names = sorted(counts)
+    chosen = _chosen(names, np.array([counts[k] for k in names]), share)
+    held = {name for name, is_held in zip(names, chosen, strict=True) if is_held}
+    return torch.tensor([k in held for k in keys])
+
+
+def held_out_rows(digests: NDArray[Any], share: float) -> Tensor:
+    """Choose as :func:`held_out`, by hashes in one array: 64 bytes for each image and no more.
+
+    Arguments:
+        digests: A sha256 in 64 hexadecimal digits for each image, (n,).
+        share: Share of hashes that are held out.
+
+    Raises:
+        UserError: Nothing would be left to train on.
+    """
+    names, place, counts = np.unique(digests, return_inverse=True, return_counts=True)
+    return torch.from_numpy(_chosen(names, counts, share)[place])
+
+
+def digests_of(y: Tensor) -> NDArray[Any]:
+    """Return the sha256 of each row of a tensor, 64 hexadecimal digits, read in blocks."""
+    return np.concatenate(
+        [
+            np.array([hashlib.sha256(bytes_of(r.contiguous())).hexdigest() for r in part], "S64")
+            for part in blocks(y)
+        ]
+    )
+
+
+def _chosen(
+    names: Sequence[str] | NDArray[Any], counts: NDArray[Any], share: float
+) -> NDArray[np.bool_]:
+    """Return which of some different keys, sorted, are held out.
+
+    Arguments:
+        names: The keys.
+        counts: How many images each has.
+        share: Share of keys that are held out.
+    """
+    places = np.array([position(k.decode() if isinstance(k, bytes) else k) for k in names])
+    chosen = places < share
+    if counts[chosen].sum() < LEAST_HELD_OUT or chosen.all():
+        order = np.argsort(places, kind="stable")  # of equal ones, the smaller key
+        before = np.cumsum(counts[order]) - counts[order]
+        chosen = np.zeros(len(places), bool)
+        chosen[order[before < LEAST_HELD_OUT]] = True
+    if chosen.all():
         raise UserError(
-            f"{len(keys)} in all, {len(places)} of them different; needed: at least 3 different "
+            f"{counts.sum()} in all, {len(places)} of them different; needed: at least 3 different "
             f"ones, of which {LEAST_HELD_OUT} are held out"
         )
-    return torch.tensor([k in chosen for k in keys])
+    return chosen
 
 
 def role(name: str) -> str:

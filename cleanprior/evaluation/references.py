@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator
+from torch import Generator, Tensor
 
 from ..cells.reading import read_sealed, sealed
 from ..files import write_text
 from ..hashed import OF, Damaged
+from ..mapped import blocks, bytes_of, rows
 from ..notices import Notice, tell
 from ..progress import Progress
 from ..seeding import generator_for
@@ -42,13 +43,16 @@ SIZES = 12
 VERSION = 1
 
 
-def repeats(features: Array) -> int:
+def repeats(features: Array | Tensor) -> int:
     """Return how often a random value is drawn for features of this width."""
     return FEW if features.shape[1] > MANY else REPEATS
 
 
 def remembered(
-    cache: Path | None, what: str, inputs: list[Array | str], compute: Callable[[], MeanStd]
+    cache: Path | None,
+    what: str,
+    inputs: list[Array | Tensor | str],
+    compute: Callable[[], MeanStd],
 ) -> MeanStd:
     """Return a value of the cache, or compute and keep it.
 
@@ -64,8 +68,10 @@ def remembered(
     for part in inputs:
         if isinstance(part, str):
             digest.update(f"{part}|".encode())
-        else:
-            digest.update(f"{part.shape}|".encode() + np.ascontiguousarray(part).tobytes())
+            continue
+        digest.update(f"{tuple(part.shape)}|".encode())
+        for block in blocks(torch.as_tensor(part)):
+            digest.update(bytes_of(block.contiguous()))
     path = cache / f"{what}-{digest.hexdigest()[:16]}.json"
     if path.exists():
         try:
@@ -129,7 +135,7 @@ def split_distance(
 
 
 def resampled_distance(
-    features: Array, n: int, times: int, seed: int, progress: Progress
+    features: Array | Tensor, n: int, times: int, seed: int, progress: Progress
 ) -> MeanStd:
     """Return the Frechet distance to a set of n of its own members, drawn with replacement.
 
@@ -140,12 +146,12 @@ def resampled_distance(
         seed: Evaluation seed.
         progress: Where to show it.
     """
-    moments, values = Moments.of(features), []
+    moments, members, values = Moments.of(features), torch.as_tensor(features), list[float]()
     with progress.task(f"distance of {n} members to their set", times) as task:
         for number in range(times):
             generator = generator_for(seed, "resampled", number=number)
-            chosen = torch.randint(len(features), (n,), generator=generator).numpy()
-            values.append(moments.distance(features[chosen]))
+            chosen = torch.randint(len(members), (n,), generator=generator)
+            values.append(moments.distance(rows(members, chosen).numpy()))
             task.advance()
     return _mean_std(values)
 

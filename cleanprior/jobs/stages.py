@@ -26,7 +26,7 @@ def check(request: Request, _: Progress) -> list[int]:
     rounds = []
     for config in request["configs"]:
         try:
-            cell = Cell(CellFolder(Path(request["out"]), config))
+            cell = Cell(CellFolder(Path(request["out"]), config), is_kept=True)
             rounds.append(len(cell.method.rounds(cell.trainer.steps)))
         except UserError:
             raise

@@ -1,15 +1,17 @@
 r"""The Operator: :math:`y = A x + \sigma_y z`, its parameters' law, further corruption."""
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from deepinv.physics import LinearPhysics
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from ..mapped import blocks, rows
+from ..mapped import blocks, bytes_of, rows
 from ..seeding import randn_like
 from .levels import is_white
 
@@ -83,7 +85,8 @@ class Operator:
         """Return how parameters from a file contradict this operator's law, or None.
 
         What a random draw explains (:func:`beyond_chance`) is no contradiction. The sentence says
-        what was found, what is assumed, and what to set.
+        what was found, what is assumed, and what to set. Parameters may lie in a file and be many:
+        :func:`cleanprior.mapped.blocks` of them are in memory one after the other.
         """
         return None
 
@@ -100,7 +103,7 @@ class Operator:
         twin = copy.copy(self)
         if n > 1 and all(bool((b == v[:1]).all()) for v in params.values() for b in blocks(v)):
             found = found - {"random"} | {"fixed"}
-            twin.__dict__["draw"] = _Same(take(params, slice(0, 1)))
+            twin.__dict__["draw"] = _Same(first(params))
         shown = self.shown(params)
         if shown is not None and not shown.all():
             found.add("null_space")
@@ -124,8 +127,8 @@ class Operator:
         if not self.capabilities & {"mask", "fourier"}:
             return None
         zero = torch.zeros(1, *self.image_shape)
-        found = torch.zeros(self.A(zero, take(params, slice(0, 1))).shape[1:], dtype=torch.bool)
-        for part in torch.arange(len(next(iter(params.values())))).split(512):
+        found = torch.zeros(self.A(zero, first(params)).shape[1:], dtype=torch.bool)
+        for part in torch.arange(len(next(iter(params.values())))).split(few(found.nbytes * 4)):
             y = torch.zeros(len(part), *found.shape)
             found |= (self.observed(y, take(params, part)) > 0).any(0)
         return found
@@ -230,13 +233,40 @@ def beyond_chance(found: float, assumed: float, draws: int) -> bool:
 
 
 def distinct(params: Tensor) -> int:
-    """Return how many different rows a tensor has."""
-    return len({row.numpy().tobytes() for row in params})
+    """Return how many different rows a tensor has, by eight bytes of a hash of each."""
+    digests = [
+        np.array([_eight(row) for row in part], np.uint64) for part in blocks(params) if len(part)
+    ]
+    return len(np.unique(np.concatenate(digests))) if digests else 0
+
+
+def _eight(row: Tensor) -> int:
+    digest = hashlib.blake2b(bytes_of(row.contiguous()), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def few(size: int) -> int:
+    """Return how many images of so many bytes are worked on at a time, where any number would do.
+
+    At most 512, and 64 MB of them.
+    """
+    return max(1, min(512, (64 << 20) // max(1, size)))
+
+
+def mean(values: Tensor) -> float:
+    """Return the mean of a tensor's entries, read in blocks and added in float64."""
+    total = sum(float(part.sum(dtype=torch.float64)) for part in blocks(values))
+    return total / max(1, values.numel())
 
 
 def take(params: Params, index: Tensor | slice) -> Params:
     """Select the parameters of some images."""
     return {k: rows(v, index) for k, v in params.items()}
+
+
+def first(params: Params) -> Params:
+    """Return a copy of the parameters of the first image, which whoever keeps them may copy."""
+    return take(params, torch.arange(1))
 
 
 def likelihood_sigma(sigma_y: Float[Tensor, "b ..."], floor: float) -> Float[Tensor, "b ..."]:

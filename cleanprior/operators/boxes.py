@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 from typing_extensions import override
 
+from ..mapped import blocks
 from .base import ImageShape, Operator, Params
 
 
@@ -87,7 +88,7 @@ class BoxInpainting(Operator):
     def mismatch(self, params: Params) -> str | None:
         """Compare each mask with a box of ``side`` pixels."""
         mask = params["mask"]
-        hidden = (mask == 0).flatten(1).sum(1)
+        hidden = torch.cat([(part == 0).flatten(1).sum(1) for part in blocks(mask)])
         sides = (hidden.double() ** 0.5).round()
         odd = (sides**2 != hidden).nonzero()
         if len(odd):
@@ -97,10 +98,14 @@ class BoxInpainting(Operator):
             found = f"{low}" if low == high else f"{low} to {high}"
             advice = f"; set operator.side={low}" if low == high > 0 else ""
             return f"the boxes have sides of {found} and operator.side is {self.side}{advice}"
-        corners = self._places(mask)[:, 0].clamp(0, len(self._corners) - 1)
-        odd = (self._mask(corners) != mask).flatten(1).any(1).nonzero()
-        if len(odd):
-            return f"what the mask of image {int(odd[0])} hides is no square of {self.side} pixels"
+        first = 0
+        for part in blocks(mask):
+            corners = self._places(part)[:, 0].clamp(0, len(self._corners) - 1)
+            odd = (self._mask(corners) != part).flatten(1).any(1).nonzero()
+            if len(odd):
+                number = first + int(odd[0])
+                return f"what the mask of image {number} hides is no square of {self.side} pixels"
+            first += len(part)
         return None
 
     @override

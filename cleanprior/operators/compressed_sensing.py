@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from typing_extensions import override
 
-from .base import ImageShape, Operator, Params, distinct
+from ..mapped import blocks
+from .base import ImageShape, Operator, Params, distinct, mean
 
 
 class RowMatrices(LinearPhysics):  # type: ignore[misc]
@@ -87,12 +88,13 @@ class GaussianMeasurements(Operator):
     def mismatch(self, params: Params) -> str | None:
         """Compare the share of rows and the variance of the entries with what is assumed."""
         matrix, rows = params["matrix"], params["rows"]
-        if (missing := 1 - rows.mean().item()) > 0:
+        if (missing := 1 - mean(rows)) > 0:
             return (
                 f"params/rows marks {missing:.1%} of the rows as missing and the operator draws "
                 "none; leave them out of y, params/matrix and params/rows and set operator.m"
             )
-        power = matrix.double().pow(2).mean().item() * self.m
+        squares = sum(part.double().pow(2).sum().item() for part in blocks(matrix))
+        power = squares / matrix.numel() * self.m
         draws = distinct(matrix) * matrix[0].numel()
         if abs(power - 1) > 5 * (2 / draws) ** 0.5 + 0.01:
             return (

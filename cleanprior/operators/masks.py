@@ -6,8 +6,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from typing_extensions import override
 
+from ..mapped import blocks
 from ..seeding import bernoulli
-from .base import ImageShape, Operator, Params, beyond_chance, distinct
+from .base import ImageShape, Operator, Params, beyond_chance, distinct, mean
 
 
 def further_mask(
@@ -72,7 +73,7 @@ class RandomInpainting(Operator):
     @override
     def mismatch(self, params: Params) -> str | None:
         mask = params["mask"]
-        missing = 1 - mask.mean().item()
+        missing = 1 - mean(mask)
         # Masks that repeat say no more than one of them.
         draws = distinct(mask) * mask[0].numel()
         if beyond_chance(missing, self.p, draws):
@@ -80,7 +81,8 @@ class RandomInpainting(Operator):
                 f"the masks hide {missing:.1%} of the pixels and operator.p is {self.p:g}; set "
                 f"operator.p={missing:.3g}"
             )
-        if self.per_channel and mask.shape[1] > 1 and (mask == mask[:, :1]).all() and missing > 0:
+        is_equal = mask.shape[1] > 1 and all(bool((m == m[:, :1]).all()) for m in blocks(mask))
+        if self.per_channel and is_equal and missing > 0:
             return (
                 "the masks are equal in all channels and operator.per_channel is true; set "
                 "operator.per_channel=false and store params/mask with one channel"

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from typing_extensions import override
 
+from ..mapped import blocks
 from .base import ImageShape, Operator, Params, distinct
 
 
@@ -79,9 +80,10 @@ class CartesianMRI(Operator):
 
     def mismatch(self, params: Params) -> str | None:
         """Compare the number of lines and those of the centre with what is assumed."""
-        lines = params["mask"][:, 0, 0]
+        mask = params["mask"]
         width = self.image_shape[2]
-        low, high = (int(v) for v in lines.sum(1).aminmax())
+        counts = torch.cat([part[:, 0, 0].sum(1) for part in blocks(mask)])
+        low, high = (int(v) for v in counts.aminmax())
         if (low, high) != (self.lines, self.lines):
             found = f"{low}" if low == high else f"{low} to {high}"
             fitting = width // low if low == high and low > 0 else 0
@@ -90,7 +92,7 @@ class CartesianMRI(Operator):
                 f"the masks measure {found} of {width} lines and operator.acceleration="
                 f"{self.acceleration} means {self.lines}{advice}"
             )
-        always = lines.amin(0)
+        always = torch.stack([part[:, 0, 0].amin(0) for part in blocks(mask)]).amin(0)
         if (always < self._centre).any():
             centre = width // 2
             count = self.centre_lines
@@ -106,8 +108,9 @@ class CartesianMRI(Operator):
         wider[start:end] = 1
         run = int(self.width_of_run(wider, start))
         share = (self.lines - self.centre_lines) / max(width - self.centre_lines, 1)
-        chance = share ** (distinct(lines) * (run - self.centre_lines))
-        if run > self.centre_lines and distinct(lines) > 1 and chance < 1e-6:
+        different = distinct(mask)
+        chance = share ** (different * (run - self.centre_lines))
+        if run > self.centre_lines and different > 1 and chance < 1e-6:
             return (
                 f"{run} middle lines are measured in every image and operator.centre_lines is "
                 f"{self.centre_lines}; set operator.centre_lines={run}"

@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from ..mapped import blocks
 from .base import distinct
+from .base import mean as mean_of
 
 #: Masks from a file may measure another number than the law by this share of it: published line
 #: masks are drawn line by line, so that their number varies.
@@ -75,14 +77,14 @@ class Sampling:
             mask: Their masks.
             what: Plural of what is counted, ``lines`` or ``points``.
         """
-        counts, total = mask.flatten(1).sum(1), self.centre.numel()
-        mean = counts.mean().item()
+        total = self.centre.numel()
+        mean = mean_of(mask) * mask[0].numel()
         if abs(mean - self.count) > max(1.0, SLACK * self.count):
             return (
                 f"the masks measure {mean:.4g} of {total} {what} and operator.acceleration means "
                 f"{self.count}; set operator.acceleration={total / max(mean, 1):.3g}"
             )
-        always = mask.amin(0)[0]
+        always = torch.stack([part.amin(0)[0] for part in blocks(mask)]).amin(0)
         if (always < self.centre).any():
             return (
                 f"the middle {what} are not measured in all images, as operator.centre_lines "
@@ -92,7 +94,7 @@ class Sampling:
         share = (self.count - self.centre_count) / max(total - self.centre_count, 1)
         more = int((always * (1 - self.centre)).sum())
         is_wider = self.size[0] == 1 and wide > self.centre_count
-        if is_wider and distinct(mask) > 1 and share ** (distinct(mask) * more) < 1e-6:
+        if is_wider and (different := distinct(mask)) > 1 and share ** (different * more) < 1e-6:
             return (
                 f"{wide} middle lines are measured in every image and operator.centre_lines is "
                 f"{self.centre_count}; set operator.centre_lines={wide}"

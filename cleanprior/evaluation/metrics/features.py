@@ -1,7 +1,7 @@
 """Features for distances of distributions: pixels, a classifier of the data, known networks."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from ...data.datasets import CleanData
 from ...diffusion.limits import check_finite, check_weight_shapes
 from ...errors import UserError
 from ...hashed import OF, Damaged
+from ...mapped import Pile, bytes_of, scratch_in
 from ...notices import Notice, tell
 from ...progress import Progress
 from ...seeding import generator_for, scoped_rng, seed_for
@@ -229,21 +230,55 @@ def reference_features(
     features: Features, x: Tensor, cache: Path | None, progress: Progress = SILENT
 ) -> NDArray[np.float64]:
     """Return features of reference images; those of slow networks are kept on disk, in float32."""
+    return features_of_parts(features, lambda: iter([x]), len(x), cache, progress).numpy()
+
+
+def features_of_parts(
+    features: Features,
+    parts: Callable[[], Iterator[Tensor]],
+    n: int,
+    cache: Path | None,
+    progress: Progress = SILENT,
+) -> Tensor:
+    """Return features of reference images that are not all in memory, (n, d) in float64.
+
+    Arguments:
+        features: The features.
+        parts: Yields the images in their order, part by part, each time that it is called.
+        n: How many there are.
+        cache: Folder where those of slow networks are kept, in float32; None for nowhere. Large
+            ones lie in a file without a name there.
+        progress: Where to show a slow network at work.
+    """
+
+    def computed() -> Tensor:
+        pile, shown = Pile(), progress if features.is_slow else SILENT
+        with scratch_in(cache), shown.task(f"features · {features.key}", n) as task:
+            for part in parts():
+                for some in part.split(SHOWN) if features.is_slow else [part]:
+                    pile.add(torch.from_numpy(features.with_scores(some)[0]))
+                    task.advance(len(some))
+            return pile.tensor()
+
     if cache is None or not features.is_slow:
-        return compute(features, x, progress)[0]
-    digest = hashlib.sha256(x.contiguous().numpy().tobytes() + f"{tuple(x.shape)}".encode())
+        return computed()
+    digest, size = hashlib.sha256(), torch.Size()
+    for part in parts():
+        digest.update(bytes_of(part.contiguous()))
+        size = part.shape[1:]
+    digest.update(f"{(n, *size)}".encode())
     path = cache / f"{features.key}-{digest.hexdigest()[:16]}.safetensors"
     if path.exists():
         try:
             found = read_tensors(path, path.stem)[0]["features"]
-            if len(found) == len(x) and found.dim() == 2:
-                return found.double().numpy()
+            if len(found) == n and found.dim() == 2:
+                return found.double()
             raise Damaged(f"'{path}' holds features of something else")
         except (Damaged, KeyError) as error:
             _tell_of(path, error)
-    found = torch.from_numpy(compute(features, x, progress)[0]).float()
+    found = computed().float()
     write_tensors(path, {"features": found}, {OF: path.stem})
-    return found.double().numpy()
+    return found.double()
 
 
 def _is_found(path: Path, net: nn.Module) -> bool:

@@ -15,23 +15,23 @@ References:
         2025), arXiv:2505.13377
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ...data.measurements import Measurements
-from ...mapped import rows
+from ...mapped import LARGE, rows
 from ...operators.base import Operator, take
 from ...operators.levels import column
 from ...progress import Progress
 from ...seeding import generator_for, randn_like
 from ..references import remembered, repeats, resampled_distance
-from .features import SILENT, Features, compute, reference_features
+from .features import SHOWN, SILENT, Features, compute, features_of_parts
 from .generation import MeanStd
 from .restoration import Moments
 
@@ -62,6 +62,10 @@ def corrupt(
     return operator.lift(y, params)
 
 
+#: Bytes of lifted measurements in memory, where they are many.
+BLOCK = 16 << 20
+
+
 @dataclass(frozen=True)
 class Proximal:
     """The reference side of the distance: features of the training measurements.
@@ -85,14 +89,28 @@ class Proximal:
     cache: Path | None = None
     progress: Progress = SILENT
 
-    _reference: NDArray[np.float64] = field(init=False, repr=False)
+    _reference: Tensor = field(init=False, repr=False)
     _moments: Moments = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        lifted = self.operator.lift(self.measured.y, self.measured.params)
-        found = reference_features(self.features, lifted, self.cache, self.progress)
+        found = features_of_parts(
+            self.features, self._lifted, len(self.measured), self.cache, self.progress
+        )
         object.__setattr__(self, "_reference", found)
         object.__setattr__(self, "_moments", Moments.of(found))
+
+    def _lifted(self) -> Iterator[Tensor]:
+        """Yield the measurements lifted to images; where they are many, in parts."""
+        size = 4 * math.prod(self.operator.image_shape)
+        # Parts of what a slow network takes at a time.
+        count = SHOWN * max(1, BLOCK // (SHOWN * size))
+        is_small = len(self.measured) * size <= LARGE
+        for index in torch.arange(len(self.measured)).split(
+            len(self.measured) if is_small else count
+        ):
+            yield self.operator.lift(
+                rows(self.measured.y, index), take(self.measured.params, index)
+            )
 
     def __call__(self, x: Float[Tensor, "n c h w"], number: int = 0) -> float:
         """Return the distance of samples.

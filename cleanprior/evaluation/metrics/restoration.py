@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from ...mapped import blocks, is_in_file
 from ...operators.base import Params
 from ...operators.levels import is_white
 from ...operators.likelihood import Likelihood
+
+#: Bytes of features in memory, where they are many.
+FEATURES = 16 << 20
 
 
 def psnr(x: Float[Tensor, "n c h w"], truth: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -153,13 +157,16 @@ class Moments:
     root: NDArray[np.float64]
 
     @classmethod
-    def of(cls, features: NDArray[np.float64]) -> "Moments":
-        """Take the moments of features, (n, d).
+    def of(cls, features: NDArray[np.float64] | Tensor) -> "Moments":
+        """Take the moments of features, (n, d); of a tensor in a file, in blocks.
 
         Raises:
             ValueError: Fewer than 2 samples, or features that are not finite.
         """
-        mean, covariance = _moments(features)
+        if isinstance(features, Tensor) and is_in_file(features):
+            mean, covariance = _in_blocks(features)
+        else:
+            mean, covariance = _moments(np.asarray(features))
         values, vectors = np.linalg.eigh(covariance)
         return cls(mean, covariance, (vectors * np.sqrt(values.clip(0))) @ vectors.T)
 
@@ -183,6 +190,22 @@ def _moments(features: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
     if not np.isfinite(x).all():
         raise ValueError("features hold NaN or infinity")
     return x.mean(0), np.atleast_2d(np.cov(x.T))
+
+
+def _in_blocks(features: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and covariance of features that are many, as :func:`_moments` does."""
+    n, d = features.shape
+    mean = np.zeros(d)
+    for part in blocks(features, FEATURES):
+        mean += part.numpy().sum(0)
+    mean /= n
+    covariance = np.zeros((d, d))
+    for part in blocks(features, FEATURES):
+        centred = part.numpy() - mean
+        covariance += centred.T @ centred
+    if not np.isfinite(covariance).all():
+        raise ValueError("features hold NaN or infinity")
+    return mean, covariance / (n - 1)
 
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
