@@ -1,5 +1,6 @@
 """A user's file that is larger than memory: blocks of it give what all of it at once gives."""
 
+import copy
 import os
 import shutil
 
@@ -11,10 +12,12 @@ import torch
 from cleanprior import mapped
 from cleanprior.cells import CellFolder
 from cleanprior.cells.run import Cell, prepare
-from cleanprior.config import compose
+from cleanprior.config import build, compose
 from cleanprior.data import Measurements, arrays, loading, measured_arrays, measured_file, shelf
+from cleanprior.data.kspace.steps import transform
 from cleanprior.data.shelf import Shelf, load_from
 from cleanprior.errors import UserError
+from cleanprior.operators.building import build_operator
 
 N, SHAPE = 40, (2, 8, 7)
 
@@ -263,3 +266,38 @@ def test_what_is_read_from_the_shelf_is_no_other_data_set(small_blocks, tmp_path
         shutil.copy(place.split(part), other.split(part))
     load_from(other, lambda: measured_file(path, None, 0.3))
     assert "belongs to something else" in caplog.text
+
+
+def _scans(folder):
+    """Three scans of disks by two coils: two on lines, one on points."""
+    rng = _rng()
+    folder.mkdir()
+    rows, columns = np.mgrid[-1:1:16j, -1:1:16j]
+    for i, name in enumerate("abc"):
+        radius = rng.uniform(0.3, 0.8, (4, 1, 1, 1))
+        disk = (rows**2 + columns**2 < radius**2) * np.stack([1 + rows, 1 - columns])
+        noise = rng.normal(size=disk.shape) + 1j * rng.normal(size=disk.shape)
+        k_space = transform(disk.astype(np.complex64)) + 0.003 * noise
+        seen = rng.random((16, 16) if i == 2 else 16) > 0.4
+        seen[..., 5:11] = True
+        np.save(folder / f"{name}.npy", (k_space * seen).astype(np.complex64))
+
+
+def test_scans_of_a_folder_one_after_the_other(tmp_path, request):
+    _scans(tmp_path / "scans")
+    keys = compose(["data=kspace", f"data.path={tmp_path / 'scans'}", "data.sigma_y=0.003"])["data"]
+    whole = build(keys)
+    request.getfixturevalue("small_blocks")
+    found = build(keys)
+    for split in ("train", "test"):
+        assert found.split(split).hash == whole.split(split).hash
+        assert torch.equal(found.scales[split], whole.scales[split])
+    assert (found.law, found.notices, found.image_shape) == (whole.law, whole.notices, (2, 16, 16))
+    assert mapped.is_in_file(found.train.y) and not mapped.is_in_file(whole.train.y)
+    assert whole.train.params["mask"].shape[2] == 16, "lines are as high as points"
+    operator = build_operator(compose(["data=kspace", "operator=mri_multicoil"])["operator"],
+                              (2, 16, 16), 0)  # fmt: skip
+    law = operator.with_law_of(found.train.params)
+    assert copy.deepcopy(law).draw.maps is law.draw.maps, (
+        "a copy of an operator has no copy of them"
+    )

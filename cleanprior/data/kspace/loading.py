@@ -1,7 +1,7 @@
 """Files of k-space as measurements of ``operator=mri_multicoil``: what ``data=kspace`` builds."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,13 @@ import numpy as np
 import torch
 
 from ...errors import UserError
+from ...mapped import Pile, release
+from ...mapped import rows as row_of
 from ...notices import Notice
 from ..measured import MeasuredData
 from ..measurements import Measurements
-from ..splits import LEAST_HELD_OUT, held_out
+from ..shelf import splits
+from ..splits import LEAST_HELD_OUT, digests_of, held_out, held_out_rows
 from .preparing import Options, Prepared, prepare
 from .scans import SUFFIXES, Complex, read_scan
 
@@ -41,6 +44,8 @@ def kspace(
     In this order: slices that hold an object, readout oversampling, prewhitening where there are
     samples of noise, coil compression, mask, noise level, coil maps, scale. The scale is kept with
     the measurements, and restorations are multiplied by it.
+
+    One file at a time is in memory, and what is made of it goes to a file where that is large.
 
     Arguments:
         path: A file of :data:`SUFFIXES`, or a folder of them.
@@ -85,8 +90,7 @@ def kspace(
     )
     root = Path(path)
     files = files_of(root)
-    found = [prepare(read_scan(file, span), options) for file in files]
-    return _together(root, files, found, test_share)
+    return _together(root, files, lambda file: prepare(read_scan(file, span), options), test_share)
 
 
 def _pair(name: str, given: Sequence[int] | None, least: int) -> tuple[int, int] | None:
@@ -113,52 +117,102 @@ def files_of(root: Path) -> list[Path]:
     return found
 
 
+class _Gathered:
+    """The slices of all files: numbers of each slice in memory, what is large in piles."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[tuple[int, ...], str] = {}
+        self.files: list[Prepared] = []
+        self._y, self._maps, self._lines, self._points = Pile(), Pile(), Pile(), Pile()
+        self._is_lines: list[bool] = []
+
+    def add(self, name: str, one: Prepared) -> None:
+        """Add the slices of a file."""
+        self.shapes[one.y.shape[1:]] = name
+        if len(self.shapes) > 1:
+            return  # told when all files are known
+        is_lines = one.mask.shape[1] == 1
+        self._y.add(_parts(one.y))
+        self._maps.add(_parts(one.maps))
+        mask = torch.from_numpy(np.ascontiguousarray(one.mask[:, None].astype(np.float32)))
+        (self._lines if is_lines else self._points).add(mask)
+        self._is_lines.append(is_lines)
+        none = np.zeros(0, np.complex64)
+        self.files.append(replace(one, y=none, maps=none, mask=none.real))
+
+    @property
+    def is_lines(self) -> bool:
+        """Whether all masks are lines of k-space."""
+        return all(self._is_lines)
+
+    def measurements(self) -> Measurements:
+        """Return all slices, of which nothing is left here."""
+        y = self._y.tensor()
+        params = {"mask": self._mask(int(y.shape[3])), "coil_maps": self._maps.tensor()}
+        level = torch.from_numpy(np.concatenate([one.sigma_y for one in self.files]))
+        return Measurements(y, params, level)
+
+    def _mask(self, rows: int) -> torch.Tensor:
+        """Return the masks of all slices; lines beside points are as high as these."""
+        if self.is_lines:
+            return self._lines.tensor()
+        points = self._points.tensor()
+        if not any(self._is_lines):
+            return points
+        lines, pile = self._lines.tensor(), Pile()
+        places = {True: 0, False: 0}
+        for is_lines, one in zip(self._is_lines, self.files, strict=True):
+            begin, held = places[is_lines], lines if is_lines else points
+            part = row_of(held, torch.arange(begin, begin + len(one.scale)))
+            pile.add(part.expand(-1, -1, rows, -1).contiguous())
+            places[is_lines] += len(one.scale)
+        return pile.tensor()
+
+    def close(self) -> None:
+        """Leave nothing in a file."""
+        for pile in (self._y, self._maps, self._lines, self._points):
+            pile.close()
+
+
 def _together(
-    root: Path, files: Sequence[Path], found: Sequence[Prepared], test_share: float
+    root: Path, files: Sequence[Path], prepared: Callable[[Path], Prepared], test_share: float
 ) -> MeasuredData:
-    """Put the slices of all files together and hold some out.
+    """Put the slices of all files together, of which one at a time is in memory; hold some out.
 
     Raises:
         UserError: Files of different coils or sizes.
     """
-    shapes = {p.y.shape[1:]: f.name for p, f in zip(found, files, strict=True)}
-    if len(shapes) > 1:
-        (a, first), (b, second) = list(shapes.items())[:2]
-        raise UserError(
-            f"'{first}' has (coils, rows, columns) {a} and '{second}' {b}; set data.coils, "
-            "data.readout and data.size so that they agree"
-        )
-    rows, columns = found[0].y.shape[2:]
-    is_lines = all(p.mask.shape[1] == 1 for p in found)
-    masks = [
-        p.mask if is_lines else np.broadcast_to(p.mask, (len(p.y), rows, columns)) for p in found
-    ]
-    measured = Measurements(
-        _parts(np.concatenate([p.y for p in found])),
-        {
-            "mask": torch.from_numpy(np.concatenate(masks)[:, None].astype(np.float32)),
-            "coil_maps": _parts(np.concatenate([p.maps for p in found])),
-        },
-        torch.from_numpy(np.concatenate([p.sigma_y for p in found])),
-    )
+    gathered = _Gathered()
+    try:
+        for file in files:
+            gathered.add(file.name, prepared(file))
+        if len(gathered.shapes) > 1:
+            (a, first), (b, second) = list(gathered.shapes.items())[:2]
+            raise UserError(
+                f"'{first}' has (coils, rows, columns) {a} and '{second}' {b}; set data.coils, "
+                "data.readout and data.size so that they agree"
+            )
+        measured = gathered.measurements()
+    finally:
+        gathered.close()
+    found = gathered.files
     scale = torch.from_numpy(np.concatenate([p.scale for p in found]))
-    law = _law(found, is_lines, measured)
+    law = _law(found, gathered.is_lines, measured)
     words = " ".join(f"operator.{k}={v}" for k, v in law.items() if k != "name")
     told = [Notice(text) for p in found for text in p.told]
     told.append(Notice(f"{root.name}: train on it by operator={law['name']} {words}"))
-    names = [f.name for p, f in zip(found, files, strict=True) for _ in p.y]
-    keys = (
-        names if len(files) > 2 else [hashlib.sha256(row.numpy()).hexdigest() for row in measured.y]
-    )
-    if len(set(keys)) <= LEAST_HELD_OUT:
+    names = [f.name for p, f in zip(found, files, strict=True) for _ in p.scale]
+    digests = digests_of(measured.y) if len(files) <= 2 else np.array([])
+    if len(set(names) if len(files) > 2 else np.unique(digests)) <= LEAST_HELD_OUT:
         told.append(Notice(f"{root.name}: {len(measured)} slices, too few to hold any out"))
         chosen = [torch.arange(len(measured))] * 2
     else:
-        is_test = held_out(keys, test_share)
+        few = len(files) <= 2
+        is_test = held_out_rows(digests, test_share) if few else held_out(names, test_share)
         chosen = [(~is_test).nonzero()[:, 0], is_test.nonzero()[:, 0]]
-    train, test = (measured[index] for index in chosen)
+    train, test = splits((measured, chosen[0]), (measured, chosen[1]))
     scales = {"train": scale[chosen[0]], "test": scale[chosen[1]]}
-    shape = (2, int(rows), int(columns))
+    shape = (2, int(measured.y.shape[3]), int(measured.y.shape[4]))
     return MeasuredData(root.stem, train, test, shape, tuple(told), scales=scales, law=law)
 
 
@@ -169,8 +223,9 @@ def _parts(values: Complex) -> torch.Tensor:
 
 def _law(found: Sequence[Prepared], is_lines: bool, measured: Measurements) -> dict[str, Any]:
     """Return the operator that these are measurements of, by its keys."""
-    share = measured.params["mask"].mean().item()
     mask = measured.params["mask"]
+    share = mask.mean().item()
+    release(mask)
     most = int(share * mask[0].numel()) - 1
     side = max(1, min(min(p.centre[1] for p in found), most if is_lines else int(most**0.5)))
     law: dict[str, Any] = {
