@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
-from functools import lru_cache
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 from .errors import UserError
 
@@ -16,7 +17,15 @@ IMAGE_SUFFIXES = (
 HOLES = 1 << 40
 #: Folders that an operating system adds.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-Listing = tuple[tuple[str, int, int], ...]
+#: Digests that a process remembers, and the files of a folder whose digest it tells another.
+KEPT, MOST = 16, 1000
+#: Nanoseconds in which nobody wrote to a file whose digest is told another process.
+QUIET = 2_000_000_000
+#: Of each file its name, size, time of change in ns, inode.
+Listing = tuple[tuple[str, int, int, int], ...]
+Known = tuple[str, Listing, str]
+
+_digests: dict[tuple[str, Listing], tuple[str, bool]] = {}
 
 
 def is_picture(name: str) -> bool:
@@ -55,8 +64,9 @@ def fingerprint(path: str | Path, is_every: bool = False) -> str | None:
     """Return the sha256 of a file, or of the names and contents of a folder's files.
 
     Of a folder that holds images only the images count: a note beside them changes no data set.
-    Every byte is read, once in a process (about a second for a gigabyte); names, sizes and times of
-    change decide whether to read again.
+    Every byte is read, once in a process (about a second for a gigabyte); names, sizes, times of
+    change and inodes decide whether to read again. The processes of a cell are told by the one that
+    starts them (:func:`known`, :func:`learn`).
 
     Arguments:
         path: A file or a folder.
@@ -83,13 +93,43 @@ def fingerprint(path: str | Path, is_every: bool = False) -> str | None:
     for name, s in status:
         if s.st_size > HOLES and getattr(s, "st_blocks", s.st_size) * 512 * 1000 < s.st_size:
             raise UserError(f"'{name}' claims {s.st_size:,} bytes and stores hardly any")
-    return _digest(str(root), tuple((name, s.st_size, s.st_mtime_ns) for name, s in status))
+    listing = tuple((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in status)
+    key = str(root), listing
+    if key not in _digests:
+        is_quiet = all(time.time_ns() - s.st_mtime_ns > QUIET for _, s in status)
+        found = _digest(*key)
+        while len(_digests) >= KEPT:
+            _digests.pop(next(iter(_digests)))
+        _digests[key] = found, is_quiet
+    return _digests[key][0]
 
 
-@lru_cache(maxsize=16)
+def known() -> list[Known]:
+    """Return what this process has read, for a process that is to read the same.
+
+    Files that were written a moment before they were read are not among it: what is written in the
+    same moment afterwards has the same time. Nor are folders of very many files.
+    """
+    return [
+        (root, listing, digest)
+        for (root, listing), (digest, is_quiet) in _digests.items()
+        if is_quiet and len(listing) <= MOST
+    ]
+
+
+def learn(found: Iterable[Sequence[Any]]) -> None:
+    """Take what another process has read, as :func:`known` or its JSON.
+
+    It is used for files that still have the names, sizes, times and inodes that they had.
+    """
+    for root, listing, digest in found:
+        key = str(root), tuple((str(n), int(s), int(t), int(i)) for n, s, t, i in listing)
+        _digests.setdefault(key, (str(digest), True))
+
+
 def _digest(root: str, listing: Listing) -> str:
     digest = hashlib.sha256()
-    for name, size, _ in listing:
+    for name, size, *_ in listing:
         # A single file is its content, whatever it is called.
         inside = "" if name == root else Path(name).relative_to(root).as_posix()
         digest.update(f"{inside}\0{size}\0".encode(errors="surrogateescape"))

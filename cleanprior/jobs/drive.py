@@ -9,6 +9,7 @@ from typing import Any
 from ..cells.folder import CellFolder
 from ..config import Config
 from ..errors import StageFailed, one_line
+from ..fingerprint import known
 from ..progress import Progress, Task
 from .ranks import processes_of, run_ranks
 from .workers import Event, Place, Runner
@@ -86,7 +87,11 @@ def run_cell(
         error=files.error,
     )
     until = None if timeout is None else time.monotonic() + timeout
-    request: Mapping[str, Any] = {"out": str(folder.out.absolute()), "config": folder.config}
+    request: Mapping[str, Any] = {
+        "out": str(folder.out.absolute()),
+        "config": folder.config,
+        "known": known(),
+    }
     for _ in range(3):
         asked = {**request, "force": is_forced}
         state, shape = workers.run("prepare", asked, place, tell, until)
@@ -121,7 +126,7 @@ def check(workers: Runner, todo: Sequence[Todo], progress: Progress) -> dict[int
     rounds: dict[int, int] = {}
     for out, cells in asked.items():
         shown = Shown(progress, "")
-        request = {"out": out, "configs": [cell.config for cell in cells]}
+        request = {"out": out, "configs": [cell.config for cell in cells], "known": known()}
         try:
             found = workers.run("check", request, Place(threads=1), shown)
         except StageFailed:

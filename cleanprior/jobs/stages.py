@@ -6,9 +6,16 @@ from typing import Any
 
 from ..cells.folder import CellFolder, TrainingFiles
 from ..errors import UserError
+from ..fingerprint import learn
 from ..progress import Progress
 
 Request = Mapping[str, Any]
+
+
+def _folder(request: Request) -> CellFolder:
+    """Return the cell's folder; what is known of the user's files is not read again for it."""
+    learn(request.get("known", ()))
+    return CellFolder(Path(request["out"]), request["config"])
 
 
 def check(request: Request, _: Progress) -> list[int]:
@@ -23,6 +30,7 @@ def check(request: Request, _: Progress) -> list[int]:
     """
     from ..cells.run import Cell
 
+    learn(request.get("known", ()))
     rounds = []
     for config in request["configs"]:
         try:
@@ -39,7 +47,7 @@ def prepare(request: Request, _: Progress) -> tuple[str, tuple[int, int, int]]:
     """See :func:`cleanprior.cells.run.prepare`."""
     from ..cells import run
 
-    return run.prepare(CellFolder(Path(request["out"]), request["config"]), request["force"])
+    return run.prepare(_folder(request), request["force"])
 
 
 def train(request: Request, progress: Progress) -> None:
@@ -53,14 +61,14 @@ def evaluate(request: Request, progress: Progress) -> bool:
     """See :func:`cleanprior.cells.run.evaluate`."""
     from ..cells import run
 
-    return run.evaluate(CellFolder(Path(request["out"]), request["config"]), progress)
+    return run.evaluate(_folder(request), progress)
 
 
 def trial(request: Request, progress: Progress) -> dict[str, Any]:
     """See :func:`cleanprior.jobs.trial.trial`."""
     from .trial import trial
 
-    return trial(CellFolder(Path(request["out"]), request["config"]), progress)
+    return trial(_folder(request), progress)
 
 
 STAGES: dict[str, Callable[[Request, Progress], Any]] = {

@@ -1,6 +1,7 @@
 """A user's file that is larger than memory: blocks of it give what all of it at once gives."""
 
 import copy
+import json
 import os
 import shutil
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cleanprior import mapped
+from cleanprior import fingerprint, mapped
 from cleanprior.cells import CellFolder
 from cleanprior.cells.run import Cell, prepare
 from cleanprior.config import build, compose
@@ -301,3 +302,26 @@ def test_scans_of_a_folder_one_after_the_other(tmp_path, request):
     assert copy.deepcopy(law).draw.maps is law.draw.maps, (
         "a copy of an operator has no copy of them"
     )
+
+
+def test_a_file_is_hashed_once_for_the_processes_of_a_cell(tmp_path, monkeypatch):
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((4, 2, 2)))
+    monkeypatch.setattr(fingerprint, "_digests", {})
+    found = fingerprint.fingerprint(path)
+    assert fingerprint.known() == [], "it was written a moment ago"
+    monkeypatch.setattr(fingerprint, "_digests", {})
+    os.utime(path, ns=(1, 10**18))
+    assert fingerprint.fingerprint(path) == found
+    told = json.loads(json.dumps(fingerprint.known()))
+    monkeypatch.setattr(fingerprint, "_digests", {})
+    fingerprint.learn(told)
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "_digest", None)  # what is known is not read
+        assert fingerprint.fingerprint(path) == found
+    shutil.copy(path, tmp_path / "other")
+    os.replace(tmp_path / "other", path)
+    np.save(path, np.ones((4, 2, 2)))
+    os.utime(path, ns=(1, 10**18))
+    assert path.stat().st_size == told[0][1][0][1]
+    assert fingerprint.fingerprint(path) != found, "another file of that name, size and time"
