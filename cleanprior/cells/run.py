@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,6 @@ from ..data.datasets import CleanData
 from ..data.measured import MeasuredData, write_splits
 from ..data.measurement_files import DamagedMeasurements, draw_measurements, read_measurements
 from ..data.measurements import Measurements
-from ..data.shelf import Shelf, load_from
 from ..defaults import exact_products, plain_tensors
 from ..errors import UserError
 from ..evaluation.protocol import Protocol
@@ -50,27 +49,10 @@ from ..training.warning import codes
 from .costs import spent, use_costs
 from .folder import CellFolder, TrainingFiles
 from .identity import STAGES, training_identity
+from .loading import data_of, load_data, shelf_of
 from .migration import take_over_measurements
 from .record import Record, read_record, write_record
 from .status import Status
-
-
-@lru_cache(maxsize=2)
-def load_data(
-    config: str, _identity: str, shelf: Shelf | None = None, is_kept: bool = False
-) -> CleanData | MeasuredData:
-    """Load a data set from its configuration as JSON; kept for the next cell of a benchmark.
-
-    Files that changed have another identity and are read again.
-
-    Arguments:
-        config: The configuration.
-        shelf: Where a user's measurements lie that are too many for memory, if they lie there.
-        is_kept: Whether they are put there, where they do not.
-    """
-    parts = json.loads(config)
-    found = build(parts) if shelf is None else load_from(shelf, lambda: build(parts), is_kept)
-    return cast(CleanData | MeasuredData, found)
 
 
 class Cell:
@@ -89,7 +71,7 @@ class Cell:
         exact_products()
         config = folder.config
         self.folder, self.config = folder, config
-        self.data = self._loaded(is_kept)
+        self.data = data_of(folder, is_kept)
         self.notices = self.data.notices
         self.operator: Operator = build_operator(
             config["operator"], self.data.image_shape, config["data_seed"]
@@ -108,22 +90,6 @@ class Cell:
         self.posterior.check_noise("local_noise" not in self.operator.capabilities)
         self.sampler = build(config["sampler"])
         self.problem = self.trainer.problem(self.operator, config)
-
-    def _loaded(self, is_kept: bool) -> CleanData | MeasuredData:
-        """Load the data set; of several processes one reads a user's large file."""
-        named = json.dumps(self.config["data"]), json.dumps(self.folder.identity.data)
-        if "no_clean" not in self.config["data"].get("capabilities", ()):
-            return load_data(*named)
-        if not is_kept:
-            return load_data(*named, self.shelf)
-        with FileLock(self.folder.lock(f"data-{self.shelf.key}")):
-            return load_data(*named, self.shelf, True)
-
-    @property
-    def shelf(self) -> Shelf:
-        """Where a user's measurements are kept that are too many for memory."""
-        key = self.folder.identity.loaded
-        return Shelf(self.folder.measurements("data", key).parent, key)
 
     def measurements(self, split: str) -> Measurements:
         """Return the measurements of a split: drawn once, stored, the same for every method."""
@@ -144,7 +110,8 @@ class Cell:
     def stored(self, split: str) -> Path | None:
         """Return where the measurements of a split are stored for all methods; None for nowhere."""
         if isinstance(self.data, MeasuredData):
-            return self.shelf.split(split) if self.shelf.described.exists() else None
+            shelf = shelf_of(self.folder)
+            return shelf.split(split) if shelf.described.exists() else None
         state = state_hash(self.operator)
         take_over_measurements(self.folder, split, state)
         return self.folder.measurements(split, self.folder.identity.measurements(split, state))

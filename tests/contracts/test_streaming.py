@@ -12,6 +12,7 @@ import torch
 
 from cleanprior import fingerprint, mapped
 from cleanprior.cells import CellFolder
+from cleanprior.cells.loading import shelf_of
 from cleanprior.cells.run import Cell, prepare
 from cleanprior.config import build, compose
 from cleanprior.data import Measurements, arrays, loading, measured_arrays, measured_file, shelf
@@ -236,7 +237,7 @@ def test_a_job_has_the_training_split_alone(small_blocks, tmp_path):
     folder = CellFolder(tmp_path / "runs", config)
     assert prepare(folder) == ("ready", SHAPE)
     given = folder.files.training.measurements
-    kept = Cell(folder).shelf
+    kept = shelf_of(folder)
     assert os.path.samefile(given, kept.split("train")), "a link, and no copy"
     plain = measured_file(path, None, 0.3)
     assert Cell(folder).measurements("test").hash == plain.test.hash
