@@ -60,8 +60,7 @@ class Cell:
 
     Arguments:
         folder: Where it lies: measurements are kept beside it, once for all methods.
-        is_kept: Whether those of a user's file are kept there, too, where they are too many for
-            memory. Else they lie in the system's folder of temporary files while they are used.
+        is_kept: Whether large ones of a user's file are, too (:func:`.loading.data_of`).
 
     Raises:
         UserError: A value that a part refuses.
