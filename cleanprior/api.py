@@ -43,7 +43,9 @@ from .operators.building import build_operator, state_hash
 from .outside import read_json
 from .prior import Prior
 from .progress import Progress
+from .starts import start_hash
 from .training.method import Method, Problem
+from .training.start import begun_from, start_fault
 from .training.trainer import Trainer
 
 #: Beside a prior that :func:`train` keeps: what it was trained on.
@@ -303,6 +305,8 @@ def train(
         "costs": spent(report.__dict__, training_costs(report)),
         "config": config,
     }
+    if (begun := begun_from(trainer.start)) is not None:
+        prior.about["start"] = begun
     if kept is not None and trainer.accelerator.is_main_process:
         prior.save(CellFiles(kept).prior)
     return prior
@@ -345,7 +349,10 @@ def _check(
     Raises:
         UserError: The reason.
     """
-    if (reason := learner.supports(problem)) is not None:
+    reason = learner.supports(problem)
+    if reason is None and trainer.start is not None:
+        reason = start_fault(trainer.start, learner, problem)
+    if reason is not None:
         raise UserError(reason)
     wanted, given = learner.clean_images, 0 if clean is None else len(clean)
     if (wanted == "all" and given == 0) or (wanted != "all" and int(wanted) != given):
@@ -373,6 +380,8 @@ def _claim(
         UserError: It belongs to another training, or holds other files.
     """
     training = {k: v for k, v in config["training"].items() if k not in ("tracker", "processes")}
+    if (start := start_hash(training.pop("start", None))) is not None:
+        training["start"] = start
     values = {**asdict(learner), "needs": earlier(learner.needs)}
     described = {
         "config": {k: config[k] for k in ("operator", "backbone", "seed")} | {"training": training},

@@ -297,7 +297,7 @@ class Prior(nn.Module):
                 raise UserError(f"license={license!r}; write it as the Hub does, e.g. cc-by-4.0")
             self.about = {**self.about, "license": license}
         with TemporaryDirectory() as place:
-            folder = Path(place) / "prior"
+            folder = Path(place) / "home"
             self.save(folder)
             options = {"private": private, "revision": revision, "token": token}
             return push(folder, name, message, options)

@@ -42,6 +42,7 @@ _WRITTEN = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "A^+ y": "$A^+ y$",
     "±": r"$\pm$",
     "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
     "\\": r"\textbackslash{}",

@@ -69,6 +69,7 @@ def write_notes(problem: Problem, records: Records, references: Sequence[str]) -
     careful += [POINTS] if has_points else []
     careful += _distances(found)
     careful += _upper_bounds(records)
+    careful += _clean_starts(records)
     details = []
     if done:
         details = [*_protocol(done[0], rows), *_proximal(found), *_missing(records)]
@@ -151,6 +152,15 @@ def _upper_bounds(records: Records) -> Iterable[str]:
     for method, cells in records.items():
         if any(r.get("clean_images") and r["clean_images"] == r.get("train_images") for r in cells):
             yield f"† {method}: upper bound, trained on all clean images; not ranked"
+
+
+def _clean_starts(records: Records) -> Iterable[str]:
+    for method, cells in records.items():
+        if any(isinstance(statistics.track_of(r), str) for r in cells):
+            yield (
+                f"‡ {method}: clean start, it began from a prior that has seen clean images (or of "
+                "which nobody says); not ranked with rows that learned from measurements alone"
+            )
 
 
 def _protocol(record: Record, rows: Sequence[Mapping[str, Any]]) -> Iterable[str]:

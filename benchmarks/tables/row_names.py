@@ -35,7 +35,10 @@ def _way(line: Mapping[str, Any]) -> str:
 
 
 def names(summary: pd.DataFrame, references: Sequence[str]) -> list[str]:
-    """Return the name of each row of a table, each once; † marks training on all clean images."""
+    """Return the name of each row of a table, each once.
+
+    † marks training on all clean images, ‡ a start that has seen clean images.
+    """
     lines = [{str(k): v for k, v in line.items()} for line in summary.to_dict("records")]
     found = [
         row_name(str(n["method"]), n, n["is_own"] and n["method"] not in references) for n in lines
@@ -50,4 +53,8 @@ def names(summary: pd.DataFrame, references: Sequence[str]) -> list[str]:
             for i, (name, line) in enumerate(zip(found, lines, strict=True))
         ]
     whole = [bool(n["clean_images"]) and n["clean_images"] == n["train_images"] for n in lines]
-    return [f"{name} †" if is_upper else name for name, is_upper in zip(found, whole, strict=True)]
+    begun = [isinstance(n.get("clean_start"), str) for n in lines]
+    marks = [
+        "†" * is_whole + "‡" * is_begun for is_whole, is_begun in zip(whole, begun, strict=True)
+    ]
+    return [f"{name} {mark}" if mark else name for name, mark in zip(found, marks, strict=True)]

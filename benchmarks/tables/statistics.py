@@ -54,6 +54,8 @@ __all__ = [
     "compare",
     "entries",
     "needed",
+    "told",
+    "track_of",
 ]
 
 #: Metrics that are ranked, and whether higher is better: of one posterior draw, of means and point
@@ -92,7 +94,8 @@ class Entry:
     Attributes:
         method: Name of the method.
         way: How it restores or samples.
-        track: Rows are ranked within their track: the number of clean images they were handed.
+        track: Rows are ranked within their track: the number of clean images they were handed, or
+            the start that has seen some (:func:`track_of`).
         is_reference: Whether it anchors the table and is not ranked.
         images: (seeds, images) by metric.
         seeds: (seeds,) by metric.
@@ -102,7 +105,7 @@ class Entry:
 
     method: str
     way: str
-    track: int
+    track: int | str
     is_reference: bool
     images: dict[str, Array]
     seeds: dict[str, Array]
@@ -132,10 +135,25 @@ def entries(records: dict[str, list[Record]], references: Sequence[str]) -> list
                 elif all(r["metrics"].get(key) is not None for r in rows):
                     seeds[key] = _finite([r["metrics"][key] for r in rows])
             sampling = {key: _sampling(rows, key) for key in seeds}
-            track = int(cells[0].get("clean_images") or 0)
             is_reference = method in references
+            track = track_of(cells[0])
             found.append(Entry(method, way, track, is_reference, images, seeds, sampling))
     return found
+
+
+def track_of(record: Record) -> int | str:
+    """Return the track of a record: its clean images, or ``clean start`` with the start's hash."""
+    start = record.get("start") or {}
+    if start.get("is_clean"):
+        return f"clean start {str(start.get('hash'))[:8]}"
+    return int(record.get("clean_images") or 0)
+
+
+def told(track: int | str) -> str:
+    """Return what a track has seen, as the end of a sentence; empty for measurements alone."""
+    if isinstance(track, str):
+        return f"from a {track}"
+    return f"with {track} clean images" if track else ""
 
 
 def _finite(values: Any) -> Array:
@@ -178,7 +196,7 @@ def compare(records: dict[str, list[Record]], references: Sequence[str]) -> pd.D
         lines += _lines(metric, [r for r in rows if metric in r.seeds])
     frame = pd.DataFrame(lines, columns=_COLUMNS)
     if len(frame):
-        within = frame["track_a"].where(frame["family"] == "ranked", -1)
+        within = frame["track_a"].astype(str).where(frame["family"] == "ranked", "")
         frame["p_holm"] = frame.groupby(["metric", "family", within])["p"].transform(
             lambda p: holm(p.tolist())
         )
@@ -212,7 +230,13 @@ def _lines(metric: str, rows: list[Entry]) -> list[dict[str, Any]]:
 
 def _named(a: Entry, b: Entry) -> dict[str, Any]:
     """Return the columns that say which pair this is."""
-    handed = [f"{e.method} used {e.track} clean images" for e in (a, b) if e.track]
+    handed = [
+        f"{e.method} began from a {e.track}"
+        if isinstance(e.track, str)
+        else f"{e.method} used {e.track} clean images"
+        for e in (a, b)
+        if e.track
+    ]
     if a.is_reference or b.is_reference:
         family = "references"
     else:

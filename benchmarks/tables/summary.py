@@ -18,6 +18,7 @@ from .row_names import procedure
 FIRST = (
     "procedure",
     "clean_images",
+    "clean_start",
     "train_images",
     "is_own",
     "draws",
@@ -71,6 +72,7 @@ def tidy(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
                 "status": record["status"],
                 "warning": "+".join(codes_of(record)),
                 "clean_images": record.get("clean_images"),
+                "clean_start": _clean_start(record),
                 "train_images": record.get("train_images"),
                 "measurements_sha256": record.get("measurements_sha256"),
                 "cell": record.get("cell"),
@@ -83,14 +85,16 @@ def tidy(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
             base |= {
                 "operator": record["operator"],
                 "data": record["data"],
-                "train_seconds": sum(training["seconds"].values()),
+                "train_seconds": with_start(sum(training["seconds"].values()), record, "seconds"),
                 "memory_mb": memory["gpu"] or memory["cpu"],
                 "energy_kj": _energy(training),
                 "parameters": sum(record["parameters"].values()),
-                "images_seen": training["images"],
-                "estep_evaluations": training["costs"].get("evaluations", 0),
-                "train_flops": costs.get("train_flops"),
-                "train_passes": _passes(costs),
+                "images_seen": with_start(training["images"], record, "images"),
+                "estep_evaluations": with_start(
+                    training["costs"].get("evaluations", 0), record, "evaluations"
+                ),
+                "train_flops": with_start(costs.get("train_flops"), record, "flops"),
+                "train_passes": with_start(_passes(costs), record, "forwards", "backwards"),
             }
             for row in record["rows"]:
                 seconds, spent = row["seconds"], row.get("costs", costs) or {}
@@ -115,6 +119,18 @@ def tidy(records: Mapping[str, Sequence[Record]]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(lines)
+
+
+def with_start(own: float | None, record: Record, *keys: str) -> float | None:
+    """Return a cost of a training with that of what it began from, as far as that is known."""
+    before = (record.get("start") or {}).get("costs") or {}
+    return None if own is None else own + sum(before.get(key) or 0 for key in keys)
+
+
+def _clean_start(record: Record) -> str | None:
+    """Return the hash of a start that has seen clean images, or None."""
+    start = record.get("start") or {}
+    return str(start.get("hash")) if start.get("is_clean") else None
 
 
 def _energy(training: TrainingOf) -> float | None:

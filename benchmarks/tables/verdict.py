@@ -15,7 +15,8 @@ from cleanprior.cells.record import Record, is_finished
 
 from .numbers import significant
 from .row_names import row_name
-from .statistics import LEVEL, NETWORKS, RANKED, SEEDS_FOR_T, Entry, best, compare, entries
+from .statistics import LEVEL, NETWORKS, RANKED, SEEDS_FOR_T, Entry, best, compare, entries, told
+from .summary import with_start
 from .warned import warning
 
 Name = tuple[str, str]
@@ -55,6 +56,7 @@ BLIND = (
 )
 #: Costs of training that may be told, the first that every leader has: unit, and its size.
 COSTS = {"train_flops": ("TFLOP", 1e12), "seconds": ("seconds", 1.0)}
+_STARTS = {"train_flops": "flops", "seconds": "seconds"}
 #: More names than these are a number.
 NAMES = 4
 
@@ -163,7 +165,7 @@ def _value(row: Entry, metric: str) -> float | None:
 def _leads(aim: Aim, rows: Sequence[Entry], frame: pd.DataFrame) -> list[Lead]:
     """Return who leads each track, the track with the fewest clean images first."""
     leads = []
-    for track in sorted({r.track for r in rows}):
+    for track in sorted({r.track for r in rows}, key=lambda t: (isinstance(t, str), t)):
         of_track = {(r.method, r.way): r for r in rows if r.track == track}
         values = {k: v for k, r in of_track.items() if (v := _value(r, aim.metric)) is not None}
         if not values:
@@ -194,10 +196,8 @@ def _told(leads: list[Lead], names: dict[Name, str]) -> str:
     aim, lead = leads[0].aim, leads[0]
     word = "best" if lead.is_best else "first" if lead.others else "alone"
     who = _list([_name(r, names) for r in (lead.row, *lead.level)])
-    handed = f" with {lead.row.track} clean images" if lead.row.track else ""
-    beside = [
-        f"{_name(f.row, names)} with {f.row.track} clean images {_number(f)}" for f in leads[1:]
-    ]
+    handed = f" {told(lead.row.track)}" if lead.row.track else ""
+    beside = [f"{_name(f.row, names)} {told(f.row.track)} {_number(f)}" for f in leads[1:]]
     return f"{aim.what}: {who}{handed} {word} ({', '.join([_number(lead), *beside])})"
 
 
@@ -231,9 +231,10 @@ def _mean_cost(cells: list[Record], key: str) -> float | None:
     values = []
     for record in filter(is_finished, cells):
         if key == "seconds":
-            values.append(sum(record.get("training", {}).get("seconds", {}).values()) or None)
+            own = sum(record.get("training", {}).get("seconds", {}).values()) or None
         else:
-            values.append(record.get("costs", {}).get(key))
+            own = record.get("costs", {}).get(key)
+        values.append(with_start(own, record, _STARTS[key]))
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 

@@ -98,6 +98,8 @@ class Record(TypedDict, total=False):
         warned: The sentence of each code.
         clean_images: Clean images that the method was handed.
         clean_ids_sha256: The hash of which they were.
+        start: What the training began from (:class:`cleanprior.starts.Start`): ``hash``, ``said``,
+            ``is_clean``, ``costs``; absent where it began from fresh weights.
         image_shape: (channels, height, width).
         train_images: Measurements that it was trained on.
         data_notices: What a user should know of the data.
@@ -120,6 +122,7 @@ class Record(TypedDict, total=False):
     warned: dict[str, str] | None
     clean_images: int
     clean_ids_sha256: str
+    start: dict[str, Any]
     image_shape: list[int]
     train_images: int
     data_notices: list[str] | None

@@ -40,6 +40,11 @@ class TrainingFiles:
         return self.folder / "clean.safetensors"
 
     @property
+    def start(self) -> Path:
+        """The folder of the prior that the training begins from; none for most."""
+        return self.folder / "start"
+
+    @property
     def checkpoint(self) -> Path:
         """The state of the training, to go on from; of a finished one, its averaged networks."""
         return self.folder / "checkpoint.safetensors"

@@ -15,6 +15,7 @@ from ..config import GROUPS, Config, registry
 from ..config.capabilities import LATER, earlier
 from ..environment import processes
 from ..fingerprint import fingerprint
+from ..starts import start_hash
 
 #: What computes a cell's numbers, and which results it gives. Raise a number when a change of the
 #: core changes what the stage computes (another loop, another noise, another default that no
@@ -25,7 +26,7 @@ _KEYS = (*GROUPS, "seed", "data_seed")
 _EVALUATION = ("sampler", "posterior", "evaluation")
 _NO_PART = ("device", "checkpoint_seconds", "snapshots", "tracker", "about", "unless")
 # Keys of methods that came after the first records: one that nobody set is no part of a cell.
-_UNSET = ("residual", "noise", "invariance")
+_UNSET = ("residual", "noise", "invariance", "start")
 # Where a data set lies is not what it is.
 _PLACE = ("path", "download", "mask")
 # Keys that came after the first records: where they say nothing, the data set is what it was.
@@ -141,7 +142,8 @@ class Identity:
         method = dict(self.config["method"])
         if "needs" in method:
             method["needs"] = earlier(method["needs"])
-        named = {**self.config, "method": method, "data": self.data}
+        training = _with_content(self.config["training"])
+        named = {**self.config, "method": method, "data": self.data, "training": training}
         found = {k: _strip(named[k]) for k in keys}
         if "truth" in self.config:
             found["truth"] = self.config["truth"]
@@ -171,6 +173,13 @@ def with_metrics(evaluation: Mapping[str, Any]) -> Config:
     return {**kept, "metrics": found} if found else kept
 
 
+def _with_content(training: Mapping[str, Any]) -> Config:
+    """Return the configuration of a training with its start's content in the place of its name."""
+    if training.get("start") is None:
+        return dict(training)
+    return {**training, "start": start_hash(training["start"])}
+
+
 def _strip(node: Any) -> Any:
     """Return values without those that decide no number."""
     if isinstance(node, Mapping):
@@ -197,6 +206,7 @@ def training_identity(config: Mapping[str, Any]) -> str:
     """Return what defines a training beside its measurements: a checkpoint belongs to it."""
     keys = [k for k in _KEYS if k not in (*_EVALUATION, "data")]
     found = {k: _strip(config[k]) for k in keys}
+    found["training"] = _with_content(found["training"])
     # How many train together decides the steps, which a checkpoint knows.
     found["training"].pop("processes", None)
     return digest(found)

@@ -21,7 +21,7 @@ from .fields import Record
 FORMAT = 1
 #: The key of a record's own hash.
 HASH = "sha256"
-_MAPPINGS = ("config", "training", "parameters", "evaluation", "code", "costs")
+_MAPPINGS = ("config", "training", "parameters", "evaluation", "code", "costs", "start")
 _TEXTS = ("status", "method", "operator", "data", "cell", "measurements_sha256", "device", "time")
 Check = Callable[[Any], bool]
 
@@ -71,6 +71,14 @@ def _curves(value: Any) -> bool:
     return is_right(value) and all(map(_all(_number_or_none), seeds.values()))
 
 
+def _start(value: Any) -> bool:
+    """Whether a record says what its training began from as this version writes it."""
+    if not isinstance(value, dict):
+        return value is None
+    is_told = isinstance(value.get("said"), str) and isinstance(value.get("is_clean"), bool)
+    return is_told and isinstance(value.get("hash"), str) and _each(_is_number)(value.get("costs"))
+
+
 #: Keys that a record may lack, and may not leave empty.
 _WHERE_GIVEN = ("energy_j", "curves")
 #: What the tables show of a finished cell, and what it is made of.
@@ -78,6 +86,7 @@ _RECORD: dict[str, Check] = {
     **dict.fromkeys(("clean_images", "train_images"), _number_or_none),
     "parameters": _each(_is_number),
     "costs": _costs,
+    "start": _start,
     "warned": _or_none(_each(_is_text)),
     "warning": _or_none(_is_text),
     "data_notices": _or_none(_all(_is_text)),

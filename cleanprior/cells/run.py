@@ -44,8 +44,9 @@ from ..training.job import Job, read_outcome
 from ..training.method import Method
 from ..training.ranks import Ranks
 from ..training.route import Route
+from ..training.start import begun_from, start_fault
 from ..training.trainer import Trainer
-from ..training.warning import codes
+from ..training.warning import codes, start_warnings
 from .costs import spent, use_costs
 from .folder import CellFolder, TrainingFiles
 from .identity import STAGES, training_identity
@@ -89,6 +90,7 @@ class Cell:
         self.posterior.check_noise("local_noise" not in self.operator.capabilities)
         self.sampler = build(config["sampler"])
         self.problem = self.trainer.problem(self.operator, config)
+        self.start = begun_from(self.trainer.start)
 
     def measurements(self, split: str) -> Measurements:
         """Return the measurements of a split: drawn once, stored, the same for every method."""
@@ -149,7 +151,10 @@ class Cell:
         wanted, n = self.method.clean_images, len(self.data.train)
         if found is None and isinstance(wanted, int) and wanted > n:
             return f"is to start from {wanted} clean images, and there are {n}"
-        return found.reason if found else self.method.supports(self.problem)
+        reason = found.reason if found else self.method.supports(self.problem)
+        if reason is not None or self.trainer.start is None:
+            return reason
+        return start_fault(self.trainer.start, self.method, self.problem)
 
 
 def run_cell(folder: CellFolder, progress: Progress, force: bool = False) -> Record:
@@ -251,7 +256,7 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
         return False
     cell = Cell(folder, is_kept=True)
     record = _head(cell)
-    warnings = cell.method.warnings(cell.problem)
+    warnings = [*cell.method.warnings(cell.problem), *start_warnings(cell.start)]
     record["warning"] = codes(warnings)
     record["warned"] = {warning.code: warning.sentence for warning in warnings}
     record |= outcome
@@ -279,7 +284,9 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
     own = alone(partial(cell.method.routes_on_cpu, averaged))
     shared = None
     if prior is not None:
+        begun = {} if cell.start is None else {"start": cell.start}
         prior.about = cell.about() | {
+            **begun,
             "measurements_sha256": measured.hash,
             "clean_images": len(cell.clean_index()),
             "costs": spent(outcome["training"], outcome["costs"]),
@@ -377,6 +384,7 @@ def _head(cell: Cell) -> Record:
         "config": config,
         "clean_images": len(index),
         "clean_ids_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
+        **({} if cell.start is None else {"start": cell.start}),
         "image_shape": list(cell.data.image_shape),
         "train_images": len(cell.data.train),
         "data_notices": [notice.text for notice in cell.notices],

@@ -74,11 +74,17 @@ def compose(
     for key, text in settings:
         put(key, text, read)
     config: Config = _filled(_resolved(tree), literals)
+    for group in GROUPS:
+        config[group]["name"] = groups[group]
+    if config["training"].get("start") is not None and "backbone" not in (kept or {}):
+        from ..starts import UNET2D, settle
+
+        is_chosen = any(o.lstrip("+").startswith("backbone") for o in overrides)
+        values = registry.read("backbone", UNET2D)
+        settle(config, [*defaults], is_chosen, values)
     ranges.check(config)
     for name in config["evaluation"].get("metrics") or ():
         registry.read("metric", str(name))
-    for group in GROUPS:
-        config[group]["name"] = groups[group]
     if found := truth.chosen(config.pop(truth.KEY, {}), config["operator"]):
         config[truth.KEY] = found
     return config

@@ -72,6 +72,10 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("preconditioning", preconditioning, PRECONDITIONINGS)
+        # A backbone that undoes the scaling must know it.
+        own = getattr(backbone, "sigma_data", sigma_data)
+        if own != sigma_data:
+            raise ValueError(f"backbone.sigma_data={own}, and training.sigma_data={sigma_data}")
         self.backbone = backbone
         self.sigma_data = sigma_data
         self.condition_channels = condition_channels

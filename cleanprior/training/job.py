@@ -29,12 +29,14 @@ from ..data.measurements import Measurements
 from ..defaults import exact_products, plain_tensors
 from ..diffusion.backbones import parameter_count
 from ..environment import known
+from ..errors import UserError
 from ..files import write_text
 from ..hashed import Damaged
 from ..notices import Notice, tell
 from ..operators.base import ImageShape
 from ..operators.building import build_operator
 from ..progress import Progress
+from ..starts import SCHEDULER, Start, read_start
 from .checkpoint import read_tensors, write_tensors
 from .method import Method
 from .trainer import Trainer
@@ -78,6 +80,9 @@ class Job:
             write_measurements(files.measurements, self.measurements)
         if self.clean is not None:
             write_tensors(files.clean, {"x": self.clean}, {})
+        given = self.config["training"].get("start")
+        if given is not None:
+            _copy_start(read_start(given), files.start)
         described = {
             "config": {**{k: v for k, v in self.config.items() if k != "truth"}, "data": NO_DATA},
             "image_shape": list(self.image_shape),
@@ -104,6 +109,9 @@ class Job:
             raise Damaged(f"'{files.job}' is damaged: {error}") from error
         clean = read_tensors(files.clean)[0]["x"] if count else None
         config = recompose(remembered, str(files.job))
+        if config["training"].get("start") is not None:
+            # The copy, whose content and so whose identity is the same.
+            config["training"]["start"] = str(files.start)
         measured = read_measurements(files.measurements)
         return cls(config, (channels, height, width), has_law, measured, clean)
 
@@ -149,6 +157,7 @@ class Job:
             write_text(files.outcome, sealed(outcome))
             for given in (files.clean, files.measurements):
                 given.unlink(missing_ok=True)
+            shutil.rmtree(files.start, ignore_errors=True)
         return cast(Record, outcome)
 
 
@@ -184,6 +193,25 @@ def _surroundings(trainer: Trainer) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
     }
+
+
+def _copy_start(start: Start, to: Path) -> None:
+    """Copy what a training begins from into its folder; the process that trains sees no other.
+
+    Raises:
+        UserError: The disk refuses it.
+    """
+    shutil.rmtree(to, ignore_errors=True)
+    network = start.files[0].parent
+    for file in start.files:
+        # A scheduler stands beside the network's folder, not in it.
+        is_beside = file.parent != network
+        kept = to / SCHEDULER if is_beside else to / file.name
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, kept)
+        except OSError as error:
+            raise UserError(f"cannot write '{kept}': {error.strerror or error}") from error
 
 
 def _linked(source: Path, target: Path) -> bool:

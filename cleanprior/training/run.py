@@ -25,6 +25,7 @@ from .method import Method, Problem, Round, Session
 from .ranks import Ranks
 from .report import TrainingReport
 from .snapshots import Snapshots
+from .start import begin_from
 from .tracking import Tracking
 from .watch import Diverged, Watch
 
@@ -134,6 +135,8 @@ class Run:
     def fit(self) -> tuple[dict[str, nn.Module], TrainingReport]:
         """Run all rounds from the last checkpoint on."""
         number, step, saved = self._resume()
+        if not saved:
+            self._begin_from_start()
         if not self.networks:
             # Nothing to train; such a method still meets the measurements.
             self.method.begin_round(0, Round("observe", 0), self.session)
@@ -236,12 +239,21 @@ class Run:
                 k: n.to(self.trainer.device) for k, n in self.method.networks().items()
             }
             self.meter.watch(self.networks)
+            self._begin_from_start()
         else:
             for name, network in self.networks.items():
                 network.load_state_dict(self.averages.modules[name].state_dict())
         self.averages = Averages(self.networks, self.trainer.ema)
         self.session.averaged = self.averages.modules
         self.optimisers = self._new_optimisers()
+
+    def _begin_from_start(self) -> None:
+        """Give the networks, and their averages, the weights that the training begins with."""
+        if self.trainer.start is None or not self.networks:
+            return
+        begin_from(self.trainer.start, self.method, self.networks)
+        for name, network in self.networks.items():
+            self.averages.modules[name].load_state_dict(network.state_dict())
 
     def _steps(self, number: int, plan: Round, first: int, training_set: TrainingSet) -> None:
         t = self.trainer

@@ -55,6 +55,8 @@ class Trainer:
             train in it is.
         snapshots: Averaged weights kept while training goes on, evenly spaced; 0 keeps none.
         tracker: Where the training is logged: ``none``, ``tensorboard``, ``wandb`` or ``mlflow``.
+        start: A prior, or a ``UNet2DModel`` of diffusers (:mod:`cleanprior.starts`), whose weights
+            the training begins with; None for fresh ones.
 
     Raises:
         ValueError: A value outside its range.
@@ -79,6 +81,7 @@ class Trainer:
         accumulate: int = 1,
         tracker: str = "none",
         processes: int | None = None,
+        start: str | None = None,
     ) -> None:
         if batch < 1 or budget < batch:
             raise ValueError(f"budget={budget}, batch={batch}; needed: 1 <= batch <= budget")
@@ -105,7 +108,7 @@ class Trainer:
                 raise ValueError(f"{name}={value}; allowed: at least {least}")
         check_positive("clip", clip)
         check_positive("sigma_data", sigma_data)
-        self.snapshots, self.tracker = snapshots, tracker
+        self.snapshots, self.tracker, self.start = snapshots, tracker, start
         self.batch, self.accumulate = batch, accumulate
         self.lr, self.weight_decay, self.warmup, self.final_lr = lr, weight_decay, warmup, final_lr
         self.ema, self.clip = ema, clip

@@ -1,7 +1,8 @@
 """What a method says of its own results: a code beside the row, a sentence under the table."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,4 +30,18 @@ def codes(warnings: Iterable[Warning]) -> str:
     return "+".join(warning.code for warning in warnings)
 
 
-__all__ = ["Warning", "codes"]
+def start_warnings(start: Mapping[str, Any] | None) -> list[Warning]:
+    """Return what a reader must know of a training that began from another prior.
+
+    Arguments:
+        start: What a record says of it, or None.
+    """
+    if start is None:
+        return []
+    known = ", ".join(start["costs"])
+    text = f"the training began from {start['said']}"
+    text += f"; of its cost {known} are part of what is shown" if known else "; its cost is unknown"
+    return [Warning("start", text)]
+
+
+__all__ = ["Warning", "codes", "start_warnings"]
