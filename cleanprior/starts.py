@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .cells.folder import CellFiles
 from .config.named_parts import fits
 from .config.values import ANY
 from .errors import UserError
@@ -75,8 +76,6 @@ def read_start(given: str) -> Start:
     Raises:
         UserError: There is neither a prior nor a network of diffusers, or it is damaged.
     """
-    from .cells.folder import CellFiles
-
     place = fetched(given_path(given), is_start=True)
     if place.is_file():
         place = place.parent

@@ -15,7 +15,6 @@ from ..config import GROUPS, Config, registry
 from ..config.capabilities import LATER, earlier
 from ..environment import processes
 from ..fingerprint import fingerprint
-from ..starts import start_hash
 
 #: What computes a cell's numbers, and which results it gives. Raise a number when a change of the
 #: core changes what the stage computes (another loop, another noise, another default that no
@@ -177,6 +176,8 @@ def _with_content(training: Mapping[str, Any]) -> Config:
     """Return the configuration of a training with its start's content in the place of its name."""
     if training.get("start") is None:
         return dict(training)
+    from ..starts import start_hash  # which reads priors, and they know of records
+
     return {**training, "start": start_hash(training["start"])}
 
 
