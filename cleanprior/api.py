@@ -5,10 +5,7 @@ changes one key of it. A name, key or value that does not exist is a
 :class:`~cleanprior.errors.UserError` (a ``ValueError``) before any compute.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,9 @@ from torch import Tensor
 from .cells.costs import spent, training_costs
 from .cells.folder import CellFiles
 from .cells.generators import load_prior
+from .claimed import claim
 from .commands.options import live_progress
 from .config import Config, build, compose
-from .config.capabilities import earlier
 from .config.checks import check_kind, check_seed
 from .config.parts import part
 from .data.datasets import CleanData
@@ -36,20 +33,16 @@ from .errors import UserError
 from .evaluation.given import LARGEST
 from .evaluation.protocol import Protocol
 from .evaluation.saved import Evaluation, Judge
-from .files import check_folder, write_text
+from .files import check_folder
 from .notices import tell
 from .operators.base import ImageShape, Operator
-from .operators.building import build_operator, state_hash
-from .outside import read_json
+from .operators.building import build_operator
 from .prior import Prior
 from .progress import Progress
-from .starts import start_hash
 from .training.method import Method, Problem
 from .training.start import begun_from, start_fault
 from .training.trainer import Trainer
 
-#: Beside a prior that :func:`train` keeps: what it was trained on.
-KEY = "training.json"
 #: Values of images may leave [-1, 1] by this much.
 RANGE = 1.001
 
@@ -284,7 +277,7 @@ def train(
     _check(name, learner, problem, clean, trainer)
     kept = None if folder is None else check_folder("folder", Path(folder))
     if kept is not None:
-        _claim(kept, config, learner, measurements, operator, clean)
+        claim(kept, config, learner, measurements, operator, clean)
         if (prior_folder := CellFiles(kept).prior).is_dir():
             return Prior.load(prior_folder)
     shown = live_progress() if progress else Progress()
@@ -364,50 +357,3 @@ def _check(
         f"{name} learns no denoiser, so that there is no prior to return; "
         f"`cleanprior bench --methods {name}` evaluates what it learns"
     )
-
-
-def _claim(
-    folder: Path,
-    config: Config,
-    learner: Method,
-    measurements: Measurements,
-    operator: Operator,
-    clean: Tensor | None,
-) -> None:
-    """Mark a folder as that of one training, or check that it is.
-
-    Raises:
-        UserError: It belongs to another training, or holds other files.
-    """
-    training = {k: v for k, v in config["training"].items() if k not in ("tracker", "processes")}
-    if (start := start_hash(training.pop("start", None))) is not None:
-        training["start"] = start
-    values = {**asdict(learner), "needs": earlier(learner.needs)}
-    described = {
-        "config": {k: config[k] for k in ("operator", "backbone", "seed")} | {"training": training},
-        "method": [type(learner).__module__, type(learner).__qualname__, repr(values)],
-        "measurements": measurements.hash,
-        "operator": state_hash(operator),
-        "clean": None if clean is None else _digest(clean),
-    }
-    text = json.dumps(described, sort_keys=True, default=str)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = folder / KEY
-    if not path.is_file():
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"'{folder}' holds other files; name a new or an empty folder")
-        write_text(path, json.dumps({"key": key, "config": config}, indent=1, default=str))
-        return
-    try:
-        found = read_json(path)["key"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"'{path}' is damaged; name another folder") from error
-    if found != key:
-        raise UserError(
-            f"'{folder}' is that of another training (method, measurements, operator, seed or a "
-            "value differs); name another folder"
-        )
-
-
-def _digest(x: Tensor) -> str:
-    return hashlib.sha256(x.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

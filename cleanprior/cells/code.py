@@ -42,6 +42,7 @@ EQUAL = {
     "764da71172479171": "ce585822d1643bc7",  # gsure
     "3dcd05bec745edd4": "3f6436575af80f42",  # sure_score
     "38538225f8eaaa1a": "9df27e10dd5dd10d",  # ambient_gan
+    "3b804d211190b3b0": "fc507993cc5bc8ee",  # em
 }
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

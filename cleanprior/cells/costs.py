@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from ..data.measurements import Measurements
+from ..evaluation.routes import PriorRoute, alone
 from ..passes import Meter
 from ..prior import image_generators
 from ..seeding import scoped_rng
 from ..training.report import TrainingReport
 from ..training.route import Route
+from .fields import Record
 
 Costs = dict[str, Any]
 #: Measurements restored to be counted: solvers stop early for one image, seldom for a batch.
@@ -93,6 +95,29 @@ def use_costs(
             )
         )
     return found
+
+
+def add_use_costs(
+    record: Record,
+    averaged: Mapping[str, nn.Module],
+    shared: PriorRoute | None,
+    own: list[Route],
+    measured: Measurements,
+) -> None:
+    """Add what one restoration and one sample cost to a record and to its rows."""
+    routes, watched = list(own), dict(averaged)
+    if shared is not None:
+        routes.insert(0, shared)
+        if shared.prior is not None and not any(
+            shared.prior.denoiser is n for n in averaged.values()
+        ):
+            watched["prior"] = shared.prior.denoiser
+    counted = alone(partial(use_costs, watched, routes, measured))
+    for row, costs in zip(record["rows"], counted, strict=True):
+        row["costs"] = costs
+    # The record's own: the shared samplers, or the first route that does it.
+    for costs in reversed(counted):
+        record["costs"] |= costs
 
 
 def _count(

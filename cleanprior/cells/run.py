@@ -29,7 +29,7 @@ from ..data.measurements import Measurements
 from ..defaults import exact_products, plain_tensors
 from ..errors import UserError
 from ..evaluation.protocol import Protocol
-from ..evaluation.routes import PriorRoute, alone, routes_of, shared_route
+from ..evaluation.routes import alone, routes_of, shared_route
 from ..files import write_with
 from ..hashed import OF
 from ..model_card import measured as measured_of
@@ -43,11 +43,10 @@ from ..training.checkpoint import write_tensors
 from ..training.job import Job, read_outcome
 from ..training.method import Method
 from ..training.ranks import Ranks
-from ..training.route import Route
 from ..training.start import begun_from, start_fault
 from ..training.trainer import Trainer
 from ..training.warning import codes, start_warnings
-from .costs import spent, use_costs
+from .costs import add_use_costs, spent
 from .folder import CellFolder, TrainingFiles
 from .identity import STAGES, training_identity
 from .loading import data_of, load_data, shelf_of
@@ -311,33 +310,10 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
         prior.about["metrics"] = measured_of(record["rows"])
         describe(folder.files.prior, prior.about, __version__)
     cell.trainer.log_metrics(files, record["rows"])
-    _add_costs(cell, record, averaged, shared, own)
+    add_use_costs(record, averaged, shared, own, cell.measurements("test"))
     write_tensors(folder.pictures, pictures, {OF: folder.identity.evaluation})
     write_record(folder, record)
     return True
-
-
-def _add_costs(
-    cell: Cell,
-    record: Record,
-    averaged: dict[str, torch.nn.Module],
-    shared: PriorRoute | None,
-    own: list[Route],
-) -> None:
-    """Add what one restoration and one sample cost to a record and to its rows."""
-    routes, watched = list(own), dict(averaged)
-    if shared is not None:
-        routes.insert(0, shared)
-        if shared.prior is not None and not any(
-            shared.prior.denoiser is n for n in averaged.values()
-        ):
-            watched["prior"] = shared.prior.denoiser
-    counted = alone(partial(use_costs, watched, routes, cell.measurements("test")))
-    for row, costs in zip(record["rows"], counted, strict=True):
-        row["costs"] = costs
-    # The record's own: the shared samplers, or the first route that does it.
-    for costs in reversed(counted):
-        record["costs"] |= costs
 
 
 def write_measurements(config: Config, path: Path) -> tuple[int, int]:

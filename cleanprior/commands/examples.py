@@ -30,6 +30,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cleanprior train method=em operator=denoising operator.sigma=0.5",
         "cleanprior train method=em_mmps data=measurements data.path=mine.npz",
         "cleanprior train method=em --quiet training.tracker=tensorboard",
+        "cleanprior train method=em_mmps training.start=RUN/prior method.start=prior",
     ),
 }
 

@@ -34,6 +34,7 @@ class Problem:
         sigma_y: Largest noise level of the measurements.
         autocast: dtype of the backbone while training, or None.
         seed: Training seed.
+        has_start: Whether networks begin with the weights of another prior.
     """
 
     operator: Operator
@@ -43,6 +44,7 @@ class Problem:
     sigma_y: float
     autocast: torch.dtype | None = None
     seed: int = 0
+    has_start: bool = False
 
     @property
     def image_shape(self) -> ImageShape:

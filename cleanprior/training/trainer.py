@@ -150,6 +150,7 @@ class Trainer:
             sigma_y=operator.sigma,
             autocast=self.autocast,
             seed=config["seed"],
+            has_start=self.start is not None,
         )
 
     @plain_tensors()

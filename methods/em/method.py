@@ -72,10 +72,11 @@ from .steps import (
     misfits_of,
     stretched,
     union,
+    without_start,
 )
 
 CHOICES = {
-    "start": ("clean", "gaussian"),
+    "start": ("clean", "gaussian", "prior"),
     "gaussian": ("auto", "dense", "low_rank"),
     "handoff": ("float", "minmax_png"),
     "resume": ("continue", "averaged"),
@@ -90,7 +91,8 @@ class EM(DenoiserMethod):
     Arguments:
         needs: See :class:`cleanprior.training.Method`.
         clean_images: Clean images of the initial fit; 0 with ``start=gaussian``.
-        start: ``clean`` (denoiser fitted to the clean images) or ``gaussian`` (closed-form fit).
+        start: ``clean`` (denoiser fitted to them), ``gaussian`` (closed-form fit) or ``prior``
+            (that of ``training.start`` draws in the first E-step).
         start_share: Share of the budget spent on the first fit, in (0, 1].
         resume_rounds: Rounds that go on from the round before.
         resume: What they go on with: ``continue`` (weights, optimiser and average; one decay of the
@@ -159,10 +161,8 @@ class EM(DenoiserMethod):
         for key, allowed in CHOICES.items():
             check_choice(key, getattr(self, key), allowed)
         if self.start == "gaussian" and (self.rank < 1 or self.low_rank_iterations < 1):
-            raise ValueError(
-                f"rank={self.rank}, low_rank_iterations={self.low_rank_iterations}; allowed: 1 or "
-                "more"
-            )
+            found = f"rank={self.rank}, low_rank_iterations={self.low_rank_iterations}"
+            raise ValueError(f"{found}; allowed: 1 or more")
         if self.start == "clean" and self.clean_images in (0, "0"):
             raise ValueError("start=clean needs clean_images above 0; start=gaussian needs none")
         if not 0 < self.pool <= 1:
@@ -191,7 +191,7 @@ class EM(DenoiserMethod):
 
     @override
     def supports(self, problem: Problem) -> str | None:
-        reason = super().supports(problem)
+        reason = super().supports(problem) or without_start(self.start, problem)
         size = math.prod(problem.image_shape)
         is_dense = self.start == "gaussian" and self.gaussian == "dense"
         if reason is None and is_dense and size > MAX_PIXELS:
@@ -245,12 +245,12 @@ class EM(DenoiserMethod):
             count = max(1, int(self.pool * len(data)))
             order = torch.randperm(len(data), generator=session.generator("pool", round=number))
             index = order[:count].sort().values
-        if number == 0:
+        if number == 0 and self.start == "gaussian":
             restored = self._gaussian_draws(index, session)
         else:
             denoise = session.averaged["denoiser"]
             sampler = self._choose_scale(denoise, number, session)
-            if number <= self.narrow_rounds and isinstance(sampler, GuidedSampler):
+            if 0 < number <= self.narrow_rounds and isinstance(sampler, GuidedSampler):
                 sampler = replace(sampler, walk="ancestral")
             restored = self._draws(denoise, sampler, index, number, session)
         restored = restored.clamp(-1, 1)
@@ -270,7 +270,7 @@ class EM(DenoiserMethod):
 
     def _has_stopped(self, number: int, session: Session) -> bool:
         """Decide from the rounds before this one: a resumed round has logged its own already."""
-        scales = session.log.get("scales", [])[: number - 1]
+        scales = session.log.get("scales", [])[: number - (self.start != "prior")]
         fits = session.log.get("residual", [])[: number - (self.start == "clean")]
         return has_stopped(self.stop, self.patience, scales, fits)
 
@@ -357,7 +357,7 @@ class EM(DenoiserMethod):
         largest scale of every search was the one chosen: it is taken without a search.
         """
         if self.lambda_schedule:
-            return self._logged(float(self.lambda_schedule[number - 1]), session)
+            return self._logged(float(self.lambda_schedule[max(0, number - 1)]), session)
         if not self.scales:
             return self.posterior
         assert isinstance(self.posterior, DPS)

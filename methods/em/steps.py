@@ -241,6 +241,13 @@ def union(
     return index[order], x[order]
 
 
+def without_start(start: str, problem: Problem) -> str | None:
+    """Return why there is no prior to draw the first restorations by, or None."""
+    if start != "prior" or problem.has_start:
+        return None
+    return "start=prior draws by the prior of training.start, which is not set"
+
+
 def blind(problem: Problem, symmetries: Sequence[str], posterior: PosteriorSampler) -> str | None:
     """Return why a sampler does not know the noise, or symmetries what is hidden; or None."""
     if "local_noise" in problem.operator.capabilities and not posterior.takes_maps:

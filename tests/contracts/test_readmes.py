@@ -79,7 +79,8 @@ def refused(line):
         compose_one("launcher", given.get("launcher") or "local", settings)
     except UserError as error:
         return str(error)
-    overrides = [o for o in overrides if "PATH" not in o]
+    # What is read when it is composed is not at hand: a file, a prior to begin from.
+    overrides = [o for o in overrides if "PATH" not in o and "training.start=" not in o]
     for key in ("operator", "data"):
         if isinstance(given.get(key), str):
             overrides.append(f"{key}={given[key]}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +126,28 @@ def test_the_first_e_step_of_a_method_finds_the_start_in_the_averages(prior, hom
     method.begin_round = begin_round
     make_trainer(1, start=str(home)).fit(method, problem, data, 0)
     torch.testing.assert_close(seen[0], prior(x, 0.3), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["em", "em_mmps"])
+def test_em_draws_its_first_restorations_by_the_start(prior, home, name, monkeypatch):
+    method, problem, data, _ = make_setting(name, tuple(CHEAP[name]))
+    method = replace(method, start="prior", clean_images=0)
+    assert method.supports(problem) == (
+        "start=prior draws by the prior of training.start, which is not set"
+    )
+    problem = replace(problem, has_start=True)
+    assert method.supports(problem) is None
+    drawn, draws = [], type(method)._draws
+
+    def watched(self, denoise, sampler, index, number, session):
+        with torch.no_grad():
+            drawn.append((number, denoise(data.y[:2], torch.full((2,), 0.3))))
+        return draws(self, denoise, sampler, index, number, session)
+
+    monkeypatch.setattr(type(method), "_draws", watched)
+    make_trainer(20, start=str(home)).fit(method, problem, data, 0)
+    assert drawn[0][0] == 0 and len(drawn) > 2
+    torch.testing.assert_close(drawn[0][1], prior(data.y[:2], 0.3), rtol=1e-5, atol=1e-6)
 
 
 def test_a_killed_fine_tuning_goes_on_and_does_not_begin_again(home, tmp_path, digits_data):
