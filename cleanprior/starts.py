@@ -184,7 +184,9 @@ def _seen_by(about: Mapping[str, Any], mark: str) -> dict[str, Any]:
     method = _mapping(config.get("method"))
     handed = about.get("clean_images", method.get("clean_images"))
     is_blind = handed in (0, "0") and not isinstance(handed, bool)
-    is_clean = not is_blind or (bool(before) and before.get("is_clean") is not False)
+    # What a start of the start has seen counts, too, and where nobody says it, it may be anything.
+    has_before = bool(before) or _mapping(config.get("training")).get("start") is not None
+    is_clean = not is_blind or (has_before and before.get("is_clean") is not False)
     costs = _costs(about.get("costs")) or _costs(
         {"images": _mapping(config.get("training")).get("budget")}
     )

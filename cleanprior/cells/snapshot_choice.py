@@ -86,7 +86,10 @@ def save_chosen(cell: Cell, scores: Scores, to: Path) -> None:
     """
     file = _snapshots(cell)[scores.scores.index(scores.chosen)]
     ((_, prior),) = _priors(cell, [file])
+    begun = {} if cell.start is None else {"start": cell.start}
     prior.about = cell.about() | {
+        **begun,
+        "clean_images": len(cell.clean_index()),
         "measurements_sha256": cell.measurements("train").hash,
         "config": cell.config,
         "step": scores.chosen.step,

@@ -226,6 +226,7 @@ def test_the_content_of_a_start_is_part_of_a_cell_and_its_place_is_not(home, tmp
         ({**BLIND, "clean_images": 50}, True, 640, "it has seen 50 clean images"),
         ({**BLIND, "start": {"is_clean": True, "costs": {"images": 60}}}, True, 700, "a start of"),
         ({**BLIND, "start": {"is_clean": False, "costs": {"images": 60}}}, False, 700, "no clean"),
+        ({**BLIND, "config": {"training": {"start": "gone"}}}, True, 640, "a start of clean"),
         ({"method": "x\ny" * 99}, True, None, "nobody says how many clean images"),
         ({**BLIND, "clean_images": False, "costs": "much"}, True, None, "False clean images"),
         (
