@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cleanprior.cells.identity import placeless, with_metrics
-from cleanprior.config import GROUPS, Config, capabilities, compose, registry
+from cleanprior.config import GROUPS, Config, capabilities, compose, noise, registry
 from cleanprior.config.composition import registry_defaults
 from cleanprior.errors import UserError, unknown
 
@@ -213,11 +213,15 @@ def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:
     shared["evaluation"] = with_metrics(shared["evaluation"])
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:8]
     data, operator = config["data"], config["operator"]
+    if noise.KEY in config:  # it stands in the place of the operator's own
+        operator = {k: v for k, v in operator.items() if k != "sigma"}
     values = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v)]
     extra = [f"{k}={v}" for k, v in data.items() if _is_shown(k, v) and k != "path"]
     if "own_files" in data.get("capabilities", ()) and data["path"] is not None:
         extra.insert(0, Path(data["path"]).name)
     true = [f"truth {k}={v}" for k, v in config.get("truth", {}).items()]
+    if noise.KEY in config:
+        true = [*noise.label(config[noise.KEY]), *true]
     title = f"{data['name']}{_bracket(extra)}, {operator['name']}{_bracket(values + true)}"
     usual = registry.read("operator", operator["name"])
     changed = [f"{k}={v}" for k, v in operator.items() if _is_shown(k, v) and usual.get(k) != v]

@@ -116,13 +116,13 @@ def _check_needs(config: dict[str, Any]) -> None:
     if found.code == capabilities.CLEAN:
         more = "; `cleanprior list methods` shows how many each one starts from"
     else:
-        more = suggestion(config["operator"])
+        more = suggestion(config["operator"], config.get("noise"))
     raise UserError(found.reason + more)
 
 
-def suggestion(operator: dict[str, Any]) -> str:
-    """Name the installed methods that may be trained on a composed operator."""
-    able, facts = [], capabilities.ProblemFacts.of(operator)
+def suggestion(operator: dict[str, Any], noise: dict[str, Any] | None = None) -> str:
+    """Name the installed methods that may be trained on a composed operator and its noise."""
+    able, facts = [], capabilities.ProblemFacts.of(operator, noise=noise)
     for name, method in registry.readable("method").items():
         if capabilities.refusal({**method, "name": name}, facts) is None:
             able.append(name)

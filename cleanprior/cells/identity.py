@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..config import GROUPS, Config, registry
+from ..config import GROUPS, Config, noise, registry
 from ..config.capabilities import LATER, earlier
 from ..environment import processes
 from ..fingerprint import fingerprint
@@ -127,6 +127,8 @@ class Identity:
         keys = {"operator": self.config["operator"], "data_seed": self.config["data_seed"]}
         if "truth" in self.config:
             keys["truth"] = self.config["truth"]
+        if noise.KEY in self.config:
+            keys[noise.KEY] = noise_parts(self.config[noise.KEY])
         if self.operator_code is not None:
             keys["operator_code"] = [self.operator_code, operator_state]
         return {**keys, "data": self.data}
@@ -146,6 +148,8 @@ class Identity:
         found = {k: _strip(named[k]) for k in keys}
         if "truth" in self.config:
             found["truth"] = self.config["truth"]
+        if noise.KEY in self.config:
+            found[noise.KEY] = noise_parts(self.config[noise.KEY])
         if not is_training:
             found["evaluation"] = with_metrics(found["evaluation"])
         if self.operator_code is not None:
@@ -181,12 +185,19 @@ def _with_content(training: Mapping[str, Any]) -> Config:
     return {**training, "start": start_hash(training["start"])}
 
 
+def noise_parts(given: Mapping[str, Any]) -> Config:
+    """Return what an instrument's noise is, with a hash of a stranger's code."""
+    module = str(given["_target_"]).rpartition(".")[0]
+    own = module.split(".")[0] == "cleanprior"
+    return {**_strip(given), **({} if own else {"code": registry.module_hash(module)})}
+
+
 def _strip(node: Any) -> Any:
     """Return values without those that decide no number."""
     if isinstance(node, Mapping):
         kept = {k: v for k, v in sorted(node.items()) if k not in _NO_PART}
-        if "needs" in kept:
-            kept["needs"] = [need for need in kept["needs"] or () if need not in LATER]
+        if isinstance(needs := kept.get("needs"), list):
+            kept["needs"] = [need for need in needs if need not in LATER]
         return {k: _strip(v) for k, v in kept.items() if not (k in _UNSET and v is None)}
     return node
 
@@ -208,6 +219,8 @@ def training_identity(config: Mapping[str, Any]) -> str:
     keys = [k for k in _KEYS if k not in (*_EVALUATION, "data")]
     found = {k: _strip(config[k]) for k in keys}
     found["training"] = _with_content(found["training"])
+    if noise.KEY in config:
+        found[noise.KEY] = noise_parts(config[noise.KEY])
     # How many train together decides the steps, which a checkpoint knows.
     found["training"].pop("processes", None)
     return digest(found)

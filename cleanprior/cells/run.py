@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..config import Config, build, capabilities, compose
+from ..data import instrument_noise
 from ..data.datasets import CleanData
 from ..data.measured import MeasuredData, write_splits
 from ..data.measurement_files import DamagedMeasurements, draw_measurements, read_measurements
@@ -75,12 +76,18 @@ class Cell:
         self.operator: Operator = build_operator(
             config["operator"], self.data.image_shape, config["data_seed"]
         )
+        self._state = state_hash(self.operator)
+        self.operator = instrument_noise.with_noise(config, self.operator)
         self.truth = true_measuring(config, self.operator)
         if isinstance(self.data, MeasuredData):
+            instrument_noise.refuse(config)
             self.notices += self.data.check(self.operator)
             # A fixed mask in a file is a fixed operator, whatever the family draws.
             self.operator = self.operator.with_law_of(self.data.train.params)
             self.operator = self.operator.with_levels_of(self.data.train.sigma_y)
+        elif self.operator.noise is not None and self.operator.sigma == 0:
+            taught = instrument_noise.told(config, self.operator, self.measurements("train"))
+            self.config, self.operator = taught
         tell(self.notices)
         self.trainer: Trainer = build(config["training"])
         self.method: Method = build(config["method"])
@@ -88,7 +95,7 @@ class Cell:
         self.posterior = build(config["posterior"])
         self.posterior.check_noise("local_noise" not in self.operator.capabilities)
         self.sampler = build(config["sampler"])
-        self.problem = self.trainer.problem(self.operator, config)
+        self.problem = self.trainer.problem(self.operator, self.config)
         self.start = begun_from(self.trainer.start)
 
     def measurements(self, split: str) -> Measurements:
@@ -112,7 +119,7 @@ class Cell:
         if isinstance(self.data, MeasuredData):
             shelf = shelf_of(self.folder)
             return shelf.split(split) if shelf.described.exists() else None
-        state = state_hash(self.operator)
+        state = self._state
         take_over_measurements(self.folder, split, state)
         return self.folder.measurements(split, self.folder.identity.measurements(split, state))
 
@@ -134,7 +141,7 @@ class Cell:
         index = self.clean_index()
         clean = None
         if isinstance(self.data, CleanData) and len(index):
-            clean = self.data.train[index].clone()
+            clean = instrument_noise.learned(self.operator, self.data.train[index].clone())
         has_law = isinstance(self.data, MeasuredData)
         measured = self.measurements("train")
         return Job(self.config, self.operator.image_shape, has_law, measured, clean)
@@ -340,6 +347,7 @@ def write_measurements(config: Config, path: Path) -> tuple[int, int]:
         splits = cell.data.train, cell.data.test
         scales = cell.data.scales
     else:
+        instrument_noise.check_written(cell.operator)
         seed = config["data_seed"]
         splits = (
             Measurements.draw(cell.data.train, cell.operator, seed, "train", cell.truth),
@@ -357,7 +365,7 @@ def _head(cell: Cell) -> Record:
     index = cell.clean_index()
     head: Record = {
         "data_seed": config["data_seed"],
-        "config": config,
+        "config": cell.folder.config,
         "clean_images": len(index),
         "clean_ids_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
         **({} if cell.start is None else {"start": cell.start}),

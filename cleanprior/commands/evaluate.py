@@ -59,6 +59,8 @@ def evaluate(
         raise UserError("--point says what restorations are; a prior draws")
 
     from ..cells.folder import CellFolder
+    from ..data.datasets import CleanData
+    from ..data.instrument_noise import with_noise
     from ..evaluation.saved import Judge, written
     from ..operators.building import build_operator
 
@@ -66,6 +68,8 @@ def evaluate(
     config = compose(*remembered(learned, operator, given))
     images = build(config["data"])
     physics = build_operator(config["operator"], images.image_shape, config["data_seed"])
+    if isinstance(images, CleanData):
+        physics = with_noise(config, physics)
     judge = Judge(
         images,
         physics,

@@ -13,6 +13,7 @@ KINDS = {
     "methods": "method",
     "operators": "operator",
     "datasets": "data",
+    "noises": "noise",
     "posteriors": "posterior",
     "samplers": "sampler",
     "evaluations": "evaluation",

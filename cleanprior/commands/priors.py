@@ -8,6 +8,7 @@ import typer
 
 from ..errors import UserError
 from ..files import check_folder
+from ..notices import Notice, tell
 from .options import GIVEN, Overrides, live_progress
 
 #: What :func:`write_images` writes, beside the names that have another meaning.
@@ -85,10 +86,24 @@ def remembered(
         elif group not in groups and name is not None:
             chosen.append(f"{group}={name}")
             kept[group] = values
+    _remember_noise(trained, kept, groups)
     # The draws of the training: held-out measurements, and an operator that was drawn itself.
     if isinstance(data_seed := trained.get("data_seed"), int) and "data_seed" not in groups:
         chosen.append(f"data_seed={data_seed}")
     return [*chosen, *given], kept
+
+
+def _remember_noise(trained: Mapping[str, Any], kept: dict[str, Any], groups: set[str]) -> None:
+    """Keep the noise of a prior's training with its operator; tell what becomes of roots."""
+    if not (noise := trained.get("noise")):
+        return
+    if not isinstance(noise, Mapping):
+        raise UserError("the prior's card is damaged: its noise is not a configuration")
+    if "operator" in kept and "operator.sigma" not in groups:
+        kept["noise"] = noise
+    elif noise.get("as") == "anscombe":
+        text = "the prior is one of roots of counts (noise.as=anscombe), and other noise is assumed"
+        tell([Notice(text, is_warning=True)])
 
 
 def destination(to: Path | None, default: str) -> Path:

@@ -98,13 +98,14 @@ def restore(
         for k in range(draws):
             draw = loaded.restore(some, physics, posterior, seed + k, chunk, task.advance)
             first = first or draw
-            x = draw.x.double().numpy()
+            x = _shown(draw.x, physics).double().numpy()
             x = x if target is None else target.units(x)
             total, squares = total + x, squares + x**2
             if not (mean or std):
                 _save(x, "" if draws == 1 else str(k + 1), target, written, scale)
     assert first is not None
-    _tell_fit(first, Likelihood.of(physics, some), config["posterior"]["name"], truth)
+    shown, name = _shown(first.x, physics), config["posterior"]["name"]
+    _tell_fit(first, Likelihood.of(physics, some), name, shown, truth)
     if hold_out:
         _tell_held_out(loaded, some, physics, posterior, seed, chunk)
     if mean:
@@ -192,6 +193,11 @@ def reading_of(config: Mapping[str, Any]) -> "Reading":
     from ..data.reading import Reading
 
     data = config["data"]
+    if config.get("noise", {}).get("as") == "anscombe" and data.get("photons") is None:
+        raise UserError(
+            "the prior is one of roots of counts (noise.as=anscombe): read counts by "
+            "data=measurements data.range=[LOW,HIGH] data.photons=[GAIN,OFFSET,READ]"
+        )
     if data.get("name") != "measurements":
         return Reading()
     keys = ("layout", "key", "range", "missing", "mask", "sigma_y", "photons")
@@ -250,7 +256,7 @@ def read_for(
     from ..data.measurements import Measurements
     from ..operators.building import build_operator
 
-    level = config["operator"]["sigma"]
+    level = None if "noise" in config else config["operator"]["sigma"]
     physics = build_operator(config["operator"], own, config["data_seed"])
     per_pixel = physics.capabilities & {"mask", "identity"} and (
         "fourier" not in physics.capabilities
@@ -266,7 +272,14 @@ def read_for(
     return measured, physics
 
 
-def _tell_fit(draw: "Draw", likelihood: "Likelihood", name: str, truth: "Tensor | None") -> None:
+def _shown(x: "Tensor", operator: "Operator") -> "Tensor":
+    """Return restorations as images, where the prior is one of the roots of counts."""
+    return x if operator.noise is None else operator.noise.images(x)
+
+
+def _tell_fit(
+    draw: "Draw", likelihood: "Likelihood", name: str, shown: "Tensor", truth: "Tensor | None"
+) -> None:
     """Print how restorations fit their measurements, and the held-out images where there are."""
     from ..evaluation.metrics.restoration import consistency, expected_consistency, psnr
 
@@ -278,5 +291,5 @@ def _tell_fit(draw: "Draw", likelihood: "Likelihood", name: str, truth: "Tensor 
         f"||y - A x|| per observed pixel {residual:.4f} (the noise alone: {expected:.4f})"
     )
     if truth is not None:
-        mean = psnr(draw.x, truth[: len(draw.x)]).mean().item()
+        mean = psnr(shown, truth[: len(shown)]).mean().item()
         typer.echo(f"PSNR against the held-out images: {mean:.2f} dB")

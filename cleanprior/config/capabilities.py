@@ -6,10 +6,12 @@ adds what only numbers can tell. No torch: ``cleanprior list`` and the check of 
 answer at once.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import noise as noises
 from . import ranges
 
 CAPABILITIES = {
@@ -37,6 +39,12 @@ DATA = {
 #: What any method's results may suffer from, by the code beside its row.
 WARNINGS = {
     "floor": "noise-free data; the likelihood uses a noise floor in its place",
+    "map": "noise of another kind; taken as Gaussian noise of a variance that each entry of y "
+    "tells (noise.as=map)",
+    "level": "noise of another kind; taken as Gaussian noise of one level, the root mean variance "
+    "(noise.as=level)",
+    "anscombe": "counts, brought to Gaussian noise of one level; the prior is one of their roots, "
+    "compared after the inverse (noise.as=anscombe)",
     "shift": "the network was trained on incomplete images and is asked for complete ones",
     "null": "the operator has directions that no measurement shows; what is drawn there comes from "
     "the method's initialisation, not from y",
@@ -50,9 +58,11 @@ class ProblemFacts:
     Attributes:
         operator: The operator's name.
         capabilities: Keys of :data:`CAPABILITIES`.
-        sigma_y: Largest noise level of the measurements, in units of x ([-1, 1]).
+        sigma_y: Largest noise level of the measurements, in units of x ([-1, 1]); infinity where
+            there is noise of a level that is estimated later.
         data: The data set's name.
         has_clean: Whether there is a clean image that a method could be handed.
+        noise: The kind of an instrument's noise, or nothing.
     """
 
     operator: str
@@ -60,19 +70,27 @@ class ProblemFacts:
     sigma_y: float
     data: str = ""
     has_clean: bool = True
+    noise: str = ""
 
     @classmethod
     def of(
-        cls, operator: Mapping[str, Any], data: Mapping[str, Any] | None = None
+        cls,
+        operator: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        noise: Mapping[str, Any] | None = None,
     ) -> "ProblemFacts":
-        """Collect the facts of a configured operator and data set."""
+        """Collect the facts of a configured operator, data set and instrument's noise."""
         data = data or {}
+        level = float(operator.get("sigma") or 0)
+        if noise is not None:
+            level = float(noise["level"]) or math.inf
         return cls(
             operator["name"],
-            frozenset(operator.get("capabilities") or ()),
-            float(operator.get("sigma") or 0),
+            noises.capabilities_of(operator.get("capabilities") or (), noise),
+            level,
             str(data.get("name", "")),
             "no_clean" not in (data.get("capabilities") or ()),
+            "" if noise is None else str(noise["kind"]),
         )
 
 
@@ -148,6 +166,13 @@ _TODAY = {then: now for now, then in EARLIER.items()}
 CLEAN = "CLEAN"
 
 
+#: What to set where the noise is an instrument's, as the end of a sentence.
+_TOLD = {
+    "GAUSS": "; take an approximation, noise.as=map, level or anscombe",
+    "WHITE": "; take noise.as=level",
+}
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why a method may not be trained on a problem.
@@ -215,9 +240,10 @@ def refusal(method: Mapping[str, Any], facts: ProblemFacts) -> Refusal | None:
         return Refusal(CLEAN, reason)
     for key in required(method):
         if not NEEDS[key].holds(facts):
-            level = f"{facts.sigma_y:g}"
+            level = f"{facts.sigma_y:g}" if facts.sigma_y < math.inf else f"of {facts.noise}"
             words = {"method": name, "operator": facts.operator, "sigma_y": level}
-            return Refusal(key, NEEDS[key].text.format(**words, waiver=_waiver(method, key)))
+            text = NEEDS[key].text.format(**words, waiver=_waiver(method, key))
+            return Refusal(key, text + (_TOLD.get(key, "") if facts.noise else ""))
     return None
 
 
@@ -232,4 +258,5 @@ def _waiver(method: Mapping[str, Any], need: str) -> str:
 
 def refused(config: Mapping[str, Any]) -> Refusal | None:
     """Return why a composed configuration cannot be trained, or None."""
-    return refusal(config["method"], ProblemFacts.of(config["operator"], config["data"]))
+    facts = ProblemFacts.of(config["operator"], config["data"], config.get(noises.KEY))
+    return refusal(config["method"], facts)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UserError, did_you_mean, unknown
 from ..notices import Notice, tell
-from . import ranges, registry, truth
+from . import noise, ranges, registry, truth
 from .building import DESCRIPTIONS
 from .signatures import arguments
 from .values import Kind, conform, declared, kind_of, read
@@ -49,7 +49,8 @@ def compose(
 
     Returns:
         Plain nested dictionaries; each group also holds its chosen name under ``name``. With
-        ``truth`` where what measures is not what is believed (:mod:`.truth`).
+        ``truth`` where what measures is not what is believed (:mod:`.truth`), and ``noise`` where
+        it is not the operator's own (:mod:`.noise`).
 
     Raises:
         UserError: An override that is not ``key=value``, an unknown option, key or value, a group
@@ -59,6 +60,12 @@ def compose(
     tree = copy.deepcopy(_composed(groups))
     if truth.is_given((key for key, _ in settings), kept or {}):
         tree[truth.KEY] = truth.tree(tree["operator"])
+    kept = dict(kept or {})
+    if (instrument := noise.tree(settings, kept.get(noise.KEY, {}))) is not None:
+        tree[noise.KEY] = instrument
+        kept[noise.KEY] = noise.of_kind(kept.get(noise.KEY, {}), instrument["kind"])
+        if "sigma" in tree["operator"]:
+            tree["operator"]["sigma"] = 0.0
     defaults: dict[str, Any] = {}
     literals: list[Any] = []
 
@@ -68,7 +75,7 @@ def compose(
         literals.append(_converted(key, given, convert, annotation, default))
         parent[last] = f"{_LITERAL}{len(literals) - 1}"
 
-    for group, values in (kept or {}).items():
+    for group, values in kept.items():
         for key, value in _plain(values, tree, tree.get(group)):
             put(f"{group}.{key}", value, conform)
     for key, text in settings:
@@ -87,6 +94,8 @@ def compose(
         registry.read("metric", str(name))
     if found := truth.chosen(config.pop(truth.KEY, {}), config["operator"]):
         config[truth.KEY] = found
+    if noise.KEY in config:
+        noise.check(config, [key for key, _ in settings])
     return config
 
 
@@ -159,6 +168,10 @@ def recompose(remembered: Any, source: str) -> Config:
         if not isinstance(remembered[truth.KEY], Mapping):
             raise UserError(f"'{source}' is damaged: its truth holds no keys")
         groups[truth.KEY] = remembered[truth.KEY]
+    if noise.KEY in remembered:
+        if not isinstance(remembered[noise.KEY], Mapping):
+            raise UserError(f"'{source}' is damaged: its noise holds no keys")
+        groups[noise.KEY] = remembered[noise.KEY]
     return compose([*chosen, *seeds], groups)
 
 

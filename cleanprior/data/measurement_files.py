@@ -87,6 +87,10 @@ def draw_measurements(
     Raises:
         UserError: The disk refuses the write, or a value that is no number.
     """
+    if operator.noise is not None:  # its levels are told by all of y
+        drawn = Measurements.draw(x, operator, data_seed, split, truth)
+        write_measurements(path, drawn)
+        return drawn
     params, parts = simulated(x, operator, data_seed, split, truth)
     sigma_y = torch.full((len(x),), operator.sigma)
     first = next(parts)

@@ -25,6 +25,9 @@ from .measured_arrays import arrange
 from .reading import Reading
 from .user_files import open_held
 
+#: Images whose noise an instrument draws at a time.
+RECORDED = 256
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -171,7 +174,10 @@ class Measurements:
             truth: What really measures, where the operator is only believed to.
         """
         params, parts = simulated(x, operator, data_seed, split, truth)
-        return cls(_joined(parts, len(x)), params, torch.full((len(x),), operator.sigma))
+        y = _joined(parts, len(x))
+        if operator.noise is not None:
+            return cls(y, params, operator.noise.levels(operator, y, params))
+        return cls(y, params, torch.full((len(x),), operator.sigma))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -273,10 +279,23 @@ def simulated(
         return generator_for(data_seed, role, split=split)
 
     params = operator.draw(len(x), stream("operator"))
+    if operator.noise is not None:
+        true = params if truth is None else truth.draw(len(x), stream("operator"))
+        measuring = operator if truth is None else truth.operator
+        return params, _recorded(x, measuring, true, data_seed, split)
     if truth is None:
         return params, measure_parts(operator, x, params, stream("noise"))
     true = truth.draw(len(x), stream("operator"))
     return params, measure_parts(truth.operator, x, true, stream("noise"))
+
+
+def _recorded(
+    x: Tensor, operator: Operator, params: Params, data_seed: int, split: str
+) -> Iterator[Tensor]:
+    """Yield what an instrument records of consecutive images: each by a generator of its own."""
+    for index in torch.arange(len(x)).split(RECORDED):
+        sources = [generator_for(data_seed, "noise", split=split, image=i) for i in index.tolist()]
+        yield operator.measure(rows(x, index), take(params, index), sources)
 
 
 def _joined(parts: Iterator[Tensor], n: int) -> Tensor:

@@ -1,6 +1,6 @@
 """One protocol for every cell: restore held-out measurements, draw samples, compare."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -136,12 +136,15 @@ class Protocol:
         truth = None if clean is None else clean.test[:n]
         batch = measured.batch(torch.arange(n))
         likelihood = Likelihood.of(operator, batch)
-        leak = None
-        if clean is not None and truth is not None:
+        leak: Leak | None = None
+        images: Callable[[Tensor], Tensor] = _unchanged
+        if operator.noise is not None:  # whose least error no linear restorer tells
+            images = operator.noise.images
+        elif clean is not None and truth is not None:
             leak = Leak.of(clean.train, truth, likelihood, progress)
         further = {} if truth is None else further_metrics(self.metrics)
         judge = RestorationJudge(
-            likelihood, truth, self.lpips, self.download, self.seed, leak, further
+            likelihood, truth, self.lpips, self.download, self.seed, leak, further, images
         )
         judge_samples = SampleJudge(self._options(), clean, trained, operator, cache, progress)
         rows: list[Row] = []
@@ -149,7 +152,7 @@ class Protocol:
         for route in routes:
             row = Row.of(route, self.draws)
             pictures |= self._restore(route, row, batch, judge, operator.image_shape, progress)
-            found = self._sample(route, row, judge_samples, operator.image_shape, progress)
+            found = self._sample(route, row, judge_samples, images, operator.image_shape, progress)
             pictures = found | pictures  # of pictures that all share, the first route's
             rows.append(row)
         if truth is not None:
@@ -157,7 +160,7 @@ class Protocol:
         else:
             for row in rows:
                 row.missing["clean"] = NO_CLEAN
-        pictures["measurement"] = operator.lift(batch.y, batch.params)
+        pictures["measurement"] = images(operator.lift(batch.y, batch.params))
         if operator.is_image(batch.y):
             pictures["seen"] = likelihood.observed
         kept = {k: v[: self.grid].float().contiguous() for k, v in pictures.items()}
@@ -195,11 +198,18 @@ class Protocol:
         row.seconds["restoration"] = restored.seconds
         row.evaluations, row.backwards = restored.evaluations, restored.backwards
         row.add(judge(restored.x, route.kind == "point"))
-        pictures = {f"restored.{row.way}": restored.x[0]}
-        return pictures | ({f"mean.{row.way}": restored.x.mean(0)} if k > 1 else {})
+        shown = judge.images(restored.x)
+        pictures = {f"restored.{row.way}": shown[0]}
+        return pictures | ({f"mean.{row.way}": shown.mean(0)} if k > 1 else {})
 
     def _sample(
-        self, route: Route, row: Row, judge: SampleJudge, shape: ImageShape, progress: Progress
+        self,
+        route: Route,
+        row: Row,
+        judge: SampleJudge,
+        images: Callable[[Tensor], Tensor],
+        shape: ImageShape,
+        progress: Progress,
     ) -> dict[str, Tensor]:
         """Sample by a route, fill its row, return its pictures."""
         if route.sample is None:
@@ -211,6 +221,7 @@ class Protocol:
             drawn, row.seconds["sampling"] = alone(
                 partial(sample_all, route, count, seeds, self.chunk, shape, task)
             )
+        drawn = [images(x) for x in drawn]
         found = judge(drawn)
         row.add(found)
         return found.pictures | {f"samples.{row.way}": drawn[0]}
@@ -254,3 +265,7 @@ class Protocol:
             is_downloading=self.download,
             seed=self.seed,
         )
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x

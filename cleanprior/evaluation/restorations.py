@@ -1,6 +1,6 @@
 """The judge of restorations: draws against draws, means and point estimates against each other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class RestorationJudge:
         seed: Evaluation seed.
         leak: The least error that a measurement allows, or None where it is not known.
         further: Metrics of plug-ins by name.
+        images: What a restoration is as an image in [-1, 1], to be compared with the truth; it is
+            compared with its measurement as it is.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class RestorationJudge:
         seed: int,
         leak: Leak | None = None,
         further: Mapping[str, Metric] | None = None,
+        images: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
+        self.images = images
         self.further = further or {}
         self.likelihood, self.truth, self.leak = likelihood, truth, leak
         self.expected_consistency = expected_consistency(likelihood).mean().item()
@@ -85,29 +89,30 @@ class RestorationJudge:
         if broken:
             reason = f"{broken} of {x.shape[0] * x.shape[1]} restorations are not finite"
             return Findings(missing={"restoration": reason})
+        shown = self.images(x)
         if is_point:
-            found.add(self._family(x[0], _POINT))
+            found.add(self._family(x[0], shown[0], _POINT))
             found.missing |= dict.fromkeys(
                 ("psnr", "ssim", "consistency"), "a point estimate is no draw"
             )
             found.missing |= dict.fromkeys(_SPREAD, "a point estimate has no spread")
         else:
-            found.add(self._family(x[0], ""))
+            found.add(self._family(x[0], shown[0], ""))
             if len(x) > 1:
-                found.add(self._family(x.mean(0), _POINT))
+                found.add(self._family(x.mean(0), shown.mean(0), _POINT))
             else:
                 reason = "evaluation.draws=1: no mean of several draws"
                 keys = (f"{k}{_POINT}" for k in ("psnr", "ssim", "consistency"))
                 found.missing |= dict.fromkeys(keys, reason)
-            found.add(self._calibration(x))
-        found.marked |= out_of_range(x, "restorations")
+            found.add(self._calibration(shown))
+        found.marked |= out_of_range(shown, "restorations")
         if self.leak is not None and self.truth is not None:
             found.marked |= self.leak.mark(x[0], self.truth)
             if not is_point:
                 found.marked |= self.leak.mark(x.mean(0), self.truth)
         return found
 
-    def _family(self, x: Tensor, suffix: str) -> Findings:
+    def _family(self, given: Tensor, x: Tensor, suffix: str) -> Findings:
         values: dict[str, Tensor] = {}
         missing = dict(self.missing)
         if self.truth is not None:
@@ -122,7 +127,7 @@ class RestorationJudge:
                     values[name] = values_of(name, metric, x, self.truth)
                 except ValueError as error:
                     missing[name] = str(error)
-        values["consistency"] = consistency(x, self.likelihood)
+        values["consistency"] = consistency(given, self.likelihood)
         return Findings(
             metrics={f"{k}{suffix}": v.mean().item() for k, v in values.items()},
             per_image={

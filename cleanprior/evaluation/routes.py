@@ -25,6 +25,8 @@ from ..seeding import seed_for
 from ..training.route import Route
 
 Result = TypeVar("Result")
+#: Why the shared samplers restore nothing where methods are told nothing of the noise.
+UNTOLD = "posterior samplers take Gaussian noise: say noise.as=map, level or anscombe"
 #: Why a denoiser that never met a whole image is not sampled by the shared sampler.
 NEVER_WHOLE = "never trained on whole images: it samples by its own way, below"
 
@@ -65,6 +67,10 @@ class PriorRoute(Route):
         assert self.prior is not None
         return self.prior.sample(n, self.sampler, seed, n, first)
 
+    def without_restoration(self, reason: str) -> "PriorRoute":
+        """Return the route that only samples, and why."""
+        return replace(self, restore=None, reason=reason)
+
     def without_samples(self, reason: str) -> "PriorRoute":
         """Return the route that only restores, and why."""
         return replace(self, sample=None, reason=reason)
@@ -93,7 +99,9 @@ def shared_route(
         noise = torch.randn((n, *prior.image_shape), generator=generator)
         return sampler(prior, noise.to(device), generator).cpu()
 
-    return PriorRoute(name, restore=restore, sample=sample, prior=prior, sampler=sampler)
+    route = PriorRoute(name, restore=restore, sample=sample, prior=prior, sampler=sampler)
+    is_untold = operator.noise is not None and operator.noise.told == "none"
+    return route.without_restoration(UNTOLD) if is_untold else route
 
 
 def routes_of(shared: PriorRoute | None, own: Sequence[Route], has_gaps: bool) -> list[Route]:

@@ -201,7 +201,8 @@ def _completed(found: Inspection, reading: Reading, held: Held, y: NDArray[Any] 
         lines = mask is not None and mask.ndim == 4 and mask.shape[2] == 1 < y.shape[2]
         if lines and y.dtype.kind != "c" and y.shape[1] == 2:  # k-space as two channels
             y = y[:, :1] + 1j * y[:, 1:]
-        limits = _limits(y, float(np.max(held.train.get("sigma_y", 0.0))))
+        levels = np.asarray(held.train.get("sigma_y", 0.0))
+        limits = _limits(y, float(np.median(levels) if levels.ndim > 1 else np.max(levels)))
         if limits is not None:
             reading = replace(reading, range=limits)
             low, high = limits
@@ -254,8 +255,10 @@ def _noise(found: Inspection, reading: Reading, held: Held, measured: Measuremen
     factor = reading.scale[0]
     told = None
     if "sigma_y" in held.train:
-        told = float(np.max(held.train["sigma_y"]))
-        found.say("noise", f"the file says sigma_y = {told:.4g} (at most)")
+        levels = np.asarray(held.train["sigma_y"], np.float64)
+        found.say("noise", f"the file says sigma_y = {levels.max():.4g} (at most)")
+        # Of a map what noise of one level has the same power.
+        told = float(np.sqrt(np.mean(levels**2)) if levels.ndim > 1 else levels.max())
     is_lines = mask is not None and mask.dim() == 4 and mask.shape[2] == 1 < y.shape[2]
     if np.iscomplexobj(held.train["y"]) or is_lines:
         found.say("noise", "y is k-space, it seems: its level is not told by neighbouring values")
@@ -281,7 +284,8 @@ def _noise(found: Inspection, reading: Reading, held: Held, measured: Measuremen
             "noise",
             f"it grows with the signal: variance = {gain:.3g} (y - {zero:.4g}), as counted photons "
             "make it; methods take one level, of which this is the middle; "
-            f"data.photons=[{gain:.3g},{zero:.4g},0] brings all to one",
+            f"data.photons=[{gain:.3g},{zero:.4g},0] brings all to one, or the file holds a map, "
+            f"sigma_y = sqrt({gain:.3g} (max(y - {zero:.4g}, 0) + {gain:.3g}))",
         )
     # What is within texture and a factor of two is no contradiction.
     if told is not None and noise.sigma / factor < 0.5 * told:

@@ -2,8 +2,8 @@ r"""The Operator: :math:`y = A x + \sigma_y z`, its parameters' law, further cor
 
 import copy
 import hashlib
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,8 +17,33 @@ from .levels import is_white
 
 Params = dict[str, Tensor]
 ImageShape = tuple[int, int, int]
+Generators = Generator | Sequence[Generator]
 #: Capabilities of operators whose A A^T is a projection.
 PROJECTIONS = frozenset({"mask", "identity", "fourier"})
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Noise in the place of an operator's own (:mod:`cleanprior.data.instrument_noise`)."""
+
+    @property
+    def told(self) -> str:
+        """What methods are told: ``none``, ``map``, ``level`` or ``anscombe``."""
+        ...
+
+    def measure(
+        self, operator: "Operator", x: Tensor, params: Params, generator: Generators
+    ) -> Tensor:
+        """Return what is recorded of images."""
+        ...
+
+    def levels(self, operator: "Operator", y: Tensor, params: Params) -> Tensor:
+        """Return the noise levels that methods are told of measurements."""
+        ...
+
+    def images(self, x: Tensor) -> Tensor:
+        """Return what a prior makes as images in [-1, 1]."""
+        ...
 
 
 class Operator:
@@ -38,6 +63,7 @@ class Operator:
             none. Parameters from a file may show others, see :meth:`with_law_of`.
         device: Where the physics lies, and with it images and measurements; the CPU at first.
         config: The configuration that :func:`cleanprior.operator` built it from, or None.
+        noise: An instrument's noise in the place of Gaussian noise of ``sigma``, or None.
 
     Raises:
         ValueError: ``sigma`` negative or not finite.
@@ -47,6 +73,7 @@ class Operator:
     #: Whether :meth:`measure` draws its noise by one call and some images have the same y, bit for
     #: bit, without the others. A class says it for itself: those that inherit from it do not.
     has_parts: ClassVar[bool] = False
+    noise: Recorder | None = None
     #: What :meth:`lift` makes of a y that is no image, in a row's name.
     lifted: ClassVar[str] = "A^+ y"
 
@@ -122,6 +149,20 @@ class Operator:
         twin.capabilities = self.capabilities | {"local_noise"}
         return twin
 
+    def with_instrument(
+        self, noise: "Recorder", capabilities: frozenset[str], level: float = 0.0
+    ) -> "Operator":
+        """Return this operator with an instrument's noise.
+
+        Arguments:
+            noise: Measures in the place of the operator's Gaussian noise.
+            capabilities: As methods know it.
+            level: What they are told for ``sigma``, the (largest) level.
+        """
+        twin = copy.copy(self)
+        twin.noise, twin.capabilities, twin.sigma = noise, capabilities, level
+        return twin
+
     def shown(self, params: Params) -> Bool[Tensor, "..."] | None:
         """Return which entries of y some image shows; None where entries have no basis of x."""
         if not self.capabilities & {"mask", "fourier"}:
@@ -150,9 +191,14 @@ class Operator:
         return torch.ones_like(y)
 
     def measure(
-        self, x: Float[Tensor, "b c h w"], params: Params, generator: Generator
+        self, x: Float[Tensor, "b c h w"], params: Params, generator: Generators
     ) -> Float[Tensor, "b ..."]:
-        r"""Return :math:`y = A x + \sigma_y z`; entries that are not measured stay 0."""
+        r"""Return :math:`y = A x + \sigma_y z`, or what an instrument records of A x.
+
+        Entries that are not measured stay 0.
+        """
+        if self.noise is not None:
+            return self.noise.measure(self, x, params, generator)
         y = self.A(x, params)
         if self.sigma == 0:
             return y

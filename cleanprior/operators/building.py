@@ -51,6 +51,10 @@ def true_measuring(config: Mapping[str, Any], believed: Operator) -> Truth | Non
     if "no_clean" in config["data"].get("capabilities", ()):
         raise UserError("truth.*: how measurements are drawn; those of a file are drawn already")
     operator = build_operator(described, believed.image_shape, config["data_seed"])
+    if believed.noise is not None:
+        if operator.sigma:
+            raise UserError("truth.sigma: noise.kind takes the place of the operator's own noise")
+        operator = operator.with_instrument(believed.noise, operator.capabilities)
     truth = Truth(operator, int(config[KEY].get(SHIFT, 0)))
     truth.check(believed)
     return truth

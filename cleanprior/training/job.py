@@ -24,6 +24,7 @@ from ..cells.identity import STAGES, training_identity
 from ..cells.reading import read_sealed, sealed
 from ..cells.record import Record, training_code
 from ..config import Config, build, recompose
+from ..data.instrument_noise import with_noise
 from ..data.measurement_files import read_measurements, write_measurements
 from ..data.measurements import Measurements
 from ..defaults import exact_products, plain_tensors
@@ -126,6 +127,7 @@ class Job:
         exact_products()
         config = self.config
         operator = build_operator(config["operator"], self.image_shape, config["data_seed"])
+        operator = with_noise(config, operator)
         if self.has_law:
             operator = operator.with_law_of(self.measurements.params)
         operator = operator.with_levels_of(self.measurements.sigma_y)

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..config.capabilities import WARNINGS, ProblemFacts, refusal
+from ..config.noise import APPROXIMATIONS
 from ..data.measurements import Batch, Measurements, TrainingSet
 from ..diffusion.backbones import build_backbone
 from ..diffusion.denoiser import Denoiser
@@ -187,7 +188,10 @@ class Method(ABC):
             "null": "null_space" in problem.operator.capabilities,
             "floor": problem.sigma_y == 0 and self.noise_floor > 0,
             "shift": self.has_gaps(problem),
+            **dict.fromkeys(APPROXIMATIONS, False),
         }
+        if problem.operator.noise is not None and problem.operator.noise.told in APPROXIMATIONS:
+            found[problem.operator.noise.told] = True
         return [Warning(code, WARNINGS[code]) for code, is_there in found.items() if is_there]
 
     def has_gaps(self, problem: Problem) -> bool:

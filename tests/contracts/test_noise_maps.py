@@ -125,8 +125,8 @@ def test_who_takes_one_level_says_so_before_any_compute(measured, tmp_path, make
     refused = []
     operator = make_operator("denoising", SHAPE, "sigma=0.4").with_levels_of(measured.sigma_y)
     facts = capabilities.ProblemFacts("denoising", operator.capabilities, 0.4)
-    for name in registry.methods():
-        found = capabilities.refusal(compose([f"method={name}"])["method"], facts)
+    for name, card in registry.readable("method").items():
+        found = capabilities.refusal({**card, "name": name}, facts)
         if found is not None and found.code == "WHITE":
             refused.append(name)
     assert set(WHITE) <= set(refused) and not set(MAPS) & set(refused)
