@@ -262,7 +262,11 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
         return False
     cell = Cell(folder, is_kept=True)
     record = _head(cell)
-    warnings = [*cell.method.warnings(cell.problem), *start_warnings(cell.start)]
+    # What trains no network begins from nothing.
+    begun = cell.start if outcome.get("parameters") else None
+    if begun is not None:
+        record["start"] = begun
+    warnings = [*cell.method.warnings(cell.problem), *start_warnings(begun)]
     record["warning"] = codes(warnings)
     record["warned"] = {warning.code: warning.sentence for warning in warnings}
     record |= outcome
@@ -290,9 +294,8 @@ def evaluate(folder: CellFolder, progress: Progress) -> bool:
     own = alone(partial(cell.method.routes_on_cpu, averaged))
     shared = None
     if prior is not None:
-        begun = {} if cell.start is None else {"start": cell.start}
         prior.about = cell.about() | {
-            **begun,
+            **({} if begun is None else {"start": begun}),
             "measurements_sha256": measured.hash,
             "clean_images": len(cell.clean_index()),
             "costs": spent(outcome["training"], outcome["costs"]),
@@ -368,7 +371,6 @@ def _head(cell: Cell) -> Record:
         "config": cell.folder.config,
         "clean_images": len(index),
         "clean_ids_sha256": hashlib.sha256(index.numpy().tobytes()).hexdigest(),
-        **({} if cell.start is None else {"start": cell.start}),
         "image_shape": list(cell.data.image_shape),
         "train_images": len(cell.data.train),
         "data_notices": [notice.text for notice in cell.notices],

@@ -536,7 +536,14 @@ def test_a_clean_start_is_a_track_of_its_own(records):
     assert len(notes) == 1 and notes[0].startswith("‡ clean: clean start")
 
 
-def test_a_cell_that_cannot_begin_there_is_skipped_with_the_reason(home, tmp_path):
-    chosen = [*SMALL[:2], "method=ambient_gan", f"training.start={home}", *SMALL[3:]]
+@pytest.mark.parametrize(("name", "status"), [("ambient_gan", "skipped"), ("observations", "done")])
+def test_what_learns_no_denoiser_is_skipped_and_what_learns_nothing_stays(
+    home, tmp_path, name, status
+):
+    chosen = [*SMALL[:2], f"method={name}", f"training.start={home}", *SMALL[3:]]
     record = run_cell(CellFolder(tmp_path, compose(chosen)), Progress())
-    assert record["status"].startswith("skipped: AmbientGAN learns no denoiser")
+    assert record["status"].startswith(status) and "start" not in record
+    if status == "skipped":
+        assert record["status"].endswith(
+            "AmbientGAN learns no denoiser that could begin from a prior"
+        )
