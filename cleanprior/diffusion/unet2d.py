@@ -29,6 +29,8 @@ from ..errors import unknown
 from ..extras import optional
 
 PARAMETRISATIONS = ("edm", "ddpm")
+#: Timesteps that a schedule may have; those of published networks have 1,000 or 4,000.
+STEPS = 100_000
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -49,7 +51,7 @@ class UNet2D(nn.Module):
     Raises:
         UserError: diffusers is not installed; an unknown key.
         ValueError: A network of classes, an embedding of sigma itself, a schedule that ends
-            without any signal.
+            without any signal, or of more than :data:`STEPS`.
     """
 
     log_sigmas: Tensor
@@ -84,6 +86,9 @@ class UNet2D(nn.Module):
         if is_edm:
             return
         _check_keys("schedule", library.DDPMScheduler, schedule)
+        steps = schedule.get("num_train_timesteps", 1000)
+        if type(steps) is not int or not 2 <= steps <= STEPS:
+            raise ValueError(f"num_train_timesteps={steps!r:.40}; allowed: 2 to {STEPS:,}")
         if schedule.get("rescale_betas_zero_snr"):
             raise ValueError("rescale_betas_zero_snr: the last timestep has no noise level")
         signal = library.DDPMScheduler(**schedule).alphas_cumprod.double()

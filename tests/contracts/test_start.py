@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from cleanprior.benchmarks.tables.notes import _clean_starts
 from cleanprior.benchmarks.tables.row_names import names
 from cleanprior.benchmarks.tables.statistics import compare, told, track_of
@@ -443,6 +444,10 @@ REFUSED = {
         lambda p: pipeline(p, config={"block_out_channels": [8, 24]}),
         "the start's network is not that of Naive: its 'backbone.unet.",
     ),
+    "timesteps that no memory holds": (
+        lambda p: pipeline(p, schedule={"num_train_timesteps": 10**10}),
+        "num_train_timesteps=10000000000; allowed: 2 to 100,000",
+    ),
     "zero signal": (
         lambda p: pipeline(p, scheduler=DDPMScheduler(rescale_betas_zero_snr=True)),
         "rescale_betas_zero_snr: the last timestep has no noise level",
@@ -465,6 +470,35 @@ def test_weights_that_are_no_numbers_are_refused(home, tmp_path):
     method, problem, data, _ = make_setting("naive")
     with pytest.raises(UserError, match="hold NaN or infinity"):
         make_trainer(1, start=str(tmp_path / "p")).fit(method, problem, data, 0)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda b: b["unet"].update(act_fn={"_target_": "os.system", "command": "true"}),
+        lambda b: b["unet"].update(block_out_channels=[1 << 20, 1 << 22]),
+        lambda b: b["unet"].update(evil=1),
+        lambda b: b.update(parametrisation="ddpm", schedule={"num_train_timesteps": 10**10}),
+        lambda b: b.update(sigma_data=0.7),
+    ],
+)
+def test_a_strangers_prior_on_a_network_of_diffusers_is_data(tmp_path, x, edit):
+    halves = "down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]"
+    wanted = f"backbone.unet={{block_out_channels: [8, 16], norm_num_groups: 4, {halves}}}"
+    backbone = compose(["backbone=unet2d", wanted])["backbone"]
+    with scoped_rng(0):
+        prior = Prior(Denoiser(build_backbone(backbone, 3, 3, 0), 0.5), (3, 8, 8), backbone)
+    prior.save(tmp_path / "p")
+    y = x.expand(-1, 3, -1, -1)
+    assert torch.equal(Prior.load(tmp_path / "p")(y, 0.3), prior(y, 0.3))
+    card = tmp_path / "p" / "prior.yaml"
+    values = yaml.safe_load(card.read_text())
+    del values["sha256"]
+    edit(values["backbone"])
+    card.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="p' (is damaged|cannot be read): ") as caught:
+        Prior.load(tmp_path / "p")
+    assert "\n" not in str(caught.value)
 
 
 # -- in a table ------------------------------------------------------------------------------------
