@@ -10,8 +10,7 @@ computed once: :math:`\mathbb E\, w(\sigma)\|D(\hat x + \sigma n, \sigma) - \hat
   operator; nothing is trained in stage 1. Unlike ``naive`` it fits every pixel, the filled ones
   too, and deconvolves, noise included.
 
-The prior learns the law of what the restorer returns. For an exact :math:`E[x|y]` of Gaussian
-images of covariance C that is :math:`C (C + \sigma_y^2 I)^{-1} C`, always below C.
+Both priors learn the law of what stage 1 returns, see :mod:`cleanprior.methods.two_stage`.
 
 Difference from published instances: both stages share one budget, and the restorations stay
 floating-point tensors.
@@ -25,7 +24,6 @@ References:
     two-stage instance for MRI
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,97 +33,52 @@ from typing_extensions import override
 from cleanprior.config.checks import check_choice
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss
-from cleanprior.training import DenoiserMethod, Loss, OneStep, Problem, Round, Route, Session
+from cleanprior.training import DenoiserMethod, Loss, OneStep, Round, Session
 from cleanprior.training.stein import PROBES, denoise_and_divergence, draw_probe, stein_risk
+
+from .two_stage import Restore, RestoreThenTrain
 
 
 @dataclass(kw_only=True)
-class DenoiseThenTrain(DenoiserMethod):
+class DenoiseThenTrain(RestoreThenTrain):
     """A denoiser by Stein's risk, then a prior of its outputs.
 
     Arguments:
         needs: See :class:`cleanprior.training.Method`.
-        restorer_share: Share of the budget spent on the restorer, in (0, 1).
+        restorer_share: See :class:`.two_stage.RestoreThenTrain`.
         probe: Probe of the divergence, ``rademacher`` or ``gaussian``.
-        chunk: Measurements restored at a time.
+        chunk: See :class:`.two_stage.RestoreThenTrain`.
 
     Raises:
         ValueError: A value outside its range.
     """
 
-    restorer_share: float
+    #: Stage 1 trains the prior's own network, which the prior then begins without.
+    first = "denoiser"
+
     probe: str
-    chunk: int
 
     def __post_init__(self) -> None:
         check_choice("probe", self.probe, PROBES)
-        if not 0 < self.restorer_share < 1:
-            raise ValueError(
-                f"restorer_share={self.restorer_share}; allowed: above 0 and below 1 (the rest of "
-                "the budget trains the prior)"
-            )
-        if self.chunk < 1:
-            raise ValueError(f"chunk={self.chunk}; allowed: 1 or more")
-
-    @override
-    def setup(self, problem: Problem, device: torch.device) -> None:
-        self._restorer_state: dict[str, Tensor] = {}
-        super().setup(problem, device)
+        super().__post_init__()
 
     def build(self) -> None:
         """Make the networks; when the prior starts anew, the restorer is the one of stage 1."""
         self.denoiser = self.problem.denoiser()
         self.restorer = self.problem.denoiser().requires_grad_(False)
-        if self._restorer_state:
-            self.restorer.load_state_dict(self._restorer_state)
+        self.take_up_restorer()
 
     @override
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {"denoiser": self.denoiser, "restorer": self.restorer}
-
-    def rounds(self, budget: int) -> Sequence[Round]:
-        """Plan both stages; the denoiser of the first becomes the restorer of the second."""
-        first = max(1, round(budget * self.restorer_share))
-        return [Round("restorer", first), Round("prior", budget - first, begin="scratch")]
-
-    @override
-    def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
-        self._session, self._is_restorer = session, round.name == "restorer"
-        if self._is_restorer:
-            return session.measurements
-        data = session.measurements
-        stored, costs = session.store.once("restorations", lambda: self._restore_all(session))
-        for name, amount in costs.items():
-            session.count(name, amount)
-        images = stored.pop("images")
-        self._restorer_state = {k.removeprefix("restorer."): v for k, v in stored.items()}
-        return Images(images, data, torch.arange(len(data)))
-
-    def _restore_all(self, session: Session) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Return the restoration of every measurement and the weights that made them."""
-        restorer, data = session.averaged["denoiser"], session.measurements
+    def restoration(self, restorer: nn.Module) -> Restore:
         assert isinstance(restorer, Denoiser)
-        parts = [
-            OneStep(restorer)(data.batch(part).to(session.device), []).x.cpu()
-            for part in torch.arange(len(data)).split(self.chunk)
-        ]
-        weights = {f"restorer.{k}": v.cpu() for k, v in restorer.state_dict().items()}
-        return {"images": torch.cat(parts), **weights}, {"evaluations": float(len(data))}
+        return OneStep(restorer)
 
     @override
-    def loss(self, batch: Batch, generator: Generator, turn: str) -> Loss:
-        if batch.images is not None:
-            return Loss(denoising_loss(self.denoiser, batch.images, generator))
+    def restorer_loss(self, batch: Batch, generator: Generator) -> Tensor:
         probe = draw_probe(self.probe, batch.y, generator)
         f, divergence = denoise_and_divergence(self.denoiser, batch.y, batch.sigma_y, probe)
         self._session.count("evaluations", float(len(batch)))
-        return Loss(stein_risk(f, divergence, batch.y, batch.sigma_y).mean())
-
-    def routes(self, averaged: Mapping[str, nn.Module]) -> Sequence[Route]:
-        """Restoration by stage 1, one evaluation."""
-        restorer = averaged["restorer"]
-        assert isinstance(restorer, Denoiser)
-        return [Route("restorer, one step", restore=OneStep(restorer), kind="point")]
+        return stein_risk(f, divergence, batch.y, batch.sigma_y).mean()
 
 
 @dataclass(kw_only=True)

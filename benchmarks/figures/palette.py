@@ -44,6 +44,10 @@ PLACES = (
     "masked_loss",
     "denoise_then_train",
     "pinv_then_train",
+    "ssdu_then_train",
+    "r2r_then_train",
+    "es_then_train",
+    "moi_then_train",
 )
 
 

@@ -48,7 +48,7 @@ def trial(folder: CellFolder, progress: Progress) -> dict[str, Any]:
     everything = len(cell.data.train)
     few = min(MEASUREMENTS, everything)
     report, prior, disk = _train(cell, few, progress)
-    steps = max(1, report.steps.get(cell.method.budgeted, 0))
+    steps = max(1, cell.method.spent(report.steps))
     seconds = report.cpu_seconds.get("training", 0.0) * cell.trainer.steps / steps
     spent = report.cpu_seconds.get("E-step", 0.0)
     if spent > LONG and everything > 2 * few:

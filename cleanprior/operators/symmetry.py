@@ -45,19 +45,48 @@ def transformed(
         ValueError: ``turn`` on images that are not square.
     """
     b, _, h, w = x.shape
+    return moved(x, draw_places(b, (h, w), symmetries, generator))
+
+
+def moved(x: Float[Tensor, "b c h w"], places: Int[Tensor, "b hw"]) -> Float[Tensor, "b c h w"]:
+    """Transform each image by its element of the group; ``places.argsort(1)`` undoes it.
+
+    Arguments:
+        x: Images.
+        places: Of :func:`draw_places`.
+    """
+    flat, channels = x.flatten(2), x.shape[1]
+    index = places.to(x.device)[:, None].expand(-1, channels, -1)
+    return flat.gather(2, index).reshape(x.shape)
+
+
+def draw_places(
+    n: int, size: tuple[int, int], symmetries: Sequence[str], generator: Generator
+) -> Int[Tensor, "n hw"]:
+    """Draw elements of the group uniformly: which pixel of an image each of its transform shows.
+
+    Arguments:
+        n: How many.
+        size: (height, width) of the images; equal for ``turn``.
+        symmetries: Of :data:`SYMMETRIES`; the group is what they generate.
+        generator: On the CPU.
+
+    Raises:
+        ValueError: ``turn`` on images that are not square.
+    """
+    h, w = size
     if "turn" in symmetries and h != w:
         raise ValueError(f"turn needs square images, these have {h}x{w}")
-    sizes = (4, 2, h, w)
-    turns, flips, down, right = (torch.randint(n, (b,), generator=generator) for n in sizes)
-    zero = torch.zeros(b, dtype=torch.long)
-    place = _places(
-        (h, w),
+    turns, flips, down, right = (
+        torch.randint(count, (n,), generator=generator) for count in (4, 2, h, w)
+    )
+    zero = torch.zeros(n, dtype=torch.long)
+    return _places(
+        size,
         turns if "turn" in symmetries else zero,
         flips if "flip" in symmetries else zero,
         *((down, right) if "shift" in symmetries else (zero, zero)),
-    ).to(x.device)
-    flat = x.flatten(2)
-    return flat.gather(2, place[:, None].expand_as(flat)).reshape(x.shape)
+    )
 
 
 def _places(
@@ -88,7 +117,7 @@ def least_shown(operator: Operator, symmetries: Sequence[str]) -> float:
         operator: A fixed operator, on the CPU.
         symmetries: Of :data:`SYMMETRIES`; none asks for the operator alone.
     """
-    places = _elements(operator.image_shape, symmetries)
+    places = elements(operator.image_shape, symmetries)
     d = int(np.prod(operator.image_shape))
     if d <= DENSE:
         gram = _normal(operator, torch.eye(d).reshape(d, *operator.image_shape)).flatten(1).double()
@@ -130,8 +159,8 @@ def _normal(operator: Operator, x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _elements(shape: ImageShape, symmetries: Sequence[str]) -> Int[Tensor, "g hw"]:
-    """Return the elements of the group as places of pixels: all, or as many as are looked at."""
+def elements(shape: ImageShape, symmetries: Sequence[str]) -> Int[Tensor, "g hw"]:
+    """Return elements of the group as places of pixels: all, or :data:`ELEMENTS` drawn ones."""
     _, h, w = shape
     ranges = (
         range(4 if "turn" in symmetries else 1),

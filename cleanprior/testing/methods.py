@@ -148,8 +148,7 @@ def check_budget(cell: Cell, budget: int = 1500) -> None:
     if method.supports(cell.problem) is None:
         method.setup(cell.problem, torch.device("cpu"))
         if method.networks():
-            rounds = method.rounds(budget)
-            planned = sum(r.steps * r.turns.count(method.budgeted) for r in rounds)
+            planned = method.planned(method.rounds(budget))
             assert planned == budget, f"the rounds take {planned} steps of a budget of {budget}"
 
 

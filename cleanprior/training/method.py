@@ -151,6 +151,8 @@ class Method(ABC):
     unless: ClassVar[Mapping[str, str]] = MappingProxyType({})
     #: The network whose batches are the budget that all methods share.
     budgeted = "denoiser"
+    #: Networks that the same budget pays for, e.g. the restorer of a stage before the denoiser's.
+    also_budgeted: ClassVar[tuple[str, ...]] = ()
     #: Capability of operators that leave gaps in what the network is trained on: it never met a
     #: whole image. Empty for a method whose network learns to be asked for whole images.
     gaps: ClassVar[str] = ""
@@ -232,9 +234,25 @@ class Method(ABC):
         """Plan the rounds.
 
         Arguments:
-            budget: Steps of the budgeted network; the turns of all rounds must add up to it.
+            budget: Steps of the budgeted networks; the turns of all rounds must add up to it.
         """
         return [Round("train", budget)]
+
+    def is_budgeted(self, network: str) -> bool:
+        """Whether the budget that all methods share pays for a network's steps."""
+        return network == self.budgeted or network in self.also_budgeted
+
+    def spent(self, steps: Mapping[str, int]) -> int:
+        """Return how much of the budget these steps are.
+
+        Arguments:
+            steps: Steps taken, by network.
+        """
+        return sum(count for name, count in steps.items() if self.is_budgeted(name))
+
+    def planned(self, rounds: Sequence[Round]) -> int:
+        """Return how much of the budget the rounds of a plan take."""
+        return sum(r.steps for r in rounds for turn in r.turns if self.is_budgeted(turn))
 
     def begin_round(self, number: int, round: Round, session: Session) -> TrainingSet:
         """Return what the round trains on. E-steps live here.

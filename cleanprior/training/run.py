@@ -58,7 +58,7 @@ class Run:
         method.setup(problem, trainer.device)
         self.networks = dict(method.networks())
         self.rounds = list(method.rounds(trainer.steps)) if self.networks else []
-        planned = sum(r.steps * r.turns.count(method.budgeted) for r in self.rounds)
+        planned = method.planned(self.rounds)
         if self.networks and planned != trainer.steps:
             raise ValueError(
                 f"{method.name} plans {planned} steps of '{method.budgeted}'; the budget, equal "
@@ -265,7 +265,7 @@ class Run:
                 for turn_number, turn in enumerate(plan.turns):
                     keys = {"round": number, "step": step, "turn": turn_number}
                     self._turn(turn, training_set, len(plan.turns), self._rate(number, step), keys)
-                self.snapshots.keep(self.report.steps[self.method.budgeted], self.averages.modules)
+                self.snapshots.keep(self.method.spent(self.report.steps), self.averages.modules)
                 is_logged = step % t.log_every == 0 or step + 1 == plan.steps
                 if is_logged or not self.watch.is_late:  # to read the clock waits for a GPU
                     self.watch.settle()
@@ -350,7 +350,7 @@ class Run:
         generator = generator_for(self.seed, "loss", rank=rank, **keys)
         loss = self.method.loss(batch, generator, turn)
         t.accelerator.backward(loss.total if t.accumulate == 1 else loss.total / t.accumulate)
-        if turn == self.method.budgeted:
+        if self.method.is_budgeted(turn):
             self.report.images += len(batch) * self.ranks.count
         named = {"loss": loss.total, **loss.parts}
         device = loss.total.device

@@ -59,7 +59,7 @@ def test_training_moves_the_weights_and_leaves_every_global_generator_alone(sett
         inside = [k for k in after if k.startswith(f"{network}.")]
         assert any(not torch.equal(after[k], start[k]) for k in inside), network
     assert all(v.isfinite().all() for v in after.values())
-    assert report.steps[method.budgeted] == STEPS
+    assert method.spent(report.steps) == STEPS
     assert report.images == STEPS * BATCH
     assert not any(p.requires_grad or m.training for m in networks.values() for p in m.parameters())
 
