@@ -32,6 +32,7 @@ from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import SIGMA_MIN, Denoiser
 from cleanprior.diffusion.posterior import Draw
 from cleanprior.operators import Params
+from cleanprior.operators.levels import column
 from cleanprior.seeding import generator_for, randn_like
 from cleanprior.training import Problem, Warning
 
@@ -204,7 +205,7 @@ class FirstStage(RestoreThenTrain):
         if not self.is_noisy or (k == count - 1 and count % 2):
             return batch.y, batch.sigma_y
         one = randn_like(batch.y[:1], generator_for(0, "recorruption", pair=k // 2))
-        level = self.alpha * batch.sigma_y.reshape(-1, *[1] * (batch.y.dim() - 1))
+        level = self.alpha * column(batch.sigma_y, batch.y)
         seen = self.problem.operator.observed(batch.y, batch.params)
         sign = 1 - 2 * (k % 2)
         return batch.y + sign * level * one * seen, self.given_noise(batch)

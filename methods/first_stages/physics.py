@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from typing_extensions import override
 
 from cleanprior.operators import Operator, Params
+from cleanprior.operators.levels import column
 from cleanprior.operators.symmetry import draw_places, moved
 from cleanprior.seeding import generator_for, randn_like
 
@@ -75,8 +76,7 @@ def noisy(
     y: Tensor, sigma: Tensor, operator: Operator, params: Params, generator: Generator
 ) -> Tensor:
     """Return y with noise of these levels, one an image, on what was measured."""
-    level = sigma.reshape(-1, *[1] * (y.dim() - 1))
-    return y + level * randn_like(y, generator) * operator.observed(y, params)
+    return y + column(sigma, y) * randn_like(y, generator) * operator.observed(y, params)
 
 
 class Restorer(nn.Module):
