@@ -43,6 +43,7 @@ EQUAL = {
     "3dcd05bec745edd4": "3f6436575af80f42",  # sure_score
     "38538225f8eaaa1a": "9df27e10dd5dd10d",  # ambient_gan
     "3b804d211190b3b0": "fc507993cc5bc8ee",  # em
+    "528b405cb755167c": "5b8e9a92dda316a5",  # denoise_then_train
 }
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -94,8 +94,9 @@ class FirstStage(RestoreThenTrain):
     @property
     @override
     def route_name(self) -> str:
+        count = self._evaluations
         share = f"restorer, {self.restorer_share:.0%} of the budget"
-        return f"{share}, {'one step' if self._evaluations == 1 else f'mean of {self.draws}'}"
+        return f"{share}, {'one step' if count == 1 else f'mean of {count}'}"
 
     @property
     def is_noisy(self) -> bool:

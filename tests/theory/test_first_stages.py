@@ -16,7 +16,6 @@ from cleanprior.testing.parts import make_operator
 from cleanprior.training import Session
 from cleanprior.training.checkpoint import Store
 
-COUNT = 400_000
 LINE = torch.tensor([[1.0, 0.6, 0.3], [0.6, 0.8, 0.5], [0.3, 0.5, 0.9]]).double()
 ALL = ("ssdu_then_train", "es_then_train", "r2r_then_train", "moi_then_train")
 
@@ -56,7 +55,7 @@ def inside(method, network, data):
     return method
 
 
-def gaussian(covariance, operator, count=COUNT):
+def gaussian(covariance, operator, count=200_000):
     """Return measurements of Gaussian lines of pixels."""
     root = torch.linalg.cholesky(covariance).float()
     x = torch.randn((count, len(root)), generator=generator_for(0, "x")) @ root.T
@@ -90,6 +89,11 @@ def conditional(covariance, seen, noise=0.0):
     return found
 
 
+def off(found, covariance, seen, noise=0.0):
+    """Return how far a matrix is from the conditional mean, as a root of the mean of squares."""
+    return (found.of(seen) - conditional(covariance, seen, noise)).square().mean().sqrt()
+
+
 def one_mask(mask):
     """Return the operator whose mask, a line, is the same for all images."""
     operator = make_operator("inpainting", (1, 1, len(mask)), "p=0.5")
@@ -101,14 +105,14 @@ def one_mask(mask):
 
 def test_recorruption_teaches_the_mean_given_the_noisier_image():
     operator = make_operator("denoising", SHAPE, f"sigma={SIGMA}")
-    data = gaussian(C, operator)
-    method = method_on("r2r_then_train", operator, Linear(), data)
+    data = gaussian(C, operator, 400_000)
+    method = method_on("r2r_then_train", operator, Linear(), data, "draws=8")
     noise = SIGMA * (1 + method.alpha**2) ** 0.5
     found = minimise(method, data, 10).matrix.detach()
     expected = C @ torch.linalg.inv(C + noise**2 * torch.eye(2))
     assert (found - expected).abs().max() < 0.02
     draw = method.restoration(method.restorer)(data.batch(torch.arange(50)), [])
-    assert draw.evaluations == method.draws
+    assert draw.evaluations == 8
     y = data.y[:50].flatten(1)
     torch.testing.assert_close(draw.x.flatten(1), y @ found.T, rtol=0, atol=1e-4)
 
@@ -116,7 +120,7 @@ def test_recorruption_teaches_the_mean_given_the_noisier_image():
 @pytest.mark.parametrize("sigma", [0.0, 0.3])
 def test_splitting_teaches_the_mean_given_what_the_split_shows(sigma):
     operator = make_operator("inpainting", (1, 1, 3), "p=0.3", f"sigma={sigma}")
-    data = gaussian(LINE, operator)
+    data = gaussian(LINE, operator, 400_000)
     method = method_on("ssdu_then_train", operator, Table(3), data)
     found = minimise(method, data)
     noise = sigma * (1 + method.alpha**2) ** 0.5
@@ -138,26 +142,26 @@ def test_one_fixed_mask_teaches_what_it_hides_with_shifts_and_not_without():
     method = method_on("es_then_train", operator, Table(4), data)
     found = minimise(method, data)
     for seen in ([0, 1], [0, 3], [1, 3]):
-        assert (found.of(seen) - conditional(covariance, seen)).abs().max() < 0.02, seen
+        assert off(found, covariance, seen) < 0.02, seen
     alone = build(compose(["method=ssdu_then_train"])["method"])
     assert "varies between images" in alone.supports(method.problem)
     alone.problem = method.problem
     blind = minimise(inside(alone, Table(4), data), data)
-    assert (blind.of([0, 1])[3] - conditional(covariance, [0, 1])[3]).abs().max() < 0.02
+    assert (blind.of([0, 1])[3] - conditional(covariance, [0, 1])[3]).abs().max() < 0.03
     assert blind.of([0, 1])[2].abs().max() == 0
     assert conditional(covariance, [0, 1])[2].abs().max() > 0.3
 
 
 def test_noisy_equivariant_splitting_is_not_taught_the_noise():
     operator = one_mask([1.0, 1.0, 0.0, 1.0])
-    operator.sigma = 0.3
+    operator.sigma = 0.15
     covariance = torch.eye(4).double() * 0.5
     data = gaussian(covariance, operator)
     method = method_on("es_then_train", operator, Table(4), data)
-    noise = 0.3 * (1 + method.alpha**2) ** 0.5
+    noise = 0.15 * (1 + method.alpha**2) ** 0.5
     found = minimise(method, data)
     for seen in ([0, 1], [0, 3], [1, 3]):
-        assert (found.of(seen) - conditional(covariance, seen, noise)).abs().max() < 0.02, seen
+        assert off(found, covariance, seen, noise) < 0.02, seen
 
 
 def test_several_operators_teach_what_each_hides_of_simple_images():
@@ -203,10 +207,11 @@ def test_noise_of_other_operators_is_measured_too():
 
 
 CASES = [
-    ("ssdu_then_train", "inpainting", (1, 8, 8), "sigma=0.1", 8),
+    ("ssdu_then_train", "inpainting", (1, 8, 8), "sigma=0.1", 1),
+    ("ssdu_then_train", "inpainting", (1, 8, 8), "sigma=0.1", 7),
     ("ssdu_then_train", "inpainting", (1, 8, 8), "sigma=0", 1),
     ("ssdu_then_train", "mri", (2, 8, 8), "sigma=0", 1),
-    ("ssdu_then_train", "compressed_sensing", (1, 8, 8), "sigma=0.05", 8),
+    ("ssdu_then_train", "compressed_sensing", (1, 8, 8), "sigma=0.05", 2),
     ("es_then_train", "inpainting", (1, 8, 8), "sigma=0.1", 8),
     ("es_then_train", "inpainting", (1, 8, 8), "sigma=0", 8),
     ("moi_then_train", "mri_multicoil", (2, 8, 8), "sigma=0", 1),
@@ -220,7 +225,7 @@ def test_a_restoration_is_no_matter_of_its_batch_and_agrees_with_y(
     operator = make_operator(operator_name, shape, key)
     x = torch.randn((5, *shape), generator=generator_for(0, "x")).clamp(-1, 1)
     data = Measurements.draw(x, operator, 0, "train")
-    method = method_on(name, operator, None, data)
+    method = method_on(name, operator, None, data, f"draws={count}")
     method.build()
     restore = method.restoration(method.restorer)
     batch = data.batch(torch.arange(5))
@@ -229,7 +234,7 @@ def test_a_restoration_is_no_matter_of_its_batch_and_agrees_with_y(
     assert draw.evaluations == count
     misfit = (operator.A(draw.x, take(data.params, slice(0, 5))) - data.y).abs().max()
     assert (misfit < 1e-4) == (operator.sigma == 0)
-    assert method.route_name.endswith("one step" if count == 1 else "mean of 8")
+    assert method.route_name.endswith("one step" if count == 1 else f"mean of {count}")
     assert "20%" in method.route_name
 
 
@@ -254,7 +259,7 @@ def test_an_image_without_noise_among_noisy_ones_is_asked_at_a_level():
     data = Measurements(y, {}, torch.tensor([0.0, 0.3]))
     network = Table(2)
     network.forward = lambda x, sigma, condition=None: network.levels.append(sigma) or x
-    method = method_on("r2r_then_train", operator, network, data, "draws=1")
+    method = method_on("r2r_then_train", operator, network, data)
     restored = method.restoration(network)(data.batch(torch.arange(2)), []).x
     assert torch.equal(restored, y), "one evaluation takes y as it is"
     assert network.levels[0].tolist() == pytest.approx([SIGMA_MIN, 0.3])
