@@ -7,8 +7,8 @@ back as :math:`y = 2 \tilde s - A 1`, which is A x but for the noise.
 
 ``variance`` is :math:`E (\tilde s - s)^2` in closed form, bias included. ``estimated`` is the map
 that is told to who takes Gaussian noise: the same from :math:`\tilde s` alone. Weights that follow
-the noise are not independent of it: a pixel that is dark by chance counts for more, so that what
-maps restore is darker than the truth by about the noise of one photon.
+the noise are not independent of it: a pixel that is dark by chance counts for more. The weighted
+mean of equal pixels of l photons is :math:`l / (1 - e^{-l}) - 1`, one photon too dark.
 
 ==============  ==============================================  ===================================
 kind            variance at s                                   estimated from r, what is recorded

@@ -143,7 +143,9 @@ def _e_step(
     prior: GaussianPrior, likelihood: Likelihood
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "d d"]]:
     """Return the posterior mean of each image and the sum of their posterior covariances."""
-    if "mask" in likelihood.operator.capabilities and likelihood.params:
+    able = likelihood.operator.capabilities
+    is_map = {"identity", "local_noise"} <= able and not likelihood.is_shared
+    if is_map or ("mask" in able and likelihood.params):
         return _masked_e_step(prior, likelihood)
     mean, covariance = prior.posterior(likelihood)
     return mean, covariance.sum(0)
@@ -153,6 +155,8 @@ def _masked_e_step(
     prior: GaussianPrior, likelihood: Likelihood
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "d d"]]:
     r"""Do the E-step of masks on observed rows only: k^3 an image instead of about 9 d^3.
+
+    Noise alone is a mask that hides nothing; there it serves maps, which no two images share.
 
     With :math:`K_i = A_i^\top (A_i C A_i^\top + s^2 I)^{-1} A_i`, which is the inverse of one block
     of C and 0 elsewhere, :math:`\sum_i V_i = n C - C (\sum_i K_i) C`.

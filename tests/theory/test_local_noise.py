@@ -233,3 +233,13 @@ def test_the_consistency_of_the_truth_is_foretold(make_operator):
     power = (z * data.sigma_y * likelihood.observed).square().flatten(2).sum(2)
     mean = (power / likelihood.observed.flatten(1).sum(1).clamp_min(1)).sqrt().mean(0)
     torch.testing.assert_close(expected_consistency(likelihood).float(), mean, rtol=0.02, atol=0)
+
+
+def test_noise_of_each_image_has_an_e_step_of_its_own_rows(make_operator):
+    """A = I with maps goes the way of masks; what it returns is the posterior."""
+    prior, operator, data = problem(make_operator, "noise", 20)
+    likelihood = Likelihood.of(operator, data)
+    mean, total = _e_step(dense(prior), likelihood)
+    expected = dense(prior).posterior(likelihood)
+    torch.testing.assert_close(mean, expected[0])
+    torch.testing.assert_close(total, expected[1].sum(0))

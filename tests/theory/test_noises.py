@@ -87,6 +87,16 @@ def test_the_map_of_photons_is_calibrated_to_one_photon(photons):
     assert exact < 1 + 1.4 / photons
 
 
+@pytest.mark.parametrize("photons", [3, 10, 100])
+def test_weights_of_a_map_lose_one_photon(photons):
+    recorded = drawn(Poisson(1.0), float(photons))
+    weights = 1 / Poisson(1.0).estimated(recorded.float()).double()
+    exact = photons / (1 - math.exp(-photons)) - 1
+    mean = (weights * recorded).sum() / weights.sum()
+    spread = (weights * (recorded - mean)).std() / weights.mean() / N**0.5
+    assert abs(mean - exact) < 4 * spread
+
+
 @pytest.mark.parametrize(
     ("noise", "signal", "tolerance"),
     [
