@@ -96,7 +96,7 @@ class Description:
             UserError: No such method or variant.
         """
         found = self.variants.get(row, Variant(row))
-        registry.read("method", found.method)
+        registry.staged(found.method)
         return Variant(found.method, (*found.overrides, *self.tuned.get(row, ())))
 
 

@@ -93,6 +93,7 @@ class PinvThenTrain(DenoiserMethod):
         ValueError: A value outside its range.
     """
 
+    fits_images = True
     chunk: int
 
     def __post_init__(self) -> None:

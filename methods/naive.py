@@ -16,11 +16,12 @@ References:
 from dataclasses import dataclass
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from typing_extensions import override
 
 from cleanprior.data import Batch
 from cleanprior.diffusion.denoiser import draw_sigma, edm_weight, per_image
+from cleanprior.operators.like import measured_like
 from cleanprior.training import DenoiserMethod, Loss
 
 
@@ -42,3 +43,10 @@ class Naive(DenoiserMethod):
         error = (self.denoiser(u + per_image(sigma) * noise, sigma) - u) ** 2
         weight = edm_weight(sigma, self.denoiser.sigma_data)
         return Loss((weight * seen * error).sum() / seen.sum().clamp_min(1))
+
+    @override
+    def fitted(self, x: Tensor, like: Batch, generator: Generator) -> Tensor:
+        """Return images as they are measured: what this prior is of."""
+        operator = self.problem.operator
+        y = measured_like(operator, x, like.params, like.sigma_y, generator)
+        return operator.lift(y, like.params)

@@ -27,6 +27,7 @@ class Oracle(DenoiserMethod):
         clean_images: ``all``, or how many (the same ones that few-clean methods get).
     """
 
+    fits_images = True
     clean_images: int | str = "all"
 
     @override

@@ -43,6 +43,7 @@ class RestoreThenTrain(DenoiserMethod):
         ValueError: A value outside its range.
     """
 
+    fits_images = True
     #: The network that stage 1 trains, and whose average restores.
     first: ClassVar[str] = "restorer"
 

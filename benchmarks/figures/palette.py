@@ -48,6 +48,7 @@ PLACES = (
     "r2r_then_train",
     "es_then_train",
     "moi_then_train",
+    "distill",
 )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from ..config import Config
+from ..config import Config, nested
 from ..config.signatures import source
 
 #: The room of the built-in methods: a method is one module or one package in it.
@@ -44,6 +44,15 @@ EQUAL = {
     "38538225f8eaaa1a": "9df27e10dd5dd10d",  # ambient_gan
     "3b804d211190b3b0": "fc507993cc5bc8ee",  # em
     "528b405cb755167c": "5b8e9a92dda316a5",  # denoise_then_train
+    "fc507993cc5bc8ee": "28429ed03d6c0c3e",  # em
+    "31e033d894898e9f": "46628372a3fb3759",  # ambient
+    "9df27e10dd5dd10d": "ce4c0725fe7c02e7",  # ambient_gan
+    "ce4c0725fe7c02e7": "c20c970e75df63ca",  # ambient_gan
+    "b8c8bb101b1e6406": "3b804d211190b3b0",  # em
+    "96732f6a79cf35ef": "4efc917fe40d4c46",  # flowdiff
+    "4efc917fe40d4c46": "e098fc05b0ec7e0c",  # flowdiff
+    "03972f8662cedc6d": "eedd18969c6fddd8",  # naive
+    "92e6f20ed6b96bad": "750dde226a1095e2",  # oracle
 }
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -100,6 +109,8 @@ def statements(text: bytes) -> bytes:
 def _targets(config: Config) -> list[str]:
     """Return the units that a configuration names, the core's left out."""
     named = [config[group].get("_target_") for group in ("method", "operator")]
+    if (first := nested.first_stage(config["method"])) is not None:
+        named.append(first.get("_target_"))
     units = [_unit(str(target).rpartition(".")[0]) for target in named]
     return [unit for unit in units if unit is not None]
 

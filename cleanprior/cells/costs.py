@@ -101,10 +101,18 @@ def add_use_costs(
     record: Record,
     averaged: Mapping[str, nn.Module],
     shared: PriorRoute | None,
-    own: list[Route],
+    own: Sequence[Route],
     measured: Measurements,
 ) -> None:
-    """Add what one restoration and one sample cost to a record and to its rows."""
+    """Add what one restoration and one sample cost to a record and to its rows.
+
+    Arguments:
+        record: Changed here.
+        averaged: The averaged networks.
+        shared: The shared samplers with the prior, or None without a prior.
+        own: The method's own routes.
+        measured: Held-out measurements.
+    """
     routes, watched = list(own), dict(averaged)
     if shared is not None:
         routes.insert(0, shared)

@@ -45,6 +45,11 @@ class TrainingFiles:
         return self.folder / "start"
 
     @property
+    def first_stage(self) -> Path:
+        """The finished training of another method that this one begins with; none for most."""
+        return self.folder / "first_stage.safetensors"
+
+    @property
     def checkpoint(self) -> Path:
         """The state of the training, to go on from; of a finished one, its averaged networks."""
         return self.folder / "checkpoint.safetensors"

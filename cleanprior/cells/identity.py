@@ -140,9 +140,7 @@ class Identity:
             is_training: Leave out what only evaluates.
         """
         keys = [k for k in _KEYS if not (is_training and k in _EVALUATION)]
-        method = dict(self.config["method"])
-        if "needs" in method:
-            method["needs"] = earlier(method["needs"])
+        method = _with_earlier_needs(self.config["method"])
         training = _with_content(self.config["training"])
         named = {**self.config, "method": method, "data": self.data, "training": training}
         found = {k: _strip(named[k]) for k in keys}
@@ -160,6 +158,15 @@ class Identity:
         if together > 1:
             found["processes"] = together
         return found
+
+
+def _with_earlier_needs(method: Mapping[str, Any]) -> Config:
+    """Return a method's values with the needs by their first names, of what it begins with too."""
+    found = {
+        k: _with_earlier_needs(v) if isinstance(v, Mapping) and "needs" in v else v
+        for k, v in method.items()
+    }
+    return {**found, "needs": earlier(method["needs"])} if "needs" in method else found
 
 
 def with_metrics(evaluation: Mapping[str, Any]) -> Config:

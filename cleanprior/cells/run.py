@@ -48,6 +48,7 @@ from ..training.start import begun_from, start_fault
 from ..training.trainer import Trainer
 from ..training.warning import codes, start_warnings
 from .costs import add_use_costs, spent
+from .first_stage import finished_first_stage
 from .folder import CellFolder, TrainingFiles
 from .identity import STAGES, training_identity
 from .loading import data_of, load_data, shelf_of
@@ -240,7 +241,10 @@ def prepare(folder: CellFolder, force: bool = False) -> tuple[str, ImageShape]:
     files = folder.files.training
     if read_outcome(files) is not None:
         return "trained", shape
-    cell.job().write(files, cell.stored("train"))
+    job = cell.job()
+    job = cell.job()
+    first = finished_first_stage(folder, cell.method, job.measurements.hash)
+    job.write(files, cell.stored("train"), first)
     return "ready", shape
 
 

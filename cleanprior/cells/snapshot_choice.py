@@ -1,8 +1,10 @@
 """Choose among the snapshots of a run by measurements alone, and compare with clean images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor, nn
 
 from ..data.datasets import CleanData
 from ..errors import UserError
@@ -10,7 +12,6 @@ from ..evaluation.metrics.features import choose
 from ..evaluation.metrics.proximal import Proximal
 from ..evaluation.metrics.restoration import frechet_distance
 from ..hashed import OF, Damaged
-from ..prior import Prior
 from ..progress import Progress
 from ..training.checkpoint import read_tensors
 from ..training.snapshots import load_snapshot, snapshot_files
@@ -65,27 +66,41 @@ def _snapshots(cell: Cell) -> list[Path]:
     return snapshot_files(files.snapshots, owner)
 
 
-def _priors(cell: Cell, files: list[Path]) -> Iterator[tuple[int, Prior]]:
-    """Yield the step and the prior of each snapshot; they share one network."""
+def _networks(cell: Cell, files: list[Path]) -> Iterator[tuple[int, dict[str, nn.Module]]]:
+    """Yield the step and the networks of each snapshot; they are the same ones."""
     method = cell.method
     method.setup(cell.problem, cell.trainer.device)
     networks = {k: v.eval().requires_grad_(False) for k, v in method.networks().items()}
     for path in files:
-        step = load_snapshot(path, networks)
-        prior = method.prior(networks)
-        if prior is None:
-            raise UserError(f"{method.name} learns no denoiser to sample from")
-        yield step, prior
+        yield load_snapshot(path, networks), networks
+
+
+def _sample(cell: Cell, networks: Mapping[str, nn.Module], n: int) -> Tensor:
+    """Draw n samples of a snapshot, by its prior or, without one, as the method samples itself.
+
+    Raises:
+        UserError: The method does not sample.
+    """
+    prior, protocol = cell.method.prior(networks), cell.protocol
+    if prior is not None:
+        return prior.sample(n, cell.sampler, protocol.seed, protocol.chunk)
+    for route in cell.method.routes_on_cpu(networks):
+        if route.sample is not None:
+            return route.samples(n, protocol.seed)
+    raise UserError(f"{cell.method.name} learns nothing to sample from")
 
 
 def save_chosen(cell: Cell, scores: Scores, to: Path) -> None:
     """Write the prior of the snapshot that the measurements chose.
 
     Raises:
-        UserError: The disk refuses the write.
+        UserError: The method learns no denoiser, or the disk refuses the write.
     """
     file = _snapshots(cell)[scores.scores.index(scores.chosen)]
-    ((_, prior),) = _priors(cell, [file])
+    ((_, networks),) = _networks(cell, [file])
+    prior = cell.method.prior(networks)
+    if prior is None:
+        raise UserError(f"{cell.method.name} learns no denoiser: there is no prior to write")
     begun = {} if cell.start is None else {"start": cell.start}
     prior.about = cell.about() | {
         **begun,
@@ -109,7 +124,7 @@ def score_snapshots(cell: Cell, n: int, progress: Progress, features: str = "pix
             from them.
 
     Raises:
-        UserError: No snapshot, or a method without a denoiser.
+        UserError: No snapshot, or a method that does not sample.
     """
     files = _snapshots(cell)
     if not files:
@@ -129,8 +144,8 @@ def score_snapshots(cell: Cell, n: int, progress: Progress, features: str = "pix
     clean = None if data is None or reference is None else reference(data.train)
     found = []
     with progress.task("snapshots", len(files)) as task:
-        for step, prior in _priors(cell, files):
-            x = prior.sample(n, cell.sampler, protocol.seed, protocol.chunk)
+        for step, networks in _networks(cell, files):
+            x = _sample(cell, networks, n)
             distance = None
             if reference is not None and clean is not None:
                 distance = frechet_distance(clean, reference(x))

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
-from . import ranges, registry
+from . import nested, ranges, registry
+from .signatures import arguments as declared
 from .soundness import locate
 
 #: Keys that describe a part to the checks and tables; they are not constructor arguments.
-DESCRIPTIONS = ("capabilities", "unless", "about", ranges.KEY)
+DESCRIPTIONS = ("capabilities", "unless", "about", ranges.KEY, nested.KEY)
 
 
 def build(config: Mapping[str, Any], **arguments: Any) -> Any:
@@ -63,5 +64,7 @@ def _made(node: Any, arguments: Mapping[str, Any]) -> Any:
         return node
     if "_target_" not in node:
         return {k: _made(v, {}) for k, v in node.items()}
-    given = {k: _made(v, {}) for k, v in node.items() if k not in ("_target_", *DESCRIPTIONS)}
-    return locate(node["_target_"])(**given, **arguments)
+    target = node["_target_"]
+    no_argument = {"_target_", *DESCRIPTIONS, *({"name"} - declared(target).keys())}
+    given = {k: _made(v, {}) for k, v in node.items() if k not in no_argument}
+    return _told(locate(target)(**given, **arguments), node)

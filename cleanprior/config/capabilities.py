@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from . import nested, ranges
 from . import noise as noises
-from . import ranges
 
 CAPABILITIES = {
     "random": "parameters differ between images",
@@ -164,6 +164,8 @@ EARLIER = {"RANDOM": "FIXED", "NOISE_FREE": "NOISE", "LEVEL": "SIGMA0"}
 _TODAY = {then: now for now, then in EARLIER.items()}
 #: Code of a method that is entitled to clean images where there are none.
 CLEAN = "CLEAN"
+#: Code of a method that begins with another method, where that one may not be trained.
+TEACHER = "TEACHER"
 
 
 #: What to set where the noise is an instrument's, as the end of a sentence.
@@ -178,7 +180,7 @@ class Refusal:
     """Why a method may not be trained on a problem.
 
     Attributes:
-        code: A key of :data:`NEEDS`, or :data:`CLEAN`.
+        code: A key of :data:`NEEDS`, :data:`CLEAN` or :data:`TEACHER`.
         reason: A sentence.
     """
 
@@ -193,8 +195,15 @@ def earlier(needs: Iterable[str]) -> list[str]:
 
 def rule(need: str) -> str:
     """Return the sentence of a need for any method and operator."""
+    if need == TEACHER:
+        return by_teacher("the method", "the reason of that one").reason
     words = {"method": "the method", "operator": "operator", "sigma_y": "above 0", "waiver": ""}
     return NEEDS[need].text.format(**words)
+
+
+def by_teacher(name: str, reason: str) -> Refusal:
+    """Return the refusal of a method that begins with another one, by that one's reason."""
+    return Refusal(TEACHER, f"{name} begins with another method, which is refused: {reason}")
 
 
 def required(method: Mapping[str, Any]) -> tuple[str, ...]:
@@ -228,7 +237,8 @@ def refusal(method: Mapping[str, Any], facts: ProblemFacts) -> Refusal | None:
     """Return why a method may not be trained on a problem, or None: the one decider.
 
     Arguments:
-        method: Its configuration, or its values: ``name``, ``needs``, ``unless``, ``clean_images``.
+        method: Its configuration, or its values: ``name``, ``needs``, ``unless``, ``clean_images``,
+            and the configuration of a method that it begins with.
         facts: The problem.
 
     Raises:
@@ -238,6 +248,9 @@ def refusal(method: Mapping[str, Any], facts: ProblemFacts) -> Refusal | None:
     if wanted not in (0, "0") and not facts.has_clean:
         reason = f"{name} starts from clean images ({wanted}), and data={facts.data} has none"
         return Refusal(CLEAN, reason)
+    first = nested.first_stage(method)
+    if first is not None and (inner := refusal({"name": name, **first}, facts)) is not None:
+        return by_teacher(name, inner.reason)
     for key in required(method):
         if not NEEDS[key].holds(facts):
             level = f"{facts.sigma_y:g}" if facts.sigma_y < math.inf else f"of {facts.noise}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UserError, did_you_mean, unknown
 from ..notices import Notice, tell
-from . import noise, ranges, registry, truth
+from . import nested, noise, ranges, registry, truth
 from .building import DESCRIPTIONS
 from .signatures import arguments
 from .values import Kind, conform, declared, kind_of, read
@@ -27,7 +27,7 @@ GROUPS = (
     "evaluation",
 )
 # What a part calls and what its keys may hold is said by its YAML alone.
-_FIXED = {"_target_", "unless", ranges.KEY}
+_FIXED = {"_target_", "unless", ranges.KEY, nested.KEY}
 # Stands for a value that somebody gave while Hydra's files are composed and resolved.
 _LITERAL = "\0"
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -58,9 +58,12 @@ def compose(
     """
     groups, settings = _split(overrides)
     tree = copy.deepcopy(_composed(groups))
-    if truth.is_given((key for key, _ in settings), kept or {}):
+    kept, names = dict(kept or {}), {}
+    for group in GROUPS:
+        given = (settings, kept.get(group, {}), _one)
+        settings, kept[group], names[group] = nested.put(tree, group, *given)
+    if truth.is_given((key for key, _ in settings), kept):
         tree[truth.KEY] = truth.tree(tree["operator"])
-    kept = dict(kept or {})
     if (instrument := noise.tree(settings, kept.get(noise.KEY, {}))) is not None:
         tree[noise.KEY] = instrument
         kept[noise.KEY] = noise.of_kind(kept.get(noise.KEY, {}), instrument["kind"])
@@ -83,6 +86,8 @@ def compose(
     config: Config = _filled(_resolved(tree), literals)
     for group in GROUPS:
         config[group]["name"] = groups[group]
+        for key, name in names[group].items():
+            config[group][key]["name"] = name
     if config["training"].get("start") is not None and "backbone" not in (kept or {}):
         from ..starts import UNET2D, settle
 
@@ -187,6 +192,9 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, st
                 f"'{override}' is not an override; write key=value, e.g. operator.p=0.3"
             )
         if key in GROUPS:
+            if key == "method":
+                text, stages = registry.staged(text)
+                settings += [(k, v) for k, _, v in (stage.partition("=") for stage in stages)]
             registry.read(key, text)
             if (shared := registry.clash(key, text)) is not None:
                 tell([Notice(shared, is_warning=True)])
@@ -212,6 +220,14 @@ def _composed(groups: Mapping[str, str]) -> Config:
     for group, name in chosen.items():
         tree = {**tree, **_hydra(f"{group}/{name}")}
     return tree
+
+
+def _one(group: str, name: str) -> Config:
+    """Return what Hydra composes of one configuration, references to other keys unresolved."""
+    registry.read(group, name)
+    if registry.package_of(group, name) == registry.OWN:
+        return copy.deepcopy(_hydra(f"{group}/{name}")[group])
+    return copy.deepcopy(_hydra("config", f"{group}={_quoted(name)}")[group])
 
 
 @lru_cache(maxsize=256)

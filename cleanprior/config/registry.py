@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, unknown
-from . import signatures
+from . import nested, signatures
 from .cards import fault, read_card
 
 PLUGINS = "cleanprior.plugins"
@@ -258,13 +258,38 @@ def read(group: str, name: str) -> dict[str, Any]:
     if shared is not None and package != OWN:
         raise UserError(shared)
     try:
-        card = _with_defaults(group, name, read_card(choices[name]))
+        card = nested.expanded(group, _with_defaults(group, name, read_card(choices[name])), read)
         reason = None if package == OWN else fault(group, card)
     except UserError as error:
         raise _unusable(group, name, str(error)) from error
     if reason is not None:
         raise _unusable(group, name, reason)
     return card
+
+
+def staged(name: str) -> tuple[str, tuple[str, ...]]:
+    """Return the method that a name means, and the settings that it stands for.
+
+    ``TEACHER+distill`` is ``method=distill method.teacher=TEACHER`` for every method whose YAML
+    begins with another method (:mod:`.nested`); any other name means itself.
+
+    Raises:
+        UserError: One of both is no installed method, or the second begins with no other.
+    """
+    first, joined, second = name.rpartition(nested.JOIN)
+    if not joined:
+        read("method", name)
+        return name, ()
+    read("method", first)
+    parts = nested.declared(read("method", second))
+    if "method" not in parts.values():
+        able = [n for n, card in readable("method").items() if nested.declared(card)]
+        raise UserError(
+            f"method '{name}': '{second}' is no second stage of another method; those that are: "
+            f"{', '.join(able) or 'none'}"
+        )
+    key = next(k for k, group in parts.items() if group == "method")
+    return second, (f"method.{key}={first}",)
 
 
 def _with_defaults(group: str, name: str, card: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from .one_step import OneStep
 from .report import TrainingReport
 from .route import Route
 from .trainer import Trainer
+from .view import View
 from .warning import Warning
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Session",
     "Trainer",
     "TrainingReport",
+    "View",
     "Warning",
 ]

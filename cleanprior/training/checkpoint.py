@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files import RefusedWrite, refused, write_with
@@ -184,6 +184,26 @@ class Store:
         if self.folder is not None and self.folder.exists():
             for file in self.folder.glob("*.safetensors"):
                 file.unlink()
+
+
+def check_weights(
+    path: Path, saved: Mapping[str, Tensor], modules: Mapping[str, nn.Module], owner: str
+) -> None:
+    """Check that a checkpoint holds the weights of these modules, and no others.
+
+    Arguments:
+        path: The checkpoint, for the error.
+        saved: Its tensors.
+        modules: The modules by the beginning of their tensors' names.
+        owner: Whose they are, for the error.
+
+    Raises:
+        Damaged: It does not.
+    """
+    wanted = {f"{k}.{n}": v.shape for k, m in modules.items() for n, v in m.state_dict().items()}
+    found = {k: v.shape for k, v in saved.items() if not k.startswith("optimiser.")}
+    if wanted != found:
+        raise Damaged(f"'{path}' holds other networks than {owner} has")
 
 
 def flatten_optimiser(name: str, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

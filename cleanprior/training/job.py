@@ -66,12 +66,15 @@ class Job:
     measurements: Measurements
     clean: Tensor | None
 
-    def write(self, files: TrainingFiles, stored: Path | None = None) -> None:
+    def write(
+        self, files: TrainingFiles, stored: Path | None = None, first: Path | None = None
+    ) -> None:
         """Write the job into its folder.
 
         Arguments:
             files: Of the folder.
             stored: A file of the same measurements, which is linked instead of copied.
+            first: The checkpoint of a finished first stage, or None.
 
         Raises:
             UserError: The disk refuses a write.
@@ -79,6 +82,9 @@ class Job:
         files.measurements.unlink(missing_ok=True)
         if stored is None or not _linked(stored, files.measurements):
             write_measurements(files.measurements, self.measurements)
+        files.first_stage.unlink(missing_ok=True)
+        if first is not None:
+            _linked(first, files.first_stage)  # where it cannot be, it is trained again
         if self.clean is not None:
             write_tensors(files.clean, {"x": self.clean}, {})
         given = self.config["training"].get("start")
@@ -157,7 +163,7 @@ class Job:
         }
         if trainer.accelerator.is_main_process:
             write_text(files.outcome, sealed(outcome))
-            for given in (files.clean, files.measurements):
+            for given in (files.clean, files.measurements, files.first_stage):
                 given.unlink(missing_ok=True)
             shutil.rmtree(files.start, ignore_errors=True)
         return cast(Record, outcome)

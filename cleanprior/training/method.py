@@ -149,7 +149,7 @@ class Method(ABC):
     #: What waives a need, by need, as its YAML says: see
     #: :func:`cleanprior.config.capabilities.required`.
     unless: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    #: The network whose batches are the budget that all methods share.
+    #: The network whose batches are the budget that all methods share; snapshots follow its steps.
     budgeted = "denoiser"
     #: Networks that the same budget pays for, e.g. the restorer of a stage before the denoiser's.
     also_budgeted: ClassVar[tuple[str, ...]] = ()
@@ -168,6 +168,11 @@ class Method(ABC):
     def name(self) -> str:
         """The class's name in sentences; tables use the name of the configuration."""
         return type(self).__name__
+
+    @property
+    def begun(self) -> str:
+        """The network that takes the weights of ``training.start``."""
+        return self.budgeted
 
     @property
     def noise_floor(self) -> float:
@@ -229,6 +234,14 @@ class Method(ABC):
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
         """Return what the Trainer optimises, averages and saves, by name."""
+
+    def first_stage(self) -> "Method | None":
+        """Return the method whose own row this one begins with, or None.
+
+        Its rounds, with the whole budget, are then the first ones of :meth:`rounds`, and its
+        networks are among :meth:`networks`: where that row is finished they are not trained again.
+        """
+        return None
 
     def rounds(self, budget: int) -> Sequence[Round]:
         """Plan the rounds.

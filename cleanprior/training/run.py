@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,14 @@ from ..progress import Progress
 from ..seeding import generator_for, scoped_rng, seed_for
 from .averages import Averages
 from .batches import batch_index
-from .checkpoint import Store, flatten_optimiser, read_tensors, restore_optimiser, write_tensors
+from .checkpoint import (
+    Store,
+    check_weights,
+    flatten_optimiser,
+    read_tensors,
+    restore_optimiser,
+    write_tensors,
+)
 from .method import Method, Problem, Round, Session
 from .ranks import Ranks
 from .report import TrainingReport
@@ -55,6 +62,7 @@ class Run:
         self.identity = digest([identity, *named])
         files = None if folder is None else TrainingFiles(folder)
         self.path = None if files is None else files.checkpoint
+        self.first_stage = None if files is None else files.first_stage
         method.setup(problem, trainer.device)
         self.networks = dict(method.networks())
         self.rounds = list(method.rounds(trainer.steps)) if self.networks else []
@@ -66,7 +74,8 @@ class Run:
             )
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
         kept = files.snapshots if files and self.ranks.is_first else None
-        self.snapshots = Snapshots(kept, trainer.snapshots, trainer.steps, self.identity)
+        followed = sum(r.steps * r.turns.count(method.budgeted) for r in self.rounds)
+        self.snapshots = Snapshots(kept, trainer.snapshots, followed, self.identity)
         title = f"{method.name}, seed {seed}, {self.identity}"
         self.tracking = Tracking(trainer.tracker, trainer.accelerator, files, title)
         self.memory, self.energy = PeakMemory(), Energy()
@@ -105,12 +114,10 @@ class Run:
     def _save(self, number: int, step: int) -> None:
         if self.path is None or not self.ranks.is_first:
             return
-        tensors: dict[str, Tensor] = {}
-        for name, network in self.networks.items():
-            tensors |= {f"network.{name}.{k}": v for k, v in network.state_dict().items()}
-            averaged = self.averages.models[name].state_dict()
-            tensors |= {f"average.{name}.{k}": v for k, v in averaged.items()}
-            tensors |= flatten_optimiser(name, self.optimisers[name])
+        modules = self._modules(self.networks).items()
+        tensors = {f"{k}.{n}": v for k, m in modules for n, v in m.state_dict().items()}
+        for name, optimiser in self.optimisers.items():
+            tensors |= flatten_optimiser(name, optimiser)
         self._note_passes()
         meta = {
             OF: self.identity,
@@ -122,12 +129,16 @@ class Run:
         }
         write_tensors(self.path, tensors, meta)
 
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, network in self.networks.items():
-            for kind, module in (("network", network), ("average", self.averages.models[name])):
-                prefix = f"{kind}.{name}."
-                own = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-                module.load_state_dict(own)
+    def _modules(self, names: Iterable[str]) -> dict[str, nn.Module]:
+        """Return what a checkpoint holds of networks, by the beginning of its tensors' names."""
+        found: dict[str, nn.Module] = {f"network.{name}": self.networks[name] for name in names}
+        return found | {f"average.{name}": self.averages.models[name] for name in names}
+
+    def _load(self, tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+        for key, module in self._modules(names).items():
+            own = {k[len(key) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{key}.")}
+            module.load_state_dict(own)
+        for name in names:
             restore_optimiser(name, self.optimisers[name], tensors)
 
     # -- the loop ------------------------------------------------------------------------------
@@ -135,7 +146,7 @@ class Run:
     def fit(self) -> tuple[dict[str, nn.Module], TrainingReport]:
         """Run all rounds from the last checkpoint on."""
         number, step, saved = self._resume()
-        if not saved:
+        if number == 0 and not saved:
             self._begin_from_start()
         if not self.networks:
             # Nothing to train; such a method still meets the measurements.
@@ -170,36 +181,40 @@ class Run:
         """Take up the state of the last checkpoint; return its round, its step, its tensors.
 
         Raises:
-            Damaged: It is damaged, or another training's; the state is no longer that of a
-                beginning.
+            Damaged: It is damaged, or another training's; the state is no beginning's any more.
         """
         if self.path is None or not self.path.exists():
-            return 0, 0, {}
+            return self._begin_with_first_stage(), 0, {}
         saved, meta = read_tensors(self.path, self.identity)
-        self._check_weights(saved)
+        number, step = self._take_up(self.path, saved, meta, list(self.networks))
+        return number, step, saved
+
+    def _begin_with_first_stage(self) -> int:
+        """Take up the finished training of the first stage, if it is there; return the next round."""
+        first, path = self.method.first_stage(), self.first_stage
+        if first is None or path is None or not path.exists():
+            return 0
+        saved, meta = read_tensors(path)
+        number, step = self._take_up(path, saved, meta, list(first.networks()))
+        if (number, step) != (len(first.rounds(self.trainer.steps)), 0):
+            raise Damaged(f"'{path}' holds a training that is not finished")
+        return number
+
+    def _take_up(
+        self, path: Path, saved: Mapping[str, Tensor], meta: Mapping[str, Any], names: list[str]
+    ) -> tuple[int, int]:
+        """Take up the state of some networks and what was spent; return its round and its step."""
+        check_weights(path, saved, self._modules(names), self.method.name)
         try:
             number, step = int(meta["round"]), int(meta["step"])
             self.report = TrainingReport(**meta["report"])
+            self.report.steps = {**dict.fromkeys(self.networks, 0), **self.report.steps}
             self.session.costs, self.session.log = meta["costs"], meta["log"]
             self.meter.restore(self.report.passes, self.report.pass_flops, self.report.uncounted)
-            self._load(saved)
+            self._load(saved, names)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise Damaged(f"'{self.path}' is damaged: {error}") from error
-        return number, step, saved
-
-    def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
-        """Check that a checkpoint holds the weights of these networks, and no others.
-
-        Raises:
-            Damaged: It does not.
-        """
-        wanted: dict[str, torch.Size] = {}
-        for name, network in self.networks.items():
-            for kind, module in (("network", network), ("average", self.averages.models[name])):
-                wanted |= {f"{kind}.{name}.{k}": v.shape for k, v in module.state_dict().items()}
-        found = {k: v.shape for k, v in saved.items() if not k.startswith("optimiser.")}
-        if wanted != found:
-            raise Damaged(f"'{self.path}' holds other networks than {self.method.name} has")
+            raise Damaged(f"'{path}' is damaged: {error}") from error
+        return number, step
 
     def _round(self, number: int, first: int, saved: Mapping[str, Tensor]) -> None:
         """Train one round, from step ``first`` of it."""
@@ -220,7 +235,7 @@ class Run:
         if first > 0:
             # Resumed inside the round: the E-step's results came from the store and were counted
             # before; weights and counts are those of the checkpoint.
-            self._load(saved)
+            self._load(saved, self.networks)
             self.session.costs, self.session.log = costs, log
             self.meter.passes = passes
         self._steps(number, plan, first, training_set)
@@ -375,7 +390,9 @@ class Run:
         entry: dict[str, float | str] = {"round": self.rounds[number].name, "step": step}
         self.report.history.append({**entry, **self.watch.last})
         self._note_energy()
-        rate = self.method.learning_rates.get(self.method.budgeted, self.trainer.lr)
+        turns = self.rounds[number].turns
+        turn = self.method.budgeted if self.method.budgeted in turns else turns[-1]
+        rate = self.method.learning_rates.get(turn, self.trainer.lr)
         rate *= self._rate(number, step)
         k = self._steps_before(number) + step
         self.tracking.log_steps(self.watch.last, rate, number, self.report, k)

@@ -47,7 +47,7 @@ def start_fault(given: str, method: Method, problem: Problem) -> str | None:
     networks = method.networks()
     if not networks:
         return None  # nothing is trained
-    denoiser = networks.get(method.budgeted)
+    denoiser = networks.get(method.begun)
     if not isinstance(denoiser, Denoiser):
         return f"{method.name} learns no denoiser that could begin from a prior"
     return _fault(start, denoiser, method.name)
@@ -131,7 +131,7 @@ def _is_wider(ours: tuple[int, ...] | None, theirs: tuple[int, ...] | None, more
 
 @torch.no_grad()
 def begin_from(given: str, method: Method, networks: Mapping[str, nn.Module]) -> None:
-    """Give the budgeted network the weights of a start.
+    """Give a network the weights of a start (:attr:`.method.Method.begun`).
 
     Weights of input channels that the start does not know, those of a mask, are 0: the network
     begins as the start, whatever it is told.
@@ -140,7 +140,7 @@ def begin_from(given: str, method: Method, networks: Mapping[str, nn.Module]) ->
         UserError: The weights do not fit, or hold NaN.
     """
     start = read_start(given)
-    denoiser = networks[method.budgeted]
+    denoiser = networks[method.begun]
     assert isinstance(denoiser, Denoiser)
     if (fault := _fault(start, denoiser, method.name)) is not None:
         raise UserError(fault)

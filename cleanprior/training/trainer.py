@@ -211,6 +211,7 @@ class Trainer:
         """Remove what a training has computed so far."""
         if self.accelerator.is_main_process:
             files.checkpoint.unlink(missing_ok=True)
+            files.first_stage.unlink(missing_ok=True)
             for left in (files.rounds, files.snapshots, files.tracked):
                 shutil.rmtree(left, ignore_errors=True)
         self.accelerator.wait_for_everyone()

@@ -63,7 +63,7 @@ from cleanprior.diffusion.samplers import LevelledSampler, Sampler
 from cleanprior.operators import Params
 from cleanprior.operators.base import take
 from cleanprior.seeding import generator_for
-from cleanprior.training import DenoiserMethod, Loss, Problem, Route, Warning
+from cleanprior.training import DenoiserMethod, Loss, Problem, Route, View, Warning
 
 from .further import flip_together, hidden_share
 from .guidance import NORMS, Guidance
@@ -359,19 +359,30 @@ class Ambient(DenoiserMethod):
             routes.append(Route(samples_by=how, sample=sample_guided, reason=reason))
         return routes
 
+    @override
+    def view(self, n: int, generator: Generator) -> View:
+        """Draw one A-tilde for each of ``n`` images."""
+        operator = self.problem.operator
+        params = operator.draw(n, generator)
+        drawn = operator.further(params, self.delta, generator)
+        further = {k: v.to(self.device) for k, v in drawn.items()}
+
+        def see(x: Tensor) -> Tensor:
+            return operator.A(x, further)
+
+        def show(x: Tensor) -> Tensor:
+            return see(x) if self._has_pixels else operator.A_adjoint(see(x), further)
+
+        zero = torch.zeros((n, *self.problem.image_shape), device=self.device)
+        seen = operator.observed(see(zero), further)
+        return View(show, see, seen, operator.describe(further, n))
+
     def _through(self, denoiser: Denoiser, n: int, generator: Generator) -> Denoise:
         """Draw one A-tilde for each of ``n`` images; return the denoiser behind it."""
-        operator, device = self.problem.operator, _device(denoiser)
-        params = operator.draw(n, generator)
-        further = {
-            k: v.to(device) for k, v in operator.further(params, self.delta, generator).items()
-        }
-        condition = operator.describe(further, n)
+        view = self.view(n, generator)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            u = operator.A(x, further)
-            u = u if self._has_pixels else operator.A_adjoint(u, further)
-            denoised = denoiser(u, sigma, condition)
+            denoised = denoiser(view.show(x), sigma, view.condition)
             return denoised.clamp(-1, 1) if self.clip == "static" else denoised
 
         return denoise

@@ -58,9 +58,8 @@ from typing_extensions import override
 from cleanprior.config.checks import check_positive
 from cleanprior.data import Batch, Measurements, TrainingSet
 from cleanprior.operators.base import Params
-from cleanprior.operators.levels import column
+from cleanprior.operators.like import measured_like
 from cleanprior.prior import Prior
-from cleanprior.seeding import randn_like
 from cleanprior.training import Loss, Method, Round, Route, Session
 
 from .networks import Critic, Generator
@@ -206,10 +205,7 @@ class AmbientGAN(Method):
 
     def measure(self, x: Float[Tensor, "b c h w"], like: Batch, random: Random) -> Tensor:
         """Measure images as ``like`` was measured, with fresh noise; differentiable in ``x``."""
-        operator = self.problem.operator
-        y = operator.A(x, like.params)
-        noise = randn_like(y.detach(), random) * operator.observed(y, like.params)
-        return y + column(like.sigma_y, y) * noise
+        return measured_like(self.problem.operator, x, like.params, like.sigma_y, random)
 
     def view(self, y: Float[Tensor, "b ..."], params: Params, random: Random) -> Tensor:
         """Return what the critic sees of measurements, real or fake: an image and the operator."""

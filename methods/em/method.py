@@ -114,8 +114,7 @@ class EM(DenoiserMethod):
         gaussian_iterations: EM iterations of the dense Gaussian start.
         low_rank_iterations: Monte-Carlo EM iterations of the low-rank Gaussian start.
         rank: Rank of the low-rank Gaussian start.
-        lambda_schedule: Guidance scale of each round after the first, instead of the search; empty
-            for none.
+        lambda_schedule: Guidance scale of each later round, without a search; empty for none.
         handoff: ``float`` or ``minmax_png``: what the M-step is given of a restoration.
         reuse: Whether measurements outside the pool keep their last restoration and are trained on
             too. False: the M-step trains on the pool alone.
@@ -133,6 +132,7 @@ class EM(DenoiserMethod):
             clean images that it needs.
     """
 
+    fits_images = True
     start: str
     start_share: float
     resume_rounds: int

@@ -116,6 +116,7 @@ class FlowDiff(DenoiserMethod):
         project: Overwrite observed pixels by y in what theta is trained on, where y is noise-free.
     """
 
+    fits_images = True
     sigma_floor: float
     sigma_min: float
     sigma_max: float
