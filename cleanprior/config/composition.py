@@ -61,7 +61,9 @@ def compose(
     kept, names = dict(kept or {}), {}
     for group in GROUPS:
         given = (settings, kept.get(group, {}), _one)
-        settings, kept[group], names[group] = nested.put(tree, group, *given)
+        settings, left, names[group] = nested.put(tree, group, *given)
+        if group in kept:
+            kept[group] = left
     if truth.is_given((key for key, _ in settings), kept):
         tree[truth.KEY] = truth.tree(tree["operator"])
     if (instrument := noise.tree(settings, kept.get(noise.KEY, {}))) is not None:

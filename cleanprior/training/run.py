@@ -190,7 +190,7 @@ class Run:
         return number, step, saved
 
     def _begin_with_first_stage(self) -> int:
-        """Take up the finished training of the first stage, if it is there; return the next round."""
+        """Take up the finished training of the first stage, where it is; return the next round."""
         first, path = self.method.first_stage(), self.first_stage
         if first is None or path is None or not path.exists():
             return 0

@@ -94,7 +94,7 @@ def test_every_method_begins_with_the_weights_or_says_why_not(prior, home, x, na
     assert fault is None
     method.setup(problem, torch.device("cpu"))
     begin_from(str(home), method, method.networks())
-    denoiser = method.networks()[method.budgeted].eval()
+    denoiser = method.networks()[method.begun].eval()
     sigma = torch.full((4,), 0.3)
     expected = prior.denoiser.backbone(x, sigma, None)
     masks = [torch.zeros_like(x), torch.ones_like(x)] if denoiser.condition_channels else [None]
@@ -109,7 +109,7 @@ def test_networks_and_averages_begin_there_and_fresh_rounds_begin_there_again(pr
     method, problem, data, clean = make_setting(name)
     trainer = make_trainer(4, lr=1e-12, start=str(home))
     averaged, report = trainer.fit(method, problem, data, 0, None, clean)
-    assert report.images == 32 and report.steps[method.budgeted] == 4
+    assert report.images == 32 and report.steps[method.begun] == 4
     own, start = averaged["denoiser"].state_dict(), prior.denoiser.state_dict()
     for key, value in start.items():
         mine = own[key][:, : value.shape[1]] if value.dim() == 4 else own[key]
