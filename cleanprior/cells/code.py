@@ -53,6 +53,8 @@ EQUAL = {
     "4efc917fe40d4c46": "e098fc05b0ec7e0c",  # flowdiff
     "03972f8662cedc6d": "eedd18969c6fddd8",  # naive
     "92e6f20ed6b96bad": "750dde226a1095e2",  # oracle
+    "5b8e9a92dda316a5": "bee18670641e9ca5",  # denoise_then_train
+    "840bf12dca308f13": "5a179cebb4993468",  # ssdu_then_train
 }
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
