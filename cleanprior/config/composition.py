@@ -60,10 +60,7 @@ def compose(
     tree = copy.deepcopy(_composed(groups))
     kept, names = dict(kept or {}), {}
     for group in GROUPS:
-        given = (settings, kept.get(group, {}), _one)
-        settings, left, names[group] = nested.put(tree, group, *given)
-        if group in kept:
-            kept[group] = left
+        settings, names[group] = nested.put(tree, group, settings, kept, _one)
     if truth.is_given((key for key, _ in settings), kept):
         tree[truth.KEY] = truth.tree(tree["operator"])
     if (instrument := noise.tree(settings, kept.get(noise.KEY, {}))) is not None:

@@ -66,31 +66,31 @@ def put(
     tree: dict[str, Any],
     group: str,
     settings: list[tuple[str, str]],
-    kept: Mapping[str, Any],
+    kept: dict[str, Any],
     composed: Callable[[str, str], dict[str, Any]],
-) -> tuple[list[tuple[str, str]], dict[str, Any], dict[str, str]]:
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """Put the chosen configurations of a group's parts in the places of their names.
 
     Arguments:
         tree: What was composed; changed here.
         group: The group.
         settings: ``(key, text)`` that somebody gave; of two of a key the later one counts.
-        kept: Values of the group that a file remembers.
+        kept: Values by group that a file remembers; a name that it holds is taken out of it.
         composed: Composes a configuration by group and name.
 
     Returns:
-        The other settings, what is left of the remembered values, and the name of each part by
-        its key.
+        The other settings, and the name of each part by its key.
 
     Raises:
         UserError: A part is no installed one, or has such parts itself.
     """
-    node, left, names = tree[group], dict(kept), {}
+    node, names = tree[group], {}
     for key, inner in declared(node).items():
         path, name = f"{group}.{key}", str(node[key])
-        remembered = left.get(key)
+        remembered = kept.get(group, {}).get(key)
         if isinstance(remembered, str):
-            name = str(left.pop(key))
+            name = remembered
+            kept[group] = {k: v for k, v in kept[group].items() if k != key}
         elif isinstance(remembered, Mapping):
             name = str(remembered.get("name", name))
         for given, text in settings:
@@ -100,7 +100,7 @@ def put(
         check_single(f"{path}={name}", node[key])
         names[key] = name
     node.pop(KEY, None)
-    return settings, left, names
+    return settings, names
 
 
 __all__ = ["JOIN", "KEY", "check_single", "declared", "expanded", "first_stage", "put"]

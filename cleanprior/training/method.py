@@ -149,7 +149,7 @@ class Method(ABC):
     #: What waives a need, by need, as its YAML says: see
     #: :func:`cleanprior.config.capabilities.required`.
     unless: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    #: The network whose batches are the budget that all methods share; snapshots follow its steps.
+    #: The network whose batches are the budget that all methods share.
     budgeted = "denoiser"
     #: Networks that the same budget pays for, e.g. the restorer of a stage before the denoiser's.
     also_budgeted: ClassVar[tuple[str, ...]] = ()
@@ -262,6 +262,10 @@ class Method(ABC):
             steps: Steps taken, by network.
         """
         return sum(count for name, count in steps.items() if self.is_budgeted(name))
+
+    def followed(self, steps: Mapping[str, int]) -> int:
+        """Return the steps that snapshots follow, of those taken, by network."""
+        return self.spent(steps)
 
     def planned(self, rounds: Sequence[Round]) -> int:
         """Return how much of the budget the rounds of a plan take."""

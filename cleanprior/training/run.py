@@ -74,8 +74,9 @@ class Run:
             )
         self.report = TrainingReport(steps=dict.fromkeys(self.networks, 0))
         kept = files.snapshots if files and self.ranks.is_first else None
-        followed = sum(r.steps * r.turns.count(method.budgeted) for r in self.rounds)
-        self.snapshots = Snapshots(kept, trainer.snapshots, followed, self.identity)
+        whole = {k: sum(r.steps * r.turns.count(k) for r in self.rounds) for k in self.networks}
+        total = method.followed(whole)
+        self.snapshots = Snapshots(kept, trainer.snapshots, total, self.identity)
         title = f"{method.name}, seed {seed}, {self.identity}"
         self.tracking = Tracking(trainer.tracker, trainer.accelerator, files, title)
         self.memory, self.energy = PeakMemory(), Energy()
@@ -280,7 +281,7 @@ class Run:
                 for turn_number, turn in enumerate(plan.turns):
                     keys = {"round": number, "step": step, "turn": turn_number}
                     self._turn(turn, training_set, len(plan.turns), self._rate(number, step), keys)
-                self.snapshots.keep(self.method.spent(self.report.steps), self.averages.modules)
+                self.snapshots.keep(self.method.followed(self.report.steps), self.averages.modules)
                 is_logged = step % t.log_every == 0 or step + 1 == plan.steps
                 if is_logged or not self.watch.is_late:  # to read the clock waits for a GPU
                     self.watch.settle()

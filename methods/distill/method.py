@@ -215,6 +215,11 @@ class Distill(Method):
         return self.teacher.is_budgeted(network)
 
     @override
+    def followed(self, steps: Mapping[str, int]) -> int:
+        """Return the generator's steps: what is chosen from snapshots is a generator."""
+        return steps["generator"]
+
+    @override
     def first_stage(self) -> Method | None:
         return self.teacher if self.teacher_share == 1 else None
 
