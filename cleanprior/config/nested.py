@@ -62,6 +62,21 @@ def check_single(shown: str, part: Mapping[str, Any]) -> None:
         raise UserError(f"{shown}: it begins with another one itself ({held}); choose one without")
 
 
+def moved(node: Any, group: str, path: str) -> Any:
+    """Return a configuration whose references to its own group lead to where it lies now.
+
+    Arguments:
+        node: What was composed as the group.
+        group: The group.
+        path: Where it is put, e.g. ``method.teacher``.
+    """
+    if isinstance(node, dict):
+        return {k: moved(v, group, path) for k, v in node.items()}
+    if isinstance(node, list):
+        return [moved(v, group, path) for v in node]
+    return node.replace(f"${{{group}.", f"${{{path}.") if isinstance(node, str) else node
+
+
 def put(
     tree: dict[str, Any],
     group: str,
@@ -96,11 +111,11 @@ def put(
         for given, text in settings:
             name = text if given == path else name
         settings = [setting for setting in settings if setting[0] != path]
-        node[key] = composed(inner, name)
+        node[key] = moved(composed(inner, name), inner, path)
         check_single(f"{path}={name}", node[key])
         names[key] = name
     node.pop(KEY, None)
     return settings, names
 
 
-__all__ = ["JOIN", "KEY", "check_single", "declared", "expanded", "first_stage", "put"]
+__all__ = ["JOIN", "KEY", "check_single", "declared", "expanded", "first_stage", "moved", "put"]

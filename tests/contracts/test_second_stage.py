@@ -48,6 +48,14 @@ def test_a_joined_name_is_the_second_stage_with_the_first_as_its_key():
     assert built.teacher.delta == 0.2 and built.teacher.unless == {"NOISE_FREE": "noise=ignore"}
 
 
+def test_keys_of_the_first_stage_that_follow_another_one_follow_it_there():
+    joined = compose(["method=em_mmps+distill", "method.teacher.sigma_floor=0.03"])
+    assert joined["method"]["teacher"]["posterior"]["sigma_floor"] == 0.03
+    assert joined["method"]["teacher"] == {
+        **compose(["method=em_mmps", "method.sigma_floor=0.03"])["method"]
+    }
+
+
 def test_what_a_method_begins_with_is_the_cell_of_that_method():
     joined = compose([f"method={BOTH}", "method.teacher.delta=0.2"])
     row = compose(["method=ambient", "method.delta=0.2"])
