@@ -48,7 +48,6 @@ class Leaky(Method):
                 "allowed: a method that is handed none"
             )
         self.budgeted = self.of.budgeted
-        self.gaps = self.of.gaps
 
     @property
     @override
@@ -62,6 +61,10 @@ class Leaky(Method):
     @override
     def warnings(self, problem: Problem) -> list[Warning]:
         return [*self.of.warnings(problem), Warning("leak", LEAK)]
+
+    @override
+    def has_gaps(self, problem: Problem) -> bool:
+        return self.of.has_gaps(problem)
 
     @property
     @override
