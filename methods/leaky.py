@@ -20,7 +20,16 @@ from typing_extensions import override
 
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.prior import Prior
-from cleanprior.training import Loss, Method, Problem, Round, Route, Session, Warning
+from cleanprior.training import (
+    DenoiserMethod,
+    Loss,
+    Method,
+    Problem,
+    Round,
+    Route,
+    Session,
+    Warning,
+)
 
 LEAK = "measurements are drawn anew from clean images in each batch or round: a leak, on purpose"
 
@@ -35,13 +44,15 @@ class Leaky(Method):
         of: The method; one that is handed no clean image itself.
 
     Raises:
-        ValueError: The method is handed clean images.
+        ValueError: The method learns no denoiser, or is handed clean images.
     """
 
     clean_images: int | str = "all"
-    of: Method
+    of: DenoiserMethod
 
     def __post_init__(self) -> None:
+        if not isinstance(self.of, DenoiserMethod):
+            raise ValueError(f"of={type(self.of).__name__} learns no denoiser that could leak")
         if self.of.clean_images:
             raise ValueError(
                 f"of={type(self.of).__name__} is handed {self.of.clean_images} clean images; "

@@ -76,9 +76,16 @@ def test_a_method_with_rounds_gets_other_measurements_in_each(started):
     assert seen(method, session.measurements, torch.arange(4), 0).y.equal(batch.y)
 
 
-def test_a_method_that_is_handed_clean_images_has_no_leak_to_show():
-    with pytest.raises(UserError, match="handed all clean images; allowed: a method .* none"):
-        build(compose(["method=oracle+leaky"])["method"])
+@pytest.mark.parametrize(
+    ("of", "reason"),
+    [
+        ("oracle", "handed all clean images; allowed: a method that is handed none"),
+        ("observations", "learns no denoiser that could leak"),
+    ],
+)
+def test_a_method_that_has_no_leak_to_show_is_refused(of, reason):
+    with pytest.raises(UserError, match=reason):
+        build(compose([f"method={of}+leaky"])["method"])
 
 
 def test_the_row_says_what_it_is(started):
