@@ -76,9 +76,10 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     names = list(dict.fromkeys(methods))
     places = {name: PLACES.index(name) for name in names if name in PLACES}
     others = [name for name in names if name not in places]
-    unclaimed = list(range(len(PLACES), 2 * len(COLOURS)))
+    first = max(len(PLACES), 2 * len(COLOURS))
+    unclaimed = list(range(len(PLACES), first))
     absent = [p for p in range(len(PLACES)) if p not in places.values()]
-    more = range(2 * len(COLOURS), 2 * len(COLOURS) + len(others))
+    more = range(first, first + len(others))
     free = iter([*unclaimed, *absent, *more])
     places |= {name: next(free) for name in others}
     return {name: look(places[name]) for name in names}
