@@ -191,6 +191,19 @@ def test_the_teacher_is_its_own_row_and_distilling_moves_no_bit_of_it():
     assert report.passes["denoiser"]["vjp"] == 4 * 8
 
 
+def test_both_copies_begin_with_the_teachers_averaged_weights(make_distill):
+    method = make_distill("ambient_tweedie", "denoising", keys=["sigma=.5"])
+    averaged, plan = method._session.averaged, method.rounds(10)
+    for parameter in averaged["denoiser"].parameters():
+        parameter.data += 1  # an average is not the weights themselves
+    method.begin_round(len(plan) - 1, plan[-1], method._session)
+    taught = averaged["denoiser"].state_dict()
+    for name in ("fake", "generator"):
+        copied = averaged[name].state_dict()
+        assert all(torch.equal(v, copied[k]) for k, v in taught.items())
+        assert not torch.equal(next(iter(taught.values())), next(method.denoiser.parameters()))
+
+
 def test_a_share_of_the_budget_divides_it():
     name, keys = "ambient+distill", ("method.teacher_share=0.75",)
     _, report = fit(make_setting(name, keys), trainer=make_trainer(8))
