@@ -312,6 +312,20 @@ def test_a_group_that_shows_too_little_is_refused_with_the_eigenvalue():
     assert "needs square images; these have 1x4" in method.supports(problem)
 
 
+def test_a_fixed_mask_hides_nothing_from_a_group_that_shows_it_and_random_ones_may():
+    config = compose(["method=es_then_train"])
+    method, trainer = build(config["method"]), build(config["training"])
+    fixed = one_mask([1.0, 0.0, 0.0, 1.0])
+    assert "null_space" in fixed.capabilities
+    codes = [w.code for w in method.warnings(trainer.problem(fixed, config))]
+    assert codes == ["smooth", "invariant"]
+    drawn = make_operator("inpainting", (1, 1, 3), "p=0.5")
+    seen = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]).reshape(2, 1, 1, 3)
+    drawn = drawn.with_law_of({"mask": seen})
+    codes = [w.code for w in method.warnings(trainer.problem(drawn, config))]
+    assert codes == ["null", "smooth", "invariant"]
+
+
 @pytest.mark.parametrize(
     ("name", "override", "message"),
     [
