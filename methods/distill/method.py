@@ -168,8 +168,11 @@ class Distill(Method):
     def warnings(self, problem: Problem) -> list[Warning]:
         """Return the teacher's; a generator that takes masks is asked as it was trained."""
         has_view = type(self.teacher).view is not DenoiserMethod.view
-        found = self.teacher.warnings(problem)
-        return [w for w in found if not (has_view and w.code == "shift")]
+        found = [w for w in self.teacher.warnings(problem) if not (has_view and w.code == "shift")]
+        if self.teacher_share == 1:
+            text = f"distilled beside the shared budget, by {self.extra:g} of it in generator steps"
+            found.append(Warning("beside", f"{text}; the costs hold both stages"))
+        return found
 
     @property
     @override

@@ -179,6 +179,7 @@ def test_its_row_has_samples_and_its_snapshots_are_those_of_the_generator(taken_
     assert evaluate(second, Progress())
     record = run_cell(second, Progress())
     (row,) = record["rows"]
+    assert "by 0.5 of it in generator steps" in record["warned"]["beside"]
     assert row["missing"]["restoration"] == "no denoiser: a generator only samples"
     assert row["costs"]["sample_forwards"] == 1 and row["metrics"]["fd"] > 0
     files = snapshot_files(second.files.training.snapshots)
