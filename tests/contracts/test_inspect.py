@@ -144,7 +144,7 @@ def test_each_kind_of_file_gives_a_command_that_is_accepted_in_80_columns(run, t
     options = ["data.layout=NHW"] if name == "npy" else []
     code, told, shown = run("inspect", path, *options)
     assert code == 0, told
-    long = [line for line in shown.splitlines() if len(line) > 80 and "data.path" not in line]
+    long = [line for line in shown.splitlines() if len(line) > 80 and str(path) not in line]
     assert not long
     command = shown.partition("cleanprior train")[2].partition("\n\n")[0].replace("\\\n", "")
     cell = accepted([f"cleanprior train {command}"], tmp_path)
@@ -164,7 +164,8 @@ def test_a_fixed_mask_its_places_and_the_methods_that_refuse_it(run, tmp_path):
     assert "the same in all images: one fixed mask" in flat
     assert "inpainting (one fixed operator)" in flat
     assert "70 of 576 entries: rows 3; columns 5-6" in flat
-    assert "masked_loss: needs an operator that varies between images" in flat
+    needs = flat.partition("needs an operator that varies between images")[0]
+    assert "masked_loss" in needs.rpartition(" not ")[2], flat
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -169,4 +169,4 @@ def test_a_mode_without_operator_drops_the_needs_that_it_does_not_have(name, mod
     plain = compose([f"method={name}"])["method"]
     assert "IDENTITY" in required(plain)
     other = compose([f"method={name}", f"method.operator_mode={mode}"])["method"]
-    assert required(other) == ("GAUSS",)
+    assert required(other) == ("GAUSS", "WHITE")
