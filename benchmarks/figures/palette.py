@@ -49,6 +49,7 @@ PLACES = (
     "es_then_train",
     "moi_then_train",
     "distill",
+    "leaky",
 )
 
 
