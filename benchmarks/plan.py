@@ -17,6 +17,8 @@ from .worth import worth_rows
 
 #: More training seeds than anybody trains; a seed that was given for a count.
 MOST_SEEDS = 1000
+#: Keys of ``training`` that are null unless given; null ones are no part of a table's name.
+LATER = ("processes", "start")
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,9 @@ def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:
     config = next(iter(cells.values()))[0]
     shared = {k: v for k, v in config.items() if k not in ("method", "seed")}
     shared["data"] = placeless(shared["data"])
-    if shared["training"].get("processes") is None:  # a table of before there was such a key
-        shared["training"] = {k: v for k, v in shared["training"].items() if k != "processes"}
+    shared["training"] = {  # as tables of before there were such keys
+        k: v for k, v in shared["training"].items() if v is not None or k not in LATER
+    }
     for group in ("sampler", "posterior", "evaluation"):
         shared[group] = {k: v for k, v in shared[group].items() if k != "about"}
     shared["evaluation"] = with_metrics(shared["evaluation"])

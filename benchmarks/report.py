@@ -68,15 +68,14 @@ def report(plan: Plan, out: Path, screen: Screen, is_kept: bool = True) -> Repor
     sheets = [_problem(plan, p, out, screen, best, disk) for p in plan.problems]
     folder = places.tables(out, plan.key)
     front = _published(plan, sheets, folder, screen, disk)
-    if plan.worth:
-        front += _worth(plan, sheets, out, screen, disk)
+    told = _worth(plan, sheets, out, screen, disk) if plan.worth else []
     if len(sheets) > 1:
         front += _overviews(plan, sheets, best, folder, screen, disk)
     if disk.refusals:
         raise disk.refusals[0]
     path = folder / places.PAGE
     if is_kept:
-        page.write(path, plan.name, plan.about, [*front, *sheets])
+        page.write(path, plan.name, plan.about, [*front, *sheets, *told])
     else:
         tell([Notice(f"'{out}' takes no files: what it holds is printed, and nothing written")])
     if not screen.is_quiet and path.exists():

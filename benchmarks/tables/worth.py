@@ -24,7 +24,7 @@ from .statistics import RANKED
 #: Metrics whose worth is told, and what they judge.
 JUDGED = {
     "psnr": "one draw (PSNR)",
-    "psnr_point": "mean of draws or estimate (PSNR)",
+    "psnr_point": "mean or estimate (PSNR)",
     "fd": "samples (FD)",
 }
 #: Resamplings of an interval, and its level.
