@@ -35,7 +35,7 @@ def test_rows_and_seeds_of_ones_own_have_a_folder_of_their_own():
 
 
 def test_a_further_key_that_is_null_moves_no_table():
-    # The name that this table has had since version 0.1.0's samplers; another default may change it.
+    # The name that its folder has had; another default of a cell may change it.
     assert WHOLE.plan().key == "smoke-digits-inpainting-7434c865"
 
 
