@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 from typing_extensions import override
 
+from cleanprior.config.capabilities import WARNINGS
 from cleanprior.data import Batch, Images, Measurements, TrainingSet
 from cleanprior.prior import Prior
 from cleanprior.training import (
@@ -30,8 +31,6 @@ from cleanprior.training import (
     Session,
     Warning,
 )
-
-LEAK = "measurements are drawn anew from clean images in each batch or round: a leak, on purpose"
 
 
 @dataclass(kw_only=True)
@@ -71,7 +70,7 @@ class Leaky(Method):
 
     @override
     def warnings(self, problem: Problem) -> list[Warning]:
-        return [*self.of.warnings(problem), Warning("leak", LEAK)]
+        return [*self.of.warnings(problem), Warning("leak", WARNINGS["leak"])]
 
     @override
     def has_gaps(self, problem: Problem) -> bool:

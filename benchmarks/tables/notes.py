@@ -151,7 +151,9 @@ def _distances(found: Mapping[str, Any]) -> Iterable[str]:
 def _upper_bounds(records: Records) -> Iterable[str]:
     for method, cells in records.items():
         if any(r.get("clean_images") and r["clean_images"] == r.get("train_images") for r in cells):
-            yield f"† {method}: upper bound, trained on all clean images; not ranked"
+            is_leaky = any("leak" in codes_of(r) for r in cells)
+            what = "a leak, handed" if is_leaky else "upper bound, trained on"
+            yield f"† {method}: {what} all clean images; not ranked"
 
 
 def _clean_starts(records: Records) -> Iterable[str]:

@@ -43,6 +43,7 @@ from .difference import (
     p_values,
     seeds_needed,
 )
+from .summary import codes_of
 
 __all__ = [
     "BOLD",
@@ -96,7 +97,7 @@ class Entry:
         way: How it restores or samples.
         track: Rows are ranked within their track: the number of clean images they were handed, or
             the start that has seen some (:func:`track_of`).
-        is_reference: Whether it anchors the table and is not ranked.
+        is_reference: Whether it is not ranked: it anchors the table, or leaks on purpose.
         images: (seeds, images) by metric.
         seeds: (seeds,) by metric.
         sampling: By metric of ``seeds``: the variance that sampling seeds leave in one run's
@@ -135,7 +136,7 @@ def entries(records: dict[str, list[Record]], references: Sequence[str]) -> list
                 elif all(r["metrics"].get(key) is not None for r in rows):
                     seeds[key] = _finite([r["metrics"][key] for r in rows])
             sampling = {key: _sampling(rows, key) for key in seeds}
-            is_reference = method in references
+            is_reference = method in references or "leak" in codes_of(cells[0])
             track = track_of(cells[0])
             found.append(Entry(method, way, track, is_reference, images, seeds, sampling))
     return found

@@ -46,6 +46,7 @@ WARNINGS = {
     "anscombe": "counts, brought to Gaussian noise of one level; the prior is one of their roots, "
     "compared after the inverse (noise.as=anscombe)",
     "shift": "the network was trained on incomplete images and is asked for complete ones",
+    "leak": "measurements are drawn anew from clean images in each batch or round, on purpose",
     "null": "the operator has directions that no measurement shows; what is drawn there comes from "
     "the method's initialisation, not from y",
 }

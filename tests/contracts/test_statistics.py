@@ -312,3 +312,13 @@ def test_numbers_that_are_not_finite_are_no_evidence() -> None:
     for metric in ("psnr", "fd"):
         assert np.isfinite(frame.loc[(metric, "sound", "other"), "p"])
         assert frame.loc[(metric, "sound", "broken"), ["p", "low", "high"]].isna().all()
+
+
+def test_a_row_that_leaks_on_purpose_is_never_ranked() -> None:
+    made = as_records(np.random.default_rng(0).normal(size=(3, 3, 20)))
+    for run in made["m1"]:
+        run["warning"] = "shift+leak"
+    found = compare(made, [])
+    families = {(a, b): f for a, b, f in found[["a", "b", "family"]].itertuples(index=False)}
+    assert families[("m0", "m2")] == "ranked"
+    assert families[("m0", "m1")] == families[("m1", "m2")] == "references"
