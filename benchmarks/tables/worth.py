@@ -232,4 +232,4 @@ def _number(value: float, counts: Sequence[int]) -> str:
         return f"< {counts[0]}"
     if math.isinf(value):
         return f"> {counts[-1]}"
-    return f"{value:.2g}" if value < 100 else f"{float(f'{value:.2g}'):.0f}"
+    return f"{float(f'{value:.2g}'):.0f}"

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from cleanprior.benchmarks.tables.worth import Values, read_off, table, worth
+from cleanprior.benchmarks.tables.worth import Values, _number, read_off, table, worth
 
 COUNTS = (25, 50, 100, 200, 400)
 #: Decibels for each doubling of the clean images, and the images' own scatter.
@@ -56,6 +56,11 @@ def test_distances_are_resampled_by_their_own_seeds():
     assert found.low < 100 < found.high and found.high / found.low < 1.1
     assert worth({25: scale[25]}, scale[50], False) is None
     assert worth(scale, Values(np.ones((1, 7)), True), False) is None, "another kind of values"
+
+
+def test_numbers_of_images_are_whole_and_of_two_digits():
+    shown = [_number(v, COUNTS) for v in (99.7, 31.6, 1234.0, 0.0, math.inf)]
+    assert shown == ["100", "32", "1200", "< 25", "> 400"]
 
 
 def record(clean, psnr, status="done", fd=(5.0, 6.0)):
