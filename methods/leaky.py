@@ -76,6 +76,14 @@ class Leaky(Method):
     def has_gaps(self, problem: Problem) -> bool:
         return self.of.has_gaps(problem)
 
+    @override
+    def is_budgeted(self, network: str) -> bool:
+        return self.of.is_budgeted(network)
+
+    @override
+    def followed(self, steps: Mapping[str, int]) -> int:
+        return self.of.followed(steps)
+
     @property
     @override
     def begun(self) -> str:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cleanprior.config import build, compose
+from cleanprior.config import build, compose, registry
 from cleanprior.data import Batch, Images, Measurements
 from cleanprior.errors import UserError
 from cleanprior.progress import Progress
@@ -74,6 +74,21 @@ def test_a_method_with_rounds_gets_other_measurements_in_each(started):
     assert all(s.clean is None for s in asked)
     batch = session.measurements.batch(torch.arange(4))
     assert seen(method, session.measurements, torch.arange(4), 0).y.equal(batch.y)
+
+
+LEARNERS = [n for n, c in registry.readable("method").items() if not c["clean_images"]]
+
+
+@pytest.mark.parametrize("second", ["leaky", "distill"])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_whatever_method_is_inside_the_plan_is_the_budget(name, second):
+    try:
+        method = build(compose([f"method={name}+{second}"])["method"])
+    except UserError as error:
+        assert "learns no denoiser" in str(error) or "begins with another one" in str(error)
+        return
+    inner = build(compose([f"method={name}"])["method"])
+    assert inner.planned(inner.rounds(100)) == 100 == method.planned(method.rounds(100))
 
 
 @pytest.mark.parametrize(
