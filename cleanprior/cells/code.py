@@ -55,6 +55,8 @@ EQUAL = {
     "92e6f20ed6b96bad": "750dde226a1095e2",  # oracle
     "5b8e9a92dda316a5": "bee18670641e9ca5",  # denoise_then_train
     "840bf12dca308f13": "5a179cebb4993468",  # ssdu_then_train
+    "28429ed03d6c0c3e": "5b56630b2d8da2b7",  # em
+    "a08c1d13123cdff9": "5db95e1210b4c35a",  # es_then_train
 }
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

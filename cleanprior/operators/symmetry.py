@@ -105,6 +105,29 @@ def _places(
     return grid[number, rows[:, :, None], columns[:, None, :]].flatten(1)
 
 
+def unshown(operator: Operator, name: str, symmetries: Sequence[str], key: str) -> str | None:
+    """Return why declared symmetries do not make up for what an operator hides, or None.
+
+    Arguments:
+        operator: The forward operator.
+        name: Its name, for the sentence.
+        symmetries: Of :data:`SYMMETRIES`.
+        key: The method's key that declares them, for the sentence.
+    """
+    _, height, width = operator.image_shape
+    if "turn" in symmetries and height != width:
+        return f"{key}=[turn] needs square images; these have {height}x{width}"
+    if "fixed" not in operator.capabilities:
+        return None
+    share = least_shown(operator.to("cpu"), symmetries)
+    if share >= LEAST:
+        return None
+    return (
+        f"{key}=[{','.join(symmetries)}]: {name} and its transforms show some direction in no "
+        f"image (smallest eigenvalue {share:.1e} of the largest; needed {LEAST:g})"
+    )
+
+
 def least_shown(operator: Operator, symmetries: Sequence[str]) -> float:
     r"""Return the smallest eigenvalue of :math:`\sum_g T_g^\top A^\top A T_g` over the largest.
 

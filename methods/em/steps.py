@@ -10,7 +10,7 @@ from torch import Tensor
 from cleanprior.diffusion.denoiser import Denoise
 from cleanprior.diffusion.posterior import DPS, PosteriorSampler, draw_in_chunks
 from cleanprior.operators import PROJECTIONS, Likelihood, Operator
-from cleanprior.operators.symmetry import LEAST, least_shown
+from cleanprior.operators.symmetry import unshown
 from cleanprior.training import Problem, Session
 from cleanprior.training.checkpoint import Store
 
@@ -257,19 +257,7 @@ def blind(problem: Problem, symmetries: Sequence[str], posterior: PosteriorSampl
         )
     if not symmetries:
         return None
-    _, height, width = problem.image_shape
-    if "turn" in symmetries and height != width:
-        return f"invariance=[turn] needs square images; these have {height}x{width}"
-    if "fixed" not in problem.operator.capabilities:
-        return None
-    share = least_shown(problem.operator.to("cpu"), symmetries)
-    if share >= LEAST:
-        return None
-    return (
-        f"invariance=[{','.join(symmetries)}]: {problem.operator_name} and its transforms show "
-        f"some direction in no image (smallest eigenvalue {share:.1e} of the largest; needed "
-        f"{LEAST:g})"
-    )
+    return unshown(problem.operator, problem.operator_name, symmetries, "invariance")
 
 
 class Kept:

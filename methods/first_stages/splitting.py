@@ -39,7 +39,7 @@ from typing_extensions import override
 from cleanprior.config.checks import check_choice
 from cleanprior.data import Batch
 from cleanprior.operators import Params
-from cleanprior.operators.symmetry import LEAST, SYMMETRIES, elements, least_shown, moved
+from cleanprior.operators.symmetry import SYMMETRIES, elements, moved, unshown
 from cleanprior.seeding import generator_for
 from cleanprior.training import Problem, Warning
 
@@ -135,21 +135,7 @@ class EquivariantThenTrain(SplitThenTrain):
     @override
     def supports(self, problem: Problem) -> str | None:
         reason = super().supports(problem)
-        _, height, width = problem.image_shape
-        named = f"group=[{','.join(self.group)}]"
-        if reason is not None:
-            return reason
-        if "turn" in self.group and height != width:
-            return f"{named} needs square images; these have {height}x{width}"
-        if "fixed" not in problem.operator.capabilities:
-            return None
-        share = least_shown(problem.operator.to("cpu"), self.group)
-        if share >= LEAST:
-            return None
-        return (
-            f"{named}: {problem.operator_name} and its transforms show some direction in no image "
-            f"(smallest eigenvalue {share:.1e} of the largest; needed {LEAST:g})"
-        )
+        return reason or unshown(problem.operator, problem.operator_name, self.group, "group")
 
     @override
     def warnings(self, problem: Problem) -> list[Warning]:
