@@ -88,15 +88,30 @@ class Prior(nn.Module):
         """
         return check_dense("the prior's weights", next(self.parameters())).device
 
-    def forward(
-        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, "..."] | float, *_: Any
-    ) -> Float[Tensor, "b c h w"]:
-        """Denoise images of noise level ``sigma`` (a number, or one an image), units of x.
+    def forward(self, x: Tensor, sigma: Tensor | float, *_: Any) -> Float[Tensor, "b c h w"]:
+        """Denoise images (b, c, h, w) of noise level ``sigma`` (a number, or one an image).
 
         What has no noise is returned as it is.
+
+        Raises:
+            UserError: Images of other channels, of whole or complex numbers or on another device; a
+                level below 0 or NaN, where it is no tensor on a GPU, which nobody waits for.
         """
-        dtype = next(self.parameters()).dtype
-        level = torch.as_tensor(sigma, dtype=dtype, device=x.device).flatten().expand(len(x))
+        weights = next(self.parameters())
+        dtype = weights.dtype
+        channels = self.image_shape[0]
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise UserError(f"x has shape {tuple(x.shape)}; needed: (b, {channels}, h, w)")
+        if not x.is_floating_point():
+            kind = str(x.dtype).removeprefix("torch.")
+            raise UserError(f"x is {kind}; needed: floating-point images, complex ones in channels")
+        if x.device != weights.device:
+            told = f"x lies on {x.device} and the prior on {weights.device}"
+            raise UserError(f"{told}; move one of them with .to")
+        given = torch.as_tensor(sigma)
+        if given.device.type == "cpu" and not bool((given >= 0).all()):
+            raise UserError(f"sigma={sigma}; allowed: noise levels from 0")
+        level = given.to(x.device, dtype).flatten().expand(len(x))
         is_clean = level == 0
         denoised = self.denoiser(x.to(dtype), level.masked_fill(is_clean, 1.0)).to(x.dtype)
         return torch.where(is_clean[:, None, None, None], x, denoised)

@@ -168,6 +168,24 @@ def test_no_range_is_refused(prior, given):
         prior.deepinv(range=given)
 
 
+@pytest.mark.parametrize(
+    ("change", "sigma", "told"),
+    [
+        (lambda x: x, -1.0, "sigma=-1.0; allowed: noise levels from 0"),
+        (lambda x: x, float("nan"), "sigma=nan; allowed"),
+        (lambda x: x, torch.tensor([0.1, -0.1, 1.0, 1.0]), "allowed: noise levels from 0"),
+        (lambda x: x.to(torch.complex64), 0.5, "x is complex64; needed: floating-point images"),
+        (lambda x: (100 * x).to(torch.int16), 0.5, "x is int16; needed"),
+        (lambda x: x.to("meta"), 0.5, "x lies on meta and the prior on cpu"),
+        (lambda x: x[0], 0.5, r"x has shape .1, 8, 8.; needed: .b, 1, h, w"),
+        (lambda x: x.expand(-1, 3, -1, -1), 0.5, r"x has shape .4, 3, 8, 8."),
+    ],
+)
+def test_what_a_prior_cannot_denoise_is_one_line(prior, x, change, sigma, told):
+    with pytest.raises(UserError, match=told):
+        prior(change(x[:4]), sigma)
+
+
 def test_an_image_without_noise_is_returned(prior, x):
     assert torch.equal(prior(x, 0), x)
     assert torch.equal(prior.deepinv()(x, 0.0), (2 * x - 1 + 1) / 2)
