@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from cleanprior.benchmarks.api import bench  # type: ignore[import-not-found,unused-ignore]
+    from cleanprior.benchmarks.api import bench  # type: ignore[import,unused-ignore]
 
     from .api import dataset, evaluate, load, measure, method, operator, posterior, sampler, train
     from .data import Measurements
