@@ -13,8 +13,6 @@ References:
     Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024),
     section 4.2 (Gaussian initial fit), arXiv:2405.13712
     Mixtures of Probabilistic Principal Component Analyzers (Tipping and Bishop, 1999), Eq. 3.12
-    Pathwise Conditioning of Gaussian Processes (Wilson et al., 2021), section 3.2 (Matheron's
-    rule), arXiv:2011.04026
 """
 
 import math
@@ -28,10 +26,9 @@ from torch import Generator, Tensor
 
 from ..data.measurements import Measurements
 from ..operators.base import ImageShape, Operator
-from ..operators.levels import is_white
 from ..operators.likelihood import Likelihood
-from ..operators.solve import conjugate_gradient
 from ..seeding import scoped_rng
+from .conditioning import LowRank, conditioned
 from .dense import MAX_PIXELS
 
 # Largest images for which a dense covariance of each image is cheap.
@@ -39,9 +36,6 @@ AUTO_PIXELS = 128
 # Up to this many numbers on the smaller side a symmetric eigenvalue problem is solved in full (8 s
 # at 2,048); beyond it only the leading part of the spectrum is computed.
 DENSE_SIDE = 2048
-# Up to this many numbers, products of all pairs of axes are formed once for a batch of masks (8x8
-# at rank 64); beyond it each image takes those of its own rows.
-SMALL_PRODUCTS = 2**18
 # Smallest isotropic variance of a fit: images that lie in a plane still have an inverse covariance.
 SMALLEST = 1e-10
 
@@ -79,10 +73,12 @@ class LowRankGaussian:
             )
 
     @cached_property
+    def _spread(self) -> LowRank:
+        return LowRank(self.isotropic, self.factor)
+
+    @property
     def _axes(self) -> tuple[Float[Tensor, "d r"], Float[Tensor, " r"]]:
-        """Return U W with orthogonal columns, and their squared lengths L (U^T U = W L W^T)."""
-        values, vectors = torch.linalg.eigh(self.factor.T @ self.factor)
-        return self.factor @ vectors, values.clamp_min(0)
+        return self._spread.axes
 
     def to(self, target: torch.device | torch.dtype) -> "LowRankGaussian":
         """Return the prior on a device, or in another precision."""
@@ -125,9 +121,6 @@ class LowRankGaussian:
         log_det = d * math.log(self.isotropic) + (lengths / self.isotropic).log1p().sum()
         return (-self.quadratic(x) - 0.5 * (log_det + d * math.log(2 * math.pi))).to(x.dtype)
 
-    def _times_covariance(self, v: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        return self.isotropic * v + (v @ self.factor) @ self.factor.T
-
     def sample(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
         """Draw flattened images from the prior, in its own precision."""
         d, r = self.factor.shape
@@ -135,49 +128,6 @@ class LowRankGaussian:
         white = torch.randn((n, d), generator=generator, dtype=dtype)
         along = torch.randn((n, r), generator=generator, dtype=dtype)
         return self.mean + math.sqrt(self.isotropic) * white + along @ self.factor.T
-
-    def _solve_seen(
-        self, residual: Tensor, seen: Tensor, sigma_y: Float[Tensor, "b ..."], differ: bool
-    ) -> Tensor:
-        """Solve (C + diag s^2) v = r on the seen entries of each image.
-
-        Arguments:
-            residual: r, 0 on unseen entries, (b, c, h, w).
-            seen: 1 = seen, (b, c, h, w).
-            sigma_y: s.
-            differ: Whether images differ in what was seen.
-        """
-        axes, lengths = self._axes
-        if not is_white(sigma_y):
-            return self._solve_weighted(residual, seen, sigma_y)
-        rest = self.isotropic + sigma_y.double() ** 2
-        d, r = axes.shape
-        if not differ:
-            gram = torch.diag_embed(lengths)[None]
-        elif d * r**2 <= SMALL_PRODUCTS:
-            products = (axes[:, :, None] * axes[:, None, :]).flatten(1)
-            gram = (seen.flatten(1).double() @ products).reshape(len(seen), r, r)
-        else:
-            gram = torch.stack([a.T @ a for a in (axes[i] for i in seen.flatten(1).bool())])
-        gram = gram + torch.diag_embed(rest[:, None].expand(-1, r))
-        flat = residual.flatten(1)
-        explained = torch.linalg.solve(gram, (flat @ axes)[:, :, None])[:, :, 0] @ axes.T
-        v = (flat - explained * seen.flatten(1)) / rest[:, None]
-        return v.reshape(residual.shape)
-
-    def _solve_weighted(self, residual: Tensor, seen: Tensor, sigma_y: Tensor) -> Tensor:
-        """Solve it where s is a map: Woodbury with the weights w = seen / (d0 + s^2)."""
-        weight = (seen / (self.isotropic + sigma_y.double() ** 2)).flatten(1)
-        u, (d, r) = self.factor, self.factor.shape
-        if d * r**2 <= SMALL_PRODUCTS:
-            products = (u[:, :, None] * u[:, None, :]).flatten(1)
-            gram = (weight @ products).reshape(len(weight), r, r)
-        else:
-            gram = torch.stack([u.T @ (u * w[:, None]) for w in weight])
-        gram = gram + torch.eye(r, dtype=u.dtype, device=u.device)
-        weighted = weight * residual.flatten(1)
-        inner = torch.linalg.solve(gram, (weighted @ u)[:, :, None])[:, :, 0]
-        return (weighted - weight * (inner @ u.T)).reshape(residual.shape)
 
     def draw(
         self,
@@ -221,8 +171,8 @@ class LowRankGaussian:
         With :math:`x_0 \sim N(\mu, C)` and :math:`z \sim N(0, I)` the law of x is p(x|y); with
         :math:`x_0 = \mu` and z = 0, x is its mean. Only observed entries of y take part. For masks
         and the identity the solve is closed (Woodbury). For other operators it is conjugate
-        gradient in float64, each image on its own; A itself runs in float32, which limits the
-        residual to about 1e-6.
+        gradient in float64, each image on its own (:mod:`.conditioning`); A itself runs in float32,
+        which limits the residual to about 1e-6.
 
         Arguments:
             x_0: Flattened images, in the prior's precision; it and all else on one device.
@@ -231,30 +181,7 @@ class LowRankGaussian:
             iterations: Conjugate-gradient iterations at most.
             tolerance: Relative residual at which an image's solve stops.
         """
-        n, shape, sigma_y = len(likelihood), self.image_shape, likelihood.sigma_y
-        seen = likelihood.observed
-        column = likelihood.column(sigma_y.double())
-
-        def forward(v: Tensor) -> Tensor:
-            return likelihood.A(v.float().reshape(n, *shape)).double() * seen
-
-        def lift(v: Tensor) -> Tensor:
-            """Apply C A^T."""
-            back = likelihood.A_adjoint((v * seen).float())
-            return self._times_covariance(back.flatten(1).double())
-
-        residual = (likelihood.y.double() - column * noise) * seen - forward(x_0)
-        if likelihood.operator.capabilities & {"mask", "identity"}:
-            shift = lift(self._solve_seen(residual, seen, sigma_y, bool(likelihood.params)))
-        else:
-
-            def gram(v: Tensor) -> tuple[Tensor, Tensor]:
-                """Return (A C A^T + sigma_y^2) v and C A^T v."""
-                lifted = lift(v)
-                return column**2 * v + forward(lifted), lifted
-
-            shift = conjugate_gradient(gram, residual, iterations, tolerance)
-        return (x_0 + shift).float().reshape(n, *shape)
+        return conditioned(self._spread, x_0, noise, likelihood, iterations, tolerance)
 
 
 def _leading(x: Float[Tensor, "n d"], rank: int) -> tuple[Tensor, Tensor]:

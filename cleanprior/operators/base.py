@@ -2,7 +2,7 @@ r"""The Operator: :math:`y = A x + \sigma_y z`, its parameters' law, further cor
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -185,6 +185,12 @@ class Operator:
     def A_dagger(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Apply the pseudo-inverse."""
         return self.physics.A_dagger(y, **params)
+
+    def normal(
+        self, params: Params
+    ) -> Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]:
+        r"""Return the map :math:`x \mapsto A^\top A x` of these images, for many calls."""
+        return lambda x: self.A_adjoint(self.A(x, params), params)
 
     def observed(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b ..."]:
         """Return 1 where an entry of ``y`` was measured and 0 where it only fills the array."""

@@ -1,5 +1,6 @@
 r"""The Likelihood of a batch, :math:`p(y \mid x) = N(y;\, A x,\, \mathrm{diag}\, \sigma_y^2)`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..mapped import rows
 from .base import Operator, Params, likelihood_sigma, take
-from .levels import column, root_mean_square
+from .levels import column, is_white, root_mean_square
 
 
 @runtime_checkable
@@ -96,6 +97,18 @@ class Likelihood:
     def A_adjoint(self, y: Float[Tensor, "b ..."]) -> Float[Tensor, "b c h w"]:
         """Apply the adjoint operator."""
         return self.operator.A_adjoint(y, self.params)
+
+    def information(self) -> Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]:
+        r"""Return the map :math:`x \mapsto A^\top \Sigma^{-1} A x` of these images, in float32.
+
+        The curvature of :math:`-\log p(y \mid x)`. Noise levels must be above 0.
+        """
+        if is_white(self.sigma_y):
+            apply = self.operator.normal(self.params)
+            weight = self.sigma_y.reshape(-1, 1, 1, 1) ** -2
+            return lambda x: weight * apply(x)
+        weights = self.column(self.sigma_y) ** -2 * self.observed
+        return lambda x: self.A_adjoint(weights * self.A(x))
 
     def residual(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
         """Return y - A x on measured entries, 0 elsewhere."""

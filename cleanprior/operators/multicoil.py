@@ -216,6 +216,29 @@ class MultiCoil(Operator):
         return params["mask"][:, None].expand_as(y)
 
     @override
+    def normal(
+        self, params: Params
+    ) -> Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]:
+        """Return :math:`A^H A`, in complex numbers and with one shift of the image a call.
+
+        Under lines the transforms along them cancel: only the other axis is transformed.
+        """
+        mask, maps = params["mask"], params["coil_maps"]
+        axes = (-1,) if mask.shape[2] == 1 else (-2, -1)
+        seen = torch.fft.ifftshift(mask, dim=axes)
+        coils = torch.fft.ifftshift(torch.complex(maps[:, 0], maps[:, 1]), dim=axes)
+        adjoint = torch.conj_physical(coils)
+
+        def apply(x: Tensor) -> Tensor:
+            image = torch.fft.ifftshift(torch.complex(x[:, :1], x[:, 1:]), dim=axes)
+            k_space = torch.fft.fftn(coils * image, dim=axes) * seen
+            back = (adjoint * torch.fft.ifftn(k_space, dim=axes)).sum(1)
+            back = torch.fft.fftshift(back, dim=axes)
+            return torch.stack([back.real, back.imag], 1)
+
+        return apply
+
+    @override
     def lift(self, y: Float[Tensor, "b ..."], params: Params) -> Float[Tensor, "b c h w"]:
         """Return :math:`A^H y`, the coils combined."""
         return self.A_adjoint(y, params)

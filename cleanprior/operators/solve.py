@@ -17,6 +17,7 @@ def conjugate_gradient(
     iterations: int,
     tolerance: float,
     growth: float = float("inf"),
+    precondition: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     r"""Solve :math:`M v = b` for each image on its own, in float64, and return :math:`P v`.
 
@@ -32,14 +33,19 @@ def conjugate_gradient(
         iterations: Iterations at most.
         tolerance: Relative residual at which an image stops.
         growth: Largest residual, in multiples of its start, at which an image goes on.
+        precondition: Applies :math:`K^{-1}`, K symmetric positive definite and close to M.
+            Residuals are then measured as :math:`(r^\top K^{-1} r)^{1/2}`.
     """
+
+    def near(r: Tensor) -> Tensor:
+        return r if precondition is None else precondition(r)
 
     def dot(u: Tensor, v: Tensor) -> Tensor:
         return (u * v).flatten(1).sum(1).reshape(-1, *(1,) * (u.dim() - 1))
 
     solution: Tensor | None = None
-    r, direction = b, b
-    squared = first = dot(r, r)
+    r, direction = b, near(b)
+    squared = first = dot(r, direction)
     goal = tolerance**2 * squared
     active = squared > goal
     for _ in range(iterations):
@@ -52,13 +58,15 @@ def conjugate_gradient(
         active = active & (curvature > 0)
         step = torch.where(active, squared / torch.where(active, curvature, 1.0), 0.0)
         lower = r - step * image
-        new = dot(lower, lower)
+        steepest = near(lower)
+        new = dot(lower, steepest)
         active = active & (new < growth**2 * first)
         columns = (-1, *(1,) * (mapped.dim() - 1))
         share = torch.where(active, step, 0.0).reshape(columns).to(mapped.dtype)
         solution = solution + share * mapped
         r = torch.where(active, lower, r)
-        direction = torch.where(active, r + new / squared.clamp_min(1e-300) * direction, direction)
+        turned = steepest + new / squared.clamp_min(1e-300) * direction
+        direction = torch.where(active, turned, direction)
         squared = torch.where(active, new, squared)
         active = active & (squared > goal)
     assert solution is not None, "at least one iteration"

@@ -48,6 +48,14 @@ def check_pseudo_inverse(operator: Operator, tolerance: float = 1e-4) -> None:
     assert error < tolerance, f"A A_dagger y is not y: relative error {error:.2g}"
 
 
+def check_normal(operator: Operator) -> None:
+    r"""Check that :meth:`Operator.normal` is :math:`A^\top A`, each image on its own."""
+    params = draw(operator, 4)
+    x = uniform((4, *operator.image_shape))
+    expected = operator.A_adjoint(operator.A(x, params), params)
+    torch.testing.assert_close(operator.normal(params)(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def check_seeds(make: Callable[[], Operator]) -> None:
     """Check that a seed decides every byte of parameters and noise, and nothing else does.
 
@@ -213,6 +221,9 @@ class OperatorContract:
 
     def test_pseudo_inverse_reproduces_the_measurement(self) -> None:
         check_pseudo_inverse(self.make())
+
+    def test_the_normal_map_is_the_adjoint_of_the_operator(self) -> None:
+        check_normal(self.make())
 
     def test_same_seed_gives_the_same_bytes(self) -> None:
         check_seeds(lambda: self.make("sigma=0.3"))

@@ -37,6 +37,11 @@ def test_adjoint_is_the_transpose(make_operator, name, shape):
 
 
 @over_grid
+def test_the_normal_map_is_the_adjoint_of_the_operator(make_operator, name, shape):
+    promises.check_normal(make_operator(name, shape))
+
+
+@over_grid
 def test_pseudo_inverse_reproduces_the_measurement(make_operator, name, shape):
     promises.check_pseudo_inverse(make_operator(name, shape))
 

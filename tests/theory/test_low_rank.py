@@ -95,6 +95,40 @@ def test_conjugate_gradient_and_the_closed_solve_agree(prior, make_operator, mon
         torch.testing.assert_close(closed, iterated, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(6, 6), (5, 7)])
+@pytest.mark.parametrize("pattern", ["lines", "points"])
+@pytest.mark.parametrize("kind", ["white", "map"])
+def test_draws_given_several_coils_are_those_of_a_dense_solve(
+    make_operator, size, pattern, kind
+) -> None:
+    shape = (2, *size)
+    d = 2 * size[0] * size[1]
+    keys = ("coils=3", "acceleration=2", f"pattern={pattern}", "centre_lines=2", "sigma=0.2")
+    operator = make_operator("mri_multicoil", shape, *keys)
+    with scoped_rng(5):
+        factor = torch.randn(d, 4, dtype=torch.float64)
+        mean = torch.randn(d, dtype=torch.float64)
+    prior = LowRankGaussian(mean, factor, 0.01, shape)
+    measured = Measurements.draw(images(prior, 3), operator, 0, "train")
+    assert measured.y[0].numel() > d
+    if kind == "map":
+        levels = 0.1 + torch.rand(measured.y.shape, generator=generator_for(0, "levels"))
+        measured = replace(measured, sigma_y=levels)
+    likelihood = Likelihood.of(operator, measured)
+    x_0 = prior.sample(3, generator_for(0, "draws"))
+    z = torch.randn(measured.y.shape, generator=generator_for(0, "noise"), dtype=torch.float64)
+    found = prior.condition(x_0, z, likelihood).flatten(1).double()
+
+    seen = likelihood.observed.flatten(1).double()
+    level = likelihood.column(likelihood.sigma_y.double()).expand_as(z).flatten(1)
+    a = operator.matrix(measured.params, 3) * seen[:, :, None]
+    b = (measured.y.double().flatten(1) - level * z.flatten(1)) * seen
+    left = torch.linalg.inv(prior.covariance) + a.mT @ (a / level[:, :, None] ** 2)
+    right = a.mT @ ((b - (a @ x_0[:, :, None])[:, :, 0]) / level**2)[:, :, None]
+    expected = x_0 + torch.linalg.solve(left, right)[:, :, 0]
+    assert relative(found, expected) < 1e-4
+
+
 def test_unseen_entries_of_y_do_not_matter(prior, make_operator) -> None:
     operator = make_operator("inpainting", SHAPE, "sigma=0.1", "p=0.5")
     data = Measurements.draw(images(prior, 4), operator, 0, "train")
