@@ -59,7 +59,7 @@ def show(what: str) -> None:
         Column(HEADINGS.get(group, group), list(found), is_text=True),
         Column("about", about, is_text=True),
     ]
-    if group == "operator":
+    if group in ("operator", "noise"):
         able = [
             "" if isinstance(config, str) else ", ".join(config.get("capabilities") or ())
             for config in found.values()

@@ -25,6 +25,8 @@ CAPABILITIES = {
     "fourier": "y lies in the Fourier domain of x, not on its pixels",
     "gaussian": "the noise is additive, Gaussian and of known level",
     "local_noise": "the noise is Gaussian, its level differs between entries of y",
+    "simulated": "the noise is an instrument's, drawn again for other images (noise.as=none)",
+    "differentiable": "and what is recorded of an image has a gradient in it",
     "null_space": "directions that no image ever shows",
 }
 
@@ -153,13 +155,25 @@ NEEDS: dict[str, Need] = {
     "GAUSS": Need(
         "{method} needs additive Gaussian noise of known sigma; {operator} has another", "gaussian"
     ),
+    "SIMULATE": Need(
+        "{method} measures images again as y was measured, and how {operator} does is not known",
+        lambda facts: bool(facts.capabilities & {"gaussian", "simulated"}),
+    ),
+    "GRADIENT": Need(
+        "{method} takes gradients through what is recorded of an image, and this noise has none",
+        lambda facts: (
+            "simulated" not in facts.capabilities or "differentiable" in facts.capabilities
+        ),
+    ),
     "WHITE": Need(
         "{method} needs one noise level an image, and here it differs between entries of y",
         lambda facts: "local_noise" not in facts.capabilities,
     ),
 }
 #: Needs that came after the first records; they say who is refused and decide no number.
-LATER = ("WHITE",)
+LATER = ("WHITE", "GRADIENT")
+#: Needs in the place of another one, which other methods still have and cells on disk hold.
+REPLACED = {"SIMULATE": "GAUSS"}
 #: Needs as earlier versions called them; a stranger's YAML and a record may still do.
 EARLIER = {"RANDOM": "FIXED", "NOISE_FREE": "NOISE", "LEVEL": "SIGMA0"}
 _TODAY = {then: now for now, then in EARLIER.items()}
@@ -169,11 +183,15 @@ CLEAN = "CLEAN"
 TEACHER = "TEACHER"
 
 
-#: What to set where the noise is an instrument's, as the end of a sentence.
-_TOLD = {
-    "GAUSS": "; take an approximation, noise.as=map, level or anscombe",
-    "WHITE": "; take noise.as=level",
-}
+def _instead(need: str, kind: str) -> str:
+    """Return what to set where the noise is an instrument's, as the end of a sentence."""
+    if need == "WHITE":
+        return "; take noise.as=level"
+    if need not in ("GAUSS", "GRADIENT"):
+        return ""
+    *others, last = noises.approximations(kind)
+    allowed = f"{', '.join(others)} or {last}" if others else last
+    return f"; take an approximation, noise.as={allowed}"
 
 
 @dataclass(frozen=True)
@@ -191,7 +209,8 @@ class Refusal:
 
 def earlier(needs: Iterable[str]) -> list[str]:
     """Return needs by their first names, by which cells are known on disk."""
-    return [EARLIER.get(need, need) for need in needs if need not in LATER]
+    former = EARLIER | REPLACED
+    return [former.get(need, need) for need in needs if need not in LATER]
 
 
 def rule(need: str) -> str:
@@ -257,7 +276,7 @@ def refusal(method: Mapping[str, Any], facts: ProblemFacts) -> Refusal | None:
             level = f"{facts.sigma_y:g}" if facts.sigma_y < math.inf else f"of {facts.noise}"
             words = {"method": name, "operator": facts.operator, "sigma_y": level}
             text = NEEDS[key].text.format(**words, waiver=_waiver(method, key))
-            return Refusal(key, text + (_TOLD.get(key, "") if facts.noise else ""))
+            return Refusal(key, text + (_instead(key, facts.noise) if facts.noise else ""))
     return None
 
 

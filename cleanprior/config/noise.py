@@ -7,11 +7,23 @@ configuration is what it was without them.
 =============  =====================================================================
 ``noise.as``   methods are told
 =============  =====================================================================
-``none``       nothing: those that need Gaussian noise are refused
+``none``       nothing: those that need Gaussian noise are refused; those that measure images
+               again do what the instrument does
 ``map``        Gaussian noise, a variance for each entry of y, estimated from y
 ``level``      Gaussian noise of one level for all, the root mean variance
 ``anscombe``   counts brought to Gaussian noise of one level; images with them
 =============  =====================================================================
+
+What a kind is, as its YAML says under ``capabilities``:
+
+==================  ================================================================
+``light``           of a signal that is not negative
+``counts``          of photons, so that ``anscombe`` applies
+``differentiable``  what is recorded of an image has a gradient in it
+``one_level``       no entry of y tells its own variance: ``map`` is refused
+``pixels``          of a y that is an image; two channels are a complex one, and none
+``colours``         of images of one or three channels
+==================  ================================================================
 """
 
 import copy
@@ -66,12 +78,13 @@ def check(config: Mapping[str, Any], keys: Iterable[str]) -> None:
         keys: What somebody gave: a file may remember the level of any noise.
 
     Raises:
-        UserError: A level of the operator, too; light in the Fourier domain; Anscombe's root of
-            what are no counts or of mixed pixels; a level that nobody is told.
+        UserError: A level of the operator, too; light or pixels in the Fourier domain; a map
+            where there is none; Anscombe's root of what are no counts or of mixed pixels; a level
+            that nobody is told.
     """
     noise, operator = config[KEY], config["operator"]
     kind, able = noise["kind"], set(operator.get("capabilities") or ())
-    of_kind = set(registry.read(KEY, kind).get("capabilities") or ())
+    of_kind = abilities(kind)
     said = f"noise.kind={kind}"
     if operator.get("sigma"):
         raise UserError(
@@ -83,8 +96,18 @@ def check(config: Mapping[str, Any], keys: Iterable[str]) -> None:
             f"{said} is noise of a signal that is not negative; {operator['name']} measures in the "
             "Fourier domain: use operator.sigma"
         )
+    if "pixels" in of_kind and "fourier" in able:
+        raise UserError(
+            f"{said} changes pixels of an image; {operator['name']} measures in the Fourier "
+            "domain: use operator.sigma"
+        )
+    if noise["as"] == "map" and "one_level" in of_kind:
+        raise UserError(
+            f"noise.as=map: with {said} no entry of y tells its own variance; use level, or none"
+        )
     if noise["as"] == "anscombe" and "counts" not in of_kind:
-        raise UserError(f"noise.as=anscombe is for counted photons, and {said}: use map or level")
+        others = " or ".join(approximations(kind))
+        raise UserError(f"noise.as=anscombe is for counted photons, and {said}: use {others}")
     if noise["as"] == "anscombe" and not able & {"mask", "identity"}:
         raise UserError(
             f"noise.as=anscombe takes roots of y, and {operator['name']} mixes pixels: use map or "
@@ -99,7 +122,23 @@ def capabilities_of(able: Iterable[str], noise: Mapping[str, Any] | None) -> fro
     found = frozenset(able)
     if noise is None or noise["as"] in ("level", "anscombe"):
         return found
-    return found | {"local_noise"} if noise["as"] == "map" else found - {"gaussian"}
+    if noise["as"] == "map":
+        return found | {"local_noise"}
+    return found - {"gaussian"} | {"simulated"} | abilities(noise["kind"]) & {"differentiable"}
+
+
+def abilities(kind: str) -> frozenset[str]:
+    """Return what a kind of noise is: the capabilities of its YAML."""
+    return frozenset(registry.read(KEY, kind).get("capabilities") or ())
+
+
+def approximations(kind: str) -> list[str]:
+    """Return what methods may be told of a kind of noise."""
+    of_kind = abilities(kind)
+    refused = {"map"} if "one_level" in of_kind else set()
+    if "counts" not in of_kind:
+        refused.add("anscombe")
+    return [name for name in APPROXIMATIONS if name not in refused]
 
 
 def label(noise: Mapping[str, Any]) -> list[str]:
@@ -112,4 +151,14 @@ def label(noise: Mapping[str, Any]) -> list[str]:
     return [noise["kind"], *values, *told, *level]
 
 
-__all__ = ["APPROXIMATIONS", "KEY", "capabilities_of", "check", "label", "of_kind", "tree"]
+__all__ = [
+    "APPROXIMATIONS",
+    "KEY",
+    "abilities",
+    "approximations",
+    "capabilities_of",
+    "check",
+    "label",
+    "of_kind",
+    "tree",
+]

@@ -10,10 +10,11 @@ import torch
 from torch import Generator, Tensor
 
 from ..config import Config, build
-from ..config.noise import KEY, capabilities_of
+from ..config.noise import KEY, abilities, capabilities_of
 from ..errors import UserError
 from ..notices import Notice, tell
 from ..operators.base import Operator, Params
+from ..transfer import to_device
 from .measurements import Measurements
 from .noises import Noise
 from .reading import Reading
@@ -62,8 +63,8 @@ class InstrumentNoise:
         """Return what the instrument records of images in [-1, 1]; 0 where nothing is measured.
 
         Arguments:
-            operator: Its A, on the CPU.
-            x: Images, (b, c, h, w).
+            operator: Its A.
+            x: Images, (b, c, h, w), on its device.
             params: Their parameters.
             generator: One for all, or one an image: then no y depends on the others.
         """
@@ -71,14 +72,16 @@ class InstrumentNoise:
         signal = (operator.A(x, params) + white) / 2
         if self.noise.needs_light:
             signal = signal.clamp_min(0)
+        here = signal.cpu()  # where the generators are
         if isinstance(generator, Generator):
-            recorded = self.noise.draw(signal, generator)
+            recorded = self.noise.draw(here, generator)
         else:
-            pairs = zip(signal, generator, strict=True)
+            pairs = zip(here, generator, strict=True)
             recorded = torch.stack([self.noise.draw(s[None], g)[0] for s, g in pairs])
-        y = 2 * recorded - white
         if self._root is not None:
-            y = _by_array(self._root.unit, recorded)
+            y = to_device(_by_array(self._root.unit, recorded), x.device)
+        else:
+            y = 2 * to_device(recorded, x.device) - white
         return y * operator.observed(y, params)
 
     def levels(self, operator: Operator, y: Tensor, params: Params) -> Tensor:
@@ -143,7 +146,8 @@ def with_noise(config: Mapping[str, Any], operator: Operator) -> Operator:
         operator: The operator that it describes.
 
     Raises:
-        UserError: A signal that would be negative, for noise of light.
+        UserError: A signal that would be negative, for noise of light; a y that is no image, for
+            what changes pixels.
     """
     given = config.get(KEY)
     if given is None:
@@ -152,6 +156,7 @@ def with_noise(config: Mapping[str, Any], operator: Operator) -> Operator:
     noise: Noise = build({**part, "name": given["kind"]})
     if noise.needs_light:
         _check_light(operator, given["kind"])
+    _check_pixels(operator, given["kind"])
     able = capabilities_of(operator.capabilities, given)
     level = float(given["level"])
     return operator.with_instrument(InstrumentNoise(noise, given["as"], level), able, level)
@@ -218,6 +223,24 @@ def _check_light(operator: Operator, kind: str) -> None:
             f"noise.kind={kind} is noise of a signal that is not negative, and {operator.name} "
             "makes negative values of light: use operator.sigma, or noise.kind=quantisation"
         )
+
+
+def _check_pixels(operator: Operator, kind: str) -> None:
+    of_kind = abilities(kind)
+    if "pixels" not in of_kind:
+        return
+    params = operator.draw(1, Generator().manual_seed(0))
+    shape = tuple(operator.A(torch.zeros(1, *operator.image_shape), params).shape[1:])
+    if len(shape) != 3:
+        raise UserError(
+            f"noise.kind={kind} changes pixels of an image, and a measurement of {operator.name} "
+            f"has the shape {shape}: use operator.sigma"
+        )
+    is_colour = "colours" in of_kind
+    if shape[0] == 2 or (is_colour and shape[0] not in (1, 3)):
+        what = "two, as a complex image has" if shape[0] == 2 else str(shape[0])
+        allowed = "1 or 3 channels" if is_colour else "real values, 1, 3 or more channels"
+        raise UserError(f"noise.kind={kind}: images of {allowed}, and here they have {what}")
 
 
 __all__ = [

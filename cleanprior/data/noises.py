@@ -163,7 +163,10 @@ class Gamma(Noise):
     def draw(self, signal: Tensor, generator: Generator) -> Tensor:
         seed = int(torch.randint(2**62, (1,), generator=generator))
         with scoped_rng(seed):  # deepinv draws it from the global stream
-            return library.GammaNoise(self.looks)(signal.clamp_min(self.LEAST))
+            mean = signal.clamp_min(self.LEAST)
+            drawn = library.GammaNoise(self.looks)(mean.detach())
+        # The library's draw has no gradient; it is proportional to the mean.
+        return drawn + (mean - mean.detach()) * (drawn / mean.detach())
 
     @override
     def variance(self, signal: Tensor) -> Tensor:

@@ -26,7 +26,10 @@ from ..training.route import Route
 
 Result = TypeVar("Result")
 #: Why the shared samplers restore nothing where methods are told nothing of the noise.
-UNTOLD = "posterior samplers take Gaussian noise: say noise.as=map, level or anscombe"
+UNTOLD = (
+    "posterior samplers take Gaussian noise: say noise.as=map, level or anscombe, whichever the "
+    "kind has"
+)
 #: Why a denoiser that never met a whole image is not sampled by the shared sampler.
 NEVER_WHOLE = "never trained on whole images: it samples by its own way, below"
 

@@ -1,5 +1,6 @@
 """Measurements of other images as a batch of images was measured: its operators, its noise."""
 
+import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
@@ -17,13 +18,27 @@ def measured_like(
 ) -> Float[Tensor, "b ..."]:
     r"""Return :math:`A x + \sigma_y z` with fresh noise on what is measured; differentiable in x.
 
+    Where an instrument's noise has no Gaussian approximation (``noise.as=none``), what the
+    instrument records of the images; ``sigma_y`` has then no part in it.
+
     Arguments:
         operator: The forward operator.
         x: Images.
         params: Of the operator, one for each image.
         sigma_y: Noise levels, units of x: (b,), or a map (:mod:`.levels`).
         generator: Source of randomness.
+
+    Raises:
+        ValueError: A gradient is asked for, and the instrument's noise has none.
     """
+    if operator.noise is not None and operator.noise.told == "none":
+        if (
+            x.requires_grad
+            and torch.is_grad_enabled()
+            and "differentiable" not in operator.capabilities
+        ):
+            raise ValueError(f"{operator.name}: what is recorded of an image has no gradient in it")
+        return operator.measure(x, params, generator)
     y = operator.A(x, params)
     noise = randn_like(y.detach(), generator) * operator.observed(y, params)
     return y + column(sigma_y, y) * noise

@@ -58,7 +58,7 @@ def test_a_noise_is_part_of_the_cell_and_comes_back_from_its_record():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["noise.gain=0.1"], "noise.kind=KIND; allowed: gamma, poisson"),
+        (["noise.gain=0.1"], "noise.kind=KIND; allowed: clipping, erasing, gamma"),
         (["noise.kind=poison"], "Did you mean 'poisson'?"),
         ([*POISSON, "noise.gian=1"], "Did you mean 'noise.gain'?"),
         ([*POISSON, "noise.read=1"], "unknown key 'noise.read'"),
