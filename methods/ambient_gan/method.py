@@ -15,9 +15,9 @@ is not used: it would need a simulator, and a critic that sees operators could t
 those of the training set. Real and generated measurements reach the critic through the same
 operator object and the same function (:meth:`AmbientGAN.view`). The noise of a generated
 measurement is drawn again in each turn, at the level that belongs to A'; an instrument's
-(``noise.as=none``) is drawn as the instrument does, if that has a gradient in the image. A fixed operator with a
-null space (a blur) says nothing about that null space; what the generator makes there comes from
-its initial weights, and the row carries the warning ``null``.
+(``noise.as=none``) is drawn as the instrument does, if that has a gradient in the image. A fixed
+operator with a null space (a blur) says nothing about that null space; what the generator makes
+there comes from its initial weights, and the row carries the warning ``null``.
 
 Differences from the authors' code:
 
