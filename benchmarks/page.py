@@ -20,8 +20,8 @@ from cleanprior.files import write_text
 from cleanprior.metric_names import describe, in_order
 
 from . import cell_commands
-from .figures.grids import STRIPS
 from .figures.palette import looks
+from .figures.problems import STRIPS
 from .tables.columns import DASH, IMPORTANT, TEXTS, all_columns
 from .tables.display import number
 from .tables.matrix import matrix

@@ -14,7 +14,6 @@ from cleanprior.terminal import Screen
 
 from . import page, places, published, runner
 from .figures import problems
-from .figures import worth as worth_plot
 from .page import Sheet
 from .plan import Plan, Problem
 from .tables import notes, statistics, worth, writing
@@ -191,6 +190,8 @@ def _published(
 
 def _worth(plan: Plan, sheets: list[Sheet], out: Path, screen: Screen, disk: _Disk) -> list[Sheet]:
     """Print and write what each row is worth in clean images."""
+    from .figures import worth as worth_plot  # matplotlib, which a table alone does without
+
     found = []
     for problem, sheet in zip(plan.problems, sheets, strict=True):
         shown, numbers, lines = worth.table(sheet.records, plan.worth, plan.references)

@@ -23,10 +23,9 @@ from cleanprior.hashed import Damaged, check_owner, read_arrays
 from ..plan import Problem
 from ..tables.row_names import row_name
 from . import tiles
+from .problems import STRIPS
 from .tiles import Images, View
 
-#: What the page compares, kept beside the pictures for its next writing.
-STRIPS = ".strips.json"
 #: Pixels of a picture's width that images may take, and of its text.
 WIDTH, TEXT, MARGIN = 1000, 17, 10
 INK, SOFT = (28, 36, 48), (91, 102, 117)
@@ -193,7 +192,7 @@ def write(
     """Write the grids of the first finished seed of each method.
 
     ``samples.png``, ``restorations.png``, where clean images can tell ``memorised.png``, and the
-    strips of the page (:data:`STRIPS`).
+    strips of the page (:data:`.problems.STRIPS`).
 
     Returns:
         The files, and a line for each method whose images cannot be shown.

@@ -18,6 +18,8 @@ from cleanprior.files import write_text
 from ..plan import Problem
 
 STAMP = ".drawn.json"
+#: What the page compares, kept beside the pictures for its next writing.
+STRIPS = ".strips.json"
 #: What decides how pictures look: all sources of these rooms.
 ROOMS = ("figures", "tables")
 

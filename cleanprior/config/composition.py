@@ -4,6 +4,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..errors import UserError, did_you_mean, unknown
 from ..notices import Notice, tell
 from . import nested, noise, ranges, registry, truth
 from .building import DESCRIPTIONS
+from .cards import read_card
 from .signatures import arguments
 from .values import Kind, conform, declared, kind_of, read
 
@@ -207,9 +209,9 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, st
 def _composed(groups: Mapping[str, str]) -> Config:
     """Return what Hydra composes of a choice of groups, references to other keys unresolved.
 
-    It composes the defaults once and then each other choice alone, which is a ninth of the work for
-    each further method of a benchmark. With a stranger's file, which may set keys of other groups,
-    it composes all at once.
+    It composes the defaults once and then each other choice alone (:func:`_alone`), which is a
+    ninth of the work for each further method of a benchmark. With a stranger's file, which may set
+    keys of other groups, it composes all at once.
     """
     if any(registry.package_of(group, name) != registry.OWN for group, name in groups.items()):
         return _hydra("config", *(f"{group}={_quoted(name)}" for group, name in groups.items()))
@@ -217,15 +219,32 @@ def _composed(groups: Mapping[str, str]) -> Config:
     chosen = {group: name for group, name in groups.items() if name != defaults[group]}
     tree = dict(_hydra("config"))
     for group, name in chosen.items():
-        tree = {**tree, **_hydra(f"{group}/{name}")}
+        tree = {**tree, group: _alone(group, name)}
     return tree
+
+
+@lru_cache(maxsize=256)
+def _alone(group: str, name: str) -> Config:
+    """Return one of our own configurations; Hydra composes it where it begins from another one.
+
+    A file without a list of defaults composes to what it holds, for which Hydra takes a hundred
+    times as long as OmegaConf, by which it reads files.
+    """
+    from omegaconf import OmegaConf
+
+    path = registry.path_of(group, name)
+    if "defaults" in read_card(path):
+        found: Config = _hydra(f"{group}/{name}")[group]
+        return found
+    with _refusals():
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # type: ignore[return-value]
 
 
 def _one(group: str, name: str) -> Config:
     """Return what Hydra composes of one configuration, references to other keys unresolved."""
     registry.read(group, name)
     if registry.package_of(group, name) == registry.OWN:
-        return copy.deepcopy(_hydra(f"{group}/{name}")[group])
+        return copy.deepcopy(_alone(group, name))
     return copy.deepcopy(_hydra("config", f"{group}={_quoted(name)}")[group])
 
 
@@ -235,10 +254,7 @@ def _hydra(name: str, *chosen: str) -> Config:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     plugins = [_quoted(f"file://{root}") for root in registry.config_roots()[1:]]
     search = [f"hydra.searchpath=[{','.join(plugins)}]"] if plugins else []
@@ -247,6 +263,7 @@ def _hydra(name: str, *chosen: str) -> Config:
     outer, own.hydra = own.hydra, None
     try:
         with (
+            _refusals(),
             warnings.catch_warnings(),
             initialize_config_module("cleanprior.configs", version_base="1.3"),
         ):
@@ -254,12 +271,23 @@ def _hydra(name: str, *chosen: str) -> Config:
             warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
             composed = hydra_compose(name, overrides=[*chosen, *search])
         return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        text = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"configuration refused: {text}") from error
     finally:
         own.hydra = outer
         GlobalHydra.set_instance(own)  # Hydra has put a copy in its place
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Tell a file that cannot be composed in one line."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        text = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"configuration refused: {text}") from error
 
 
 def _quoted(text: str) -> str:
@@ -363,12 +391,10 @@ def _filled(node: Any, literals: Sequence[Any]) -> Any:
     return node
 
 
+@lru_cache(maxsize=1)
 def registry_defaults() -> list[dict[str, str]]:
     """Return the ``defaults`` list of the root configuration: one ``{group: name}`` each."""
-    import yaml
-
-    root = registry.config_roots()[0] / "config.yaml"
-    listed = yaml.safe_load(root.read_text(encoding="utf-8"))["defaults"]
+    listed = read_card(registry.config_roots()[0] / "config.yaml")["defaults"]
     return [d for d in listed if isinstance(d, dict)]
 
 

@@ -175,6 +175,11 @@ def _begins_from(path: Path) -> str | None:
     return str(named[0]) if named else None
 
 
+def path_of(group: str, name: str) -> Path:
+    """Return the file of a configuration."""
+    return _found(group)[name][0][1]
+
+
 def package_of(group: str, name: str) -> str:
     """Return the package that a configuration comes with."""
     return _found(group)[name][0][0]

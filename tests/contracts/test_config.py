@@ -8,7 +8,16 @@ import pytest
 from hydra.utils import get_class, get_object
 
 from cleanprior.cells import Identity
-from cleanprior.config import DESCRIPTIONS, GROUPS, build, compose, compose_one, registry
+from cleanprior.config import (
+    DESCRIPTIONS,
+    GROUPS,
+    build,
+    compose,
+    compose_one,
+    composition,
+    registry,
+)
+from cleanprior.config.cards import read_card
 from cleanprior.errors import UserError
 
 SHAPE = (1, 8, 8)
@@ -34,6 +43,30 @@ def test_each_yaml_composes(group, name):
     config = compose(overrides)
     assert config[group]["name"] == name
     assert set(GROUPS) <= set(config)
+
+
+def test_a_file_that_begins_from_no_other_composes_to_what_it_holds():
+    for group, name in [*EVERY[::5], ("method", "em_official"), ("evaluation", "large")]:
+        alone = composition._alone(group, name)
+        assert alone == composition._hydra(f"{group}/{name}")[group], (group, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "card"),
+    [("a: {b:1}\n", {"a": {"b:1": None}}), ("a: [1, x]\n", {"a": [1, "x"]}), ("", {})],
+)
+def test_a_card_is_what_pyyaml_reads(tmp_path, text, card):
+    path = tmp_path / "card.yaml"
+    path.write_text(text)
+    assert read_card(path) == card
+
+
+@pytest.mark.parametrize("text", ["a: [1\n", "[" * 5_000, "a" * 20_000 + ": [", "b: {c: d: e}\n"])
+def test_a_card_that_is_no_yaml_is_told_in_one_line(tmp_path, text):
+    path = tmp_path / "card.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="it is not"):
+        read_card(path)
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, n in EVERY if g != "data"])
