@@ -69,10 +69,14 @@ def grid(strips: list[Strip], view: View, title: str) -> bytes:
     count = max(1, (WIDTH + gap) // cell)
     drawn = []
     for strip in strips:
-        colours = view.colours(strip.images[:count], _first(strip.seen, count))
-        pixels = tiles.enlarged(tiles.reduced(colours), factor)
-        drawn.append((strip.label, tiles.side_by_side(pixels, gap)))
+        shown = [view.colours(strip.images[:count], _first(strip.seen, count))]
+        if view.channels == 2:
+            shown.append(view.phases(strip.images[:count]))
+        pixels = [tiles.enlarged(tiles.reduced(colours), factor) for colours in shown]
+        drawn.append((strip.label, tiles.under_each_other(pixels, gap)))
     said = [view.said] if view.said else []
+    if view.channels == 2:
+        said.append("below it the phase as a hue, red 0, cyan half a turn")
     if smaller > 1:
         said.append(f"{width} x {height} pixels, means of {smaller} x {smaller}")
     elif factor > 1:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from cleanprior.rendering import phases
+
 Images = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
@@ -75,6 +77,10 @@ class View:
             x = kept * x + (1 - kept) * HIDDEN
         return np.asarray(x, np.float32)
 
+    def phases(self, images: Images) -> NDArray[np.float32]:
+        """Return the phase of complex images (n, 2, h, w) as colours (n, h, w, 3) in [0, 1]."""
+        return phases(images, self.peak)
+
 
 def reduction(height: int, width: int) -> int:
     """Return the whole factor by which images of this size are reduced; 1 keeps them."""
@@ -109,6 +115,14 @@ def side_by_side(pixels: Pixels, gap: int, ground: int = 255) -> Pixels:
     between = np.full((pixels.shape[1], gap, 3), ground, np.uint8)
     parts = [part for image in pixels for part in (image, between)]
     return np.concatenate(parts[:-1], axis=1)
+
+
+def under_each_other(rows: list[Pixels], gap: int) -> Pixels:
+    """Return rows of images as one picture (h', w', 3) with gaps between them."""
+    lines = [side_by_side(pixels, gap) for pixels in rows]
+    between = np.full((gap, lines[0].shape[1], 3), 255, np.uint8)
+    parts = [part for line in lines for part in (line, between)]
+    return np.concatenate(parts[:-1])
 
 
 def uri(pixels: Pixels) -> str:

@@ -9,6 +9,8 @@ from cleanprior.benchmarks.figures.grids import WIDTH, Strip, grid
 from cleanprior.benchmarks.figures.tiles import View
 from PIL import Image
 
+from cleanprior import rendering
+
 
 def noise(n, c, h, w, seed=0):
     return np.random.default_rng(seed).uniform(-1, 1, (n, c, h, w)).astype(np.float32)
@@ -88,3 +90,26 @@ def test_small_pictures_are_lossless_and_large_ones_are_light():
     photo = np.stack([np.sin(x + i) * np.cos(y) for i in range(10)])[:, None].astype(np.float32)
     large = tiles.uri(tiles.side_by_side(tiles.reduced(View(1).colours(photo)), 0))
     assert large.startswith("data:image/jpeg;") and len(large) < 150_000
+
+
+def test_a_phase_is_a_hue_and_no_signal_has_none():
+    turns = np.array([0, 1 / 3, 2 / 3, 1 / 2, 1 / 12])
+    x = np.stack([np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)]).astype(np.float32)
+    colours = rendering.phases(x.T.reshape(5, 2, 1, 1), peak=1.0)[:, 0, 0]
+    circle = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0.5, 0]]
+    np.testing.assert_allclose(colours, circle, atol=1e-5)
+    faint = rendering.phases(0.25 * x.T.reshape(5, 2, 1, 1), peak=1.0)[:, 0, 0]
+    np.testing.assert_allclose(faint, np.array(circle) / 2, atol=1e-5)
+    assert not rendering.phases(np.full((1, 2, 1, 1), np.nan, np.float32)).any()
+
+
+def test_complex_images_are_shown_by_magnitude_and_phase():
+    x = np.zeros((3, 2, 8, 8), np.float32)
+    x[:, 1] = -0.5  # a quarter of a turn back
+    picture = np.asarray(Image.open(io.BytesIO(rendering.grid(x))))
+    half = picture.shape[0] // 2
+    assert (picture[half // 2, 30] == 255).all()
+    assert picture[half + half // 2, 30].tolist() == [128, 0, 255]
+    rows = tiles.under_each_other([np.zeros((3, 4, 4, 3), np.uint8)] * 2, gap=2)
+    assert rows.shape == (10, 16, 3)
+    assert (rows[4:6] == 255).all()
