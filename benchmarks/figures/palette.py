@@ -50,6 +50,7 @@ PLACES = (
     "moi_then_train",
     "distill",
     "leaky",
+    "diffem",
 )
 
 

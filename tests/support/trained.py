@@ -17,6 +17,11 @@ from cleanprior.testing.training import (
 SHAPE = (1, 8, 8)
 # Small E-steps and flows; methods that are not named here run as their YAML has them.
 CHEAP = {
+    "diffem": [
+        "method.posterior.steps=3",
+        "method.gaussian_iterations=1",
+        "method.final_draws=1",
+    ],
     "em": ["method.posterior.steps=3", "method.scale_images=6", "method.scales=[0.5,1.0]"],
     "em_mmps": ["method.posterior.steps=3", "method.gaussian_iterations=1"],
     "flowdiff": [
