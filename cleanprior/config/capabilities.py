@@ -153,7 +153,8 @@ NEEDS: dict[str, Need] = {
         "{method} needs y to have the shape of x; with {operator} it has not", "same_shape"
     ),
     "GAUSS": Need(
-        "{method} needs additive Gaussian noise of known sigma; {operator} has another", "gaussian"
+        "{method} needs additive Gaussian noise of known sigma; {operator} has another{waiver}",
+        "gaussian",
     ),
     "SIMULATE": Need(
         "{method} measures images again as y was measured, and how {operator} does is not known",
