@@ -245,8 +245,8 @@ class DiffEM(DenoiserMethod):
         if self.resume_rounds:
             first = min(first, max(1, round(budget * self.start_share)))
         each, more = divmod(budget - last - first, max(1, self.resume_rounds))
-        kind, turns = self._starts_by(self.problem), ("conditional",)
-        plan = [Round(f"round 0 ({kind} start)", first, turns)]
+        turns = ("conditional",)
+        plan = [Round(f"round 0 (start={self.start})", first, turns)]
         for k in range(self.resume_rounds):
             plan.append(Round(f"round {k + 1}", each + (k < more), turns, begin=self.resume))
         plan.append(Round(PRIOR, last, begin="averaged"))

@@ -117,7 +117,8 @@ def test_who_needs_gaussian_noise_is_refused_until_told_of_one():
             found = capabilities.refusal({**card, "name": name}, facts)
             refused[name] = None if found is None else found.code
         told[kind] = refused
-    needy = [n for n, card in registry.readable("method").items() if "GAUSS" in card["needs"]]
+    cards = registry.readable("method").items()
+    needy = [n for n, card in cards if "GAUSS" in capabilities.required({**card, "name": n})]
     assert {"em_mmps", "flowdiff", "ambient_tweedie"} <= set(needy) & able
     assert all(told["none"][n] == "GAUSS" for n in needy if n in able)
     assert told["map"]["ambient_tweedie"] == "WHITE" and told["map"]["em_mmps"] is None

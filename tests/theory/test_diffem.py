@@ -499,7 +499,7 @@ def test_a_channel_without_gradient_or_gaussian_noise_is_learned(
     (warning,) = method.warnings(problem)
     assert warning.code == "lift" and "not Gaussian" in warning.sentence
     set_up(method, operator, tiny_backbone)
-    assert method.rounds(100)[0].name == "round 0 (lift start)"
+    assert method.rounds(100)[0].name == "round 0 (start=auto)"
     data = Measurements.draw(digits_data.train[:20], operator, 0, "train")
     session = session_of(data, {"conditional": method.conditional.eval()})
     found = method.begin_round(0, Round("round 0", 1, ("conditional",)), session)
