@@ -117,6 +117,9 @@ def test_an_image_is_measured_alike_whatever_is_beside_it(instrument, digits_dat
     part = Measurements.draw(digits_data.train[:20], operator, 3, "train")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(whole.y[:20], part.y)
+    params = {k: v[7:9] for k, v in whole.params.items()}
+    sources = [generator_for(3, "noise", split="train", image=i) for i in (7, 8)]
+    assert torch.equal(operator.measure(digits_data.train[7:9], params, sources), whole.y[7:9])
     assert (part.y[part.params["mask"].expand_as(part.y) == 0] == 0).all()
     assert not torch.equal(
         Measurements.draw(digits_data.train[:20], operator, 4, "train").y, part.y

@@ -17,7 +17,9 @@ from cleanprior.cells.run import run_cell
 from cleanprior.config import build, capabilities, registry
 from cleanprior.config import compose as compose_anew
 from cleanprior.data import Measurements
+from cleanprior.data.instrument_noise import with_noise
 from cleanprior.evaluation.metrics.restoration import consistency
+from cleanprior.operators.like import measured_like
 from cleanprior.operators.likelihood import Likelihood
 from cleanprior.prior import Prior, image_generators
 from cleanprior.progress import Progress
@@ -239,6 +241,34 @@ def test_an_operator_is_copied_to_the_device_and_computes_there(
         assert (moved.device, operator.device) == (device, CPU)
         # The caller's own goes on where it was.
         assert torch.allclose(operator.A(x, params), moved.A(x.to(device), there).cpu(), atol=1e-5)
+
+
+@over_devices
+@pytest.mark.parametrize("kind", registry.options("noise"))
+def test_an_instrument_measures_images_there_again_as_on_the_cpu(
+    kind, digits_data, make_operator, make_device
+):
+    """Drawn where the generators are; the gradient comes back to the device."""
+    config = compose(["operator=inpainting", f"noise.kind={kind}"])
+    operator = with_noise(config, make_operator("inpainting", (1, 8, 8)))
+    x = digits_data.train[:BATCH]
+    params = operator.draw(len(x), torch.Generator().manual_seed(0))
+    is_followed = "differentiable" in operator.capabilities
+
+    def results(operator, x, params):
+        x = x.clone().requires_grad_(is_followed)
+        y = measured_like(operator, x, params, x[:, 0, 0, 0], torch.Generator().manual_seed(1))
+        yield y.detach()
+        if is_followed:
+            yield torch.autograd.grad(y.sum(), x)[0]
+
+    expected = list(results(operator, x, params))
+    with make_device() as device:
+        there = {k: v.to(device) for k, v in params.items()}
+        found = list(results(operator.to(device), x.to(device), there))
+        for a, b in zip(found, expected, strict=True):
+            assert a.device.type == device.type
+            assert torch.allclose(a.cpu(), b, atol=1e-5)
 
 
 # -- posterior samplers ------------------------------------------------------------------------

@@ -106,6 +106,20 @@ def test_every_output_is_written(finished: Path) -> None:
     assert page.count('role="tab"') == 1 and "data:image/png;base64," in page
 
 
+def test_a_channel_without_a_gaussian_has_its_rows_and_reasons(tmp_path: Path) -> None:
+    methods = ["--methods", "ambient_gan,em_mmps", "--operator", "denoising"]
+    result = bench(tmp_path, *methods, "noise.kind=clipping", *TINY)
+    assert result.returncode == 0, result.stderr
+    frame = pd.read_parquet(table_folder(tmp_path) / "records.parquet").set_index("method")
+    assert frame.loc[["ambient_gan", "naive", "oracle", "observations"], "fd"].notna().all()
+    assert frame["psnr_point"].notna().sum() == 1, "only y itself restores"
+    table = (table_folder(tmp_path) / "table.md").read_text()
+    assert "denoising (clipping)" in table
+    assert "em_mmps needs additive Gaussian noise of known sigma" in table
+    assert "take an approximation, noise.as=map or level" in table
+    assert "posterior samplers take Gaussian noise" in table
+
+
 def test_a_second_run_trains_nothing_and_a_new_method_only_itself(finished: Path) -> None:
     again = bench(finished, "--methods", "ambient", *TINY)
     assert again.returncode == 0
