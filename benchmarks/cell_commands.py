@@ -10,7 +10,7 @@ from typing import Any
 from cleanprior.cells.folder import cells_below
 from cleanprior.cells.record import Record
 from cleanprior.config import GROUPS, Config, compose
-from cleanprior.config.composition import registry_defaults
+from cleanprior.config.hydra_files import default_groups
 
 #: Keys that no override sets.
 _FIXED = ("name", "about", "capabilities")
@@ -18,7 +18,7 @@ _FIXED = ("name", "about", "capabilities")
 
 def train_command(config: Config) -> str:
     """Return ``cleanprior train ...``, which composes this configuration again."""
-    defaults = {g: n for d in registry_defaults() for g, n in d.items()}
+    defaults = default_groups()
     names = {group: str(config[group]["name"]) for group in GROUPS}
     chosen = [f"{group}={name}" for group, name in names.items() if name != defaults.get(group)]
     plain = _composed(tuple(chosen))

@@ -9,7 +9,7 @@ from typing import Any
 
 from cleanprior.cells.identity import placeless, with_metrics
 from cleanprior.config import GROUPS, Config, capabilities, compose, noise, registry
-from cleanprior.config.composition import registry_defaults
+from cleanprior.config.hydra_files import default_groups
 from cleanprior.errors import UserError, unknown
 
 from .description import Beside, Case, Description
@@ -236,7 +236,7 @@ def _problem(cells: dict[str, list[Config]], beside: Beside | None) -> Problem:
 
 def _usual(group: str) -> str:
     """Return the configuration that a cell takes of a group unless told otherwise."""
-    return next(d[group] for d in registry_defaults() if group in d)
+    return default_groups()[group]
 
 
 def _is_shown(key: str, value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from ..config import DESCRIPTIONS, GROUPS, ranges, registry
-from ..config.composition import registry_defaults
+from ..config.hydra_files import default_groups
 from ..errors import UserError
 
 Offer = Callable[[str], list[str]]
@@ -67,7 +67,7 @@ def overrides(context: typer.Context, incomplete: str) -> list[str]:
 
 def _chosen(context: typer.Context) -> dict[str, str]:
     """Return the configuration of each group, as far as the command line says."""
-    found = {g: n for d in registry_defaults() for g, n in d.items()}
+    found = dict(default_groups())
     for key in ("operator", "data"):
         if isinstance(name := context.params.get(key), str):
             found[key] = name.split(",")[0]

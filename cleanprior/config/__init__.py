@@ -1,7 +1,8 @@
 """Configurations: what is installed, composed from YAML, checked and built. No torch."""
 
 from .building import DESCRIPTIONS, build, construct
-from .composition import GROUPS, Config, compose, compose_one, recompose
+from .composition import GROUPS, compose, compose_one, recompose
+from .hydra_files import Config
 
 __all__ = [
     "DESCRIPTIONS",

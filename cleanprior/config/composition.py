@@ -2,21 +2,16 @@
 
 import copy
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 from ..errors import UserError, did_you_mean, unknown
 from ..notices import Notice, tell
-from . import nested, noise, ranges, registry, truth
+from . import hydra_files, nested, noise, ranges, registry, truth
 from .building import DESCRIPTIONS
-from .cards import read_card
+from .hydra_files import Config
 from .signatures import arguments
 from .values import Kind, conform, declared, kind_of, read
-
-Config = dict[str, Any]
 
 GROUPS = (
     "data",
@@ -59,10 +54,10 @@ def compose(
             that is given twice.
     """
     groups, settings = _split(overrides)
-    tree = copy.deepcopy(_composed(groups))
+    tree = copy.deepcopy(hydra_files.composed(groups))
     kept, names = dict(kept or {}), {}
     for group in GROUPS:
-        settings, names[group] = nested.put(tree, group, settings, kept, _one)
+        settings, names[group] = nested.put(tree, group, settings, kept, hydra_files.one)
     if truth.is_given((key for key, _ in settings), kept):
         tree[truth.KEY] = truth.tree(tree["operator"])
     if (instrument := noise.tree(settings, kept.get(noise.KEY, {}))) is not None:
@@ -84,7 +79,7 @@ def compose(
             put(f"{group}.{key}", value, conform)
     for key, text in settings:
         put(key, text, read)
-    config: Config = _filled(_resolved(tree), literals)
+    config: Config = _filled(hydra_files.resolved(tree), literals)
     for group in GROUPS:
         config[group]["name"] = groups[group]
         for key, name in names[group].items():
@@ -183,7 +178,7 @@ def recompose(remembered: Any, source: str) -> Config:
 
 def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """Return the chosen name of each group, and the other keys with their texts."""
-    groups = {g: n for d in registry_defaults() for g, n in d.items()}
+    groups = dict(hydra_files.default_groups())
     given: dict[str, str] = {}
     settings = []
     for override in overrides:
@@ -204,96 +199,6 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], list[tuple[str, st
         else:
             settings.append((key, text))
     return groups | given, settings
-
-
-def _composed(groups: Mapping[str, str]) -> Config:
-    """Return what Hydra composes of a choice of groups, references to other keys unresolved.
-
-    It composes the defaults once and then each other choice alone (:func:`_alone`), which is a
-    ninth of the work for each further method of a benchmark. With a stranger's file, which may set
-    keys of other groups, it composes all at once.
-    """
-    if any(registry.package_of(group, name) != registry.OWN for group, name in groups.items()):
-        return _hydra("config", *(f"{group}={_quoted(name)}" for group, name in groups.items()))
-    defaults = {group: name for each in registry_defaults() for group, name in each.items()}
-    chosen = {group: name for group, name in groups.items() if name != defaults[group]}
-    tree = dict(_hydra("config"))
-    for group, name in chosen.items():
-        tree = {**tree, group: _alone(group, name)}
-    return tree
-
-
-@lru_cache(maxsize=256)
-def _alone(group: str, name: str) -> Config:
-    """Return one of our own configurations; Hydra composes it where it begins from another one.
-
-    A file without a list of defaults composes to what it holds, for which Hydra takes a hundred
-    times as long as OmegaConf, by which it reads files.
-    """
-    from omegaconf import OmegaConf
-
-    path = registry.path_of(group, name)
-    if "defaults" in read_card(path):
-        found: Config = _hydra(f"{group}/{name}")[group]
-        return found
-    with _refusals():
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # type: ignore[return-value]
-
-
-def _one(group: str, name: str) -> Config:
-    """Return what Hydra composes of one configuration, references to other keys unresolved."""
-    registry.read(group, name)
-    if registry.package_of(group, name) == registry.OWN:
-        return copy.deepcopy(_alone(group, name))
-    return copy.deepcopy(_hydra("config", f"{group}={_quoted(name)}")[group])
-
-
-@lru_cache(maxsize=256)
-def _hydra(name: str, *chosen: str) -> Config:
-    """Return what Hydra composes of one file, those that it begins from, and those chosen."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    plugins = [_quoted(f"file://{root}") for root in registry.config_roots()[1:]]
-    search = [f"hydra.searchpath=[{','.join(plugins)}]"] if plugins else []
-    # Somebody's own @hydra.main stays as it is.
-    own = GlobalHydra.instance()
-    outer, own.hydra = own.hydra, None
-    try:
-        with (
-            _refusals(),
-            warnings.catch_warnings(),
-            initialize_config_module("cleanprior.configs", version_base="1.3"),
-        ):
-            # A file's own keys come after those that it begins from, said (`_self_`) or not.
-            warnings.filterwarnings("ignore", message=".*Defaults list is missing `_self_`")
-            composed = hydra_compose(name, overrides=[*chosen, *search])
-        return OmegaConf.to_container(composed, resolve=False)  # type: ignore[return-value]
-    finally:
-        own.hydra = outer
-        GlobalHydra.set_instance(own)  # Hydra has put a copy in its place
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Tell a file that cannot be composed in one line."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        text = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"configuration refused: {text}") from error
-
-
-def _quoted(text: str) -> str:
-    """Return a text that Hydra's grammar reads as itself."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
-    return f"'{escaped}'"
 
 
 def _place(tree: Config, key: str) -> tuple[Config, str, str | None]:
@@ -370,16 +275,6 @@ def _plain(values: Mapping[str, Any], tree: Config, node: Any) -> Iterator[tuple
             yield key, value
 
 
-def _resolved(tree: Config) -> Config:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise UserError(f"configuration refused: {str(error).splitlines()[0]}") from error
-
-
 def _filled(node: Any, literals: Sequence[Any]) -> Any:
     """Put the values that people gave in the places that were kept for them."""
     if isinstance(node, dict):
@@ -389,13 +284,6 @@ def _filled(node: Any, literals: Sequence[Any]) -> Any:
     if isinstance(node, str) and node.startswith(_LITERAL):
         return copy.deepcopy(literals[int(node[len(_LITERAL) :])])
     return node
-
-
-@lru_cache(maxsize=1)
-def registry_defaults() -> list[dict[str, str]]:
-    """Return the ``defaults`` list of the root configuration: one ``{group: name}`` each."""
-    listed = read_card(registry.config_roots()[0] / "config.yaml")["defaults"]
-    return [d for d in listed if isinstance(d, dict)]
 
 
 def check_method(name: str) -> None:

@@ -14,7 +14,7 @@ from cleanprior.config import (
     build,
     compose,
     compose_one,
-    composition,
+    hydra_files,
     registry,
 )
 from cleanprior.config.cards import read_card
@@ -47,8 +47,8 @@ def test_each_yaml_composes(group, name):
 
 def test_a_file_that_begins_from_no_other_composes_to_what_it_holds():
     for group, name in [*EVERY[::5], ("method", "em_official"), ("evaluation", "large")]:
-        alone = composition._alone(group, name)
-        assert alone == composition._hydra(f"{group}/{name}")[group], (group, name)
+        alone = hydra_files.alone(group, name)
+        assert alone == hydra_files.by_hydra(f"{group}/{name}")[group], (group, name)
 
 
 @pytest.mark.parametrize(

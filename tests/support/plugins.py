@@ -3,7 +3,7 @@
 import pytest
 
 from cleanprior import metric_names
-from cleanprior.config import composition, registry
+from cleanprior.config import hydra_files, registry
 
 METHOD = '''
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def forget():
     """Let the registry look again at what is installed."""
     for known in (registry._all_installed, registry.installed, registry._roots):
         known.cache_clear()
-    composition._hydra.cache_clear()
+    hydra_files.by_hydra.cache_clear()
     metric_names.further.cache_clear()
 
 
