@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -44,9 +45,16 @@ def check_folder(option: str, folder: Path) -> Path:
     """
     for place in (folder, *folder.parents):
         if place.is_dir():
-            if os.access(place, os.W_OK | os.X_OK):
-                return folder
-            raise UserError(f"{option} {folder}: '{place}' may not be written by you")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(f"{option} {folder}: '{place}' may not be written by you")
+            try:  # /proc says that it may, and a full disk as well
+                os.rmdir(tempfile.mkdtemp(prefix=".cleanprior-", dir=place))
+            except OSError as error:
+                text = (
+                    f"{option} {folder}: nothing can be written into '{place}' ({error.strerror})"
+                )
+                raise UserError(text) from error
+            return folder
         if place.exists() or place.is_symlink():
             raise UserError(f"{option} {folder}: '{place}' is not a folder; name another")
     return folder

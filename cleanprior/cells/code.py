@@ -57,6 +57,8 @@ EQUAL = {
     "840bf12dca308f13": "5a179cebb4993468",  # ssdu_then_train
     "28429ed03d6c0c3e": "5b56630b2d8da2b7",  # em
     "a08c1d13123cdff9": "5db95e1210b4c35a",  # es_then_train
+    "5b56630b2d8da2b7": "762cb773eea2c98a",  # em
+    "494e65ec40de175c": "38ca0ac25d4df098",  # diffem
 }
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

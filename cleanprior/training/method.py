@@ -1,12 +1,13 @@
 """The interface of a method: how a prior is learned from measurements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from ..config.capabilities import WARNINGS, ProblemFacts, refusal
@@ -122,6 +123,31 @@ class Session:
     def count(self, name: str, amount: float) -> None:
         """Add to a cost."""
         self.costs[name] = self.costs.get(name, 0) + amount
+
+    def gathered(
+        self,
+        phase: str,
+        total: int,
+        keys: Sequence[str],
+        compute: Callable[[int], tuple[dict[str, Tensor], dict[str, float]]],
+    ) -> Float[Tensor, "n c h w"]:
+        """Return images that are computed in parts; a part on disk is not computed again.
+
+        Arguments:
+            phase: What is shown while it takes time.
+            total: How many images there are.
+            keys: One a part, in the order of the images.
+            compute: Returns the images of a part, as ``x`` on the CPU, and their costs, by its
+                number; see :meth:`.checkpoint.Store.all`.
+        """
+        parts = []
+        with self.progress.task(phase, total) as task:
+            for tensors, costs in self.store.all(keys, compute):
+                for name, amount in costs.items():
+                    self.count(name, amount)
+                parts.append(tensors["x"])
+                task.advance(len(tensors["x"]))
+        return torch.cat(parts)
 
 
 @dataclass(kw_only=True)

@@ -61,12 +61,11 @@ from cleanprior.config.checks import check_choice
 from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoiser, denoising_loss, edm_weight, per_image
 from cleanprior.diffusion.posterior import Draw
-from cleanprior.gaussian.low_rank import cheaper_fit
 from cleanprior.operators import Likelihood
 from cleanprior.seeding import randn_like
 from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Route, Session, Warning
 
-from ..em.start import exact_draws, fit_start
+from ..em.start import GaussianStart
 from .channel import CONDITIONS, NOISE_SHAPES, Channel, Fresh, Pairs, drawn_like, joined
 from .levels import AUGMENTS, LEVELS, colour_changes, draw_levels, flipped, recoloured
 from .monitor import log_restorations
@@ -279,16 +278,15 @@ class DiffEM(DenoiserMethod):
         if session.log["start"] == "lift":
             parts = [data.batch(part) for part in index.split(self.chunk)]
             return torch.cat([operator.lift(b.y, b.params) for b in parts])
-        kind = cheaper_fit(data, operator) if self.gaussian == "auto" else self.gaussian
-        session.log["gaussian"] = kind
-        iterations = self.gaussian_iterations if kind == "dense" else self.low_rank_iterations
-
-        def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
-            prior = fit_start(kind, operator, session, self.sigma_floor, iterations, self.rank)
-            x = exact_draws(prior, operator, session, index, self.sigma_floor, self.chunk)
-            return {"x": x}, {}
-
-        return session.store.once("gaussian-draws", compute)[0]["x"]
+        start = GaussianStart(
+            self.gaussian,
+            self.gaussian_iterations,
+            self.low_rank_iterations,
+            self.rank,
+            self.sigma_floor,
+            self.chunk,
+        )
+        return start.draws(operator, index, session)
 
     def _restored(self, number: int, draws: int, session: Session) -> Tensor:
         """Draw restorations of every measurement; a chunk on disk is not drawn again.
@@ -308,14 +306,7 @@ class DiffEM(DenoiserMethod):
             drawn = self._draw(network, data.batch(part).to(session.device), generators)
             return {"x": drawn.x.cpu()}, {"evaluations": float(drawn.evaluations * len(part))}
 
-        found = []
-        with session.progress.task(f"E-step of round {number}", draws * len(data)) as task:
-            for tensors, costs in session.store.all(keys, compute):
-                for name, amount in costs.items():
-                    session.count(name, amount)
-                found.append(tensors["x"])
-                task.advance(len(tensors["x"]))
-        return torch.cat(found)
+        return session.gathered(f"E-step of round {number}", draws * len(data), keys, compute)
 
     @torch.no_grad()
     def _draw(self, network: nn.Module, batch: Batch, generators: Sequence[Generator]) -> Draw:

@@ -52,12 +52,11 @@ from cleanprior.data import Batch, Images, TrainingSet
 from cleanprior.diffusion.denoiser import Denoise, denoising_loss
 from cleanprior.diffusion.posterior import DPS, GuidedSampler, PosteriorSampler
 from cleanprior.gaussian.dense import MAX_PIXELS
-from cleanprior.gaussian.low_rank import cheaper_fit
 from cleanprior.operators import Likelihood
 from cleanprior.operators.symmetry import SYMMETRIES, transformed
 from cleanprior.training import DenoiserMethod, Loss, Problem, Round, Session, Warning
 
-from .start import exact_draws, fit_start
+from .start import GaussianStart
 from .steps import (
     Kept,
     best_scale,
@@ -295,18 +294,15 @@ class EM(DenoiserMethod):
 
     def _gaussian_draws(self, index: Tensor, session: Session) -> Tensor:
         """Draw from the exact posterior under the Gaussian fitted to the measurements."""
-        operator, kind = self.problem.operator.to("cpu"), self.gaussian
-        if kind == "auto":
-            kind = cheaper_fit(session.measurements, operator)
-        iterations = self.gaussian_iterations if kind == "dense" else self.low_rank_iterations
-
-        def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
-            prior = fit_start(kind, operator, session, self.sigma_floor, iterations, self.rank)
-            x = exact_draws(prior, operator, session, index, self.sigma_floor, self.chunk)
-            return {"x": x}, {}
-
-        session.log["gaussian"] = kind
-        return session.store.once("gaussian-draws", compute)[0]["x"]
+        start = GaussianStart(
+            self.gaussian,
+            self.gaussian_iterations,
+            self.low_rank_iterations,
+            self.rank,
+            self.sigma_floor,
+            self.chunk,
+        )
+        return start.draws(self.problem.operator.to("cpu"), index, session)
 
     def _draws(
         self,
@@ -317,20 +313,13 @@ class EM(DenoiserMethod):
         session: Session,
     ) -> Tensor:
         """Draw from p(x|y) for these measurements; a chunk on disk is not drawn again."""
-        parts = []
         chunks = index.split(self.chunk)
         keys = [f"draws-{number:03d}-{k:05d}" for k in range(len(chunks))]
 
         def compute(k: int) -> tuple[dict[str, Tensor], dict[str, float]]:
             return self._draw_chunk(denoise, sampler, chunks[k], number, session)
 
-        with session.progress.task(f"E-step of round {number}", len(index)) as task:
-            for tensors, costs in session.store.all(keys, compute):
-                for name, amount in costs.items():
-                    session.count(name, amount)
-                parts.append(tensors["x"])
-                task.advance(len(tensors["x"]))
-        return torch.cat(parts)
+        return session.gathered(f"E-step of round {number}", len(index), keys, compute)
 
     def _draw_chunk(
         self,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from trained import TINY
 
 from cleanprior.cells.folder import CellFolder
 from cleanprior.cells.identity import Identity
@@ -16,17 +17,6 @@ from cleanprior.operators.like import measured_like
 from cleanprior.progress import Progress
 from cleanprior.seeding import generator_for, randn_like
 
-TINY = [
-    "training.budget=128",
-    "training.batch=16",
-    "evaluation.samples=60",
-    "evaluation.test_images=4",
-    "evaluation.draws=2",
-    "evaluation.sampling_seeds=[0]",
-    "evaluation.features=pixels",
-    "posterior.steps=3",
-    "sampler.steps=3",
-]
 CLIPPING = ("noise.kind=clipping", "noise.high=0.6")
 KINDS = {
     "clipping": CLIPPING,

@@ -1,38 +1,22 @@
-"""Every method, posterior sampler and judge on a second device: nothing is mixed, nothing moved."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from functools import cache
+"""Every method on a second device: nothing is mixed, nothing moved; training and whole cells."""
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from second_device import second_device
+from devices import BATCH, CPU, assert_alike, compose, images, over_devices
 from trained import fit, make_trainer, weights
 
 from cleanprior.cells import CellFolder
 from cleanprior.cells.run import run_cell
 from cleanprior.config import build, capabilities, registry
-from cleanprior.config import compose as compose_anew
 from cleanprior.data import Measurements
-from cleanprior.data.instrument_noise import with_noise
-from cleanprior.evaluation.metrics.restoration import consistency
-from cleanprior.operators.like import measured_like
-from cleanprior.operators.likelihood import Likelihood
-from cleanprior.prior import Prior, image_generators
+from cleanprior.prior import image_generators
 from cleanprior.progress import Progress
-from cleanprior.seeding import scoped_rng
-from cleanprior.testing.parts import TINY
 from cleanprior.training import Problem, Session
 from cleanprior.training.averages import Averages
 from cleanprior.training.checkpoint import Store
 
-CPU = torch.device("cpu")
-NO_CUDA = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="torch finds no CUDA device on this machine"
-)
 METHODS = [m for m in registry.methods() if m not in registry.presets()]
 OPERATORS = registry.options("operator")
 
@@ -47,7 +31,6 @@ def is_met(name: str, operator_name: str) -> bool:
 # oracle_50 and oracle_500 are oracle with fewer images.
 METHODS = [m for m in METHODS if not m.startswith("oracle_")]
 CELLS = [(m, o) for m in METHODS for o in OPERATORS if is_met(m, o)]
-BATCH = 3
 # Every phase of a method in a few evaluations.
 CHEAP = {
     "em": [
@@ -71,35 +54,6 @@ CHEAP = {
         "method.final_draws=1",
     ],
 }
-
-
-@contextmanager
-def cuda_device() -> Iterator[torch.device]:
-    yield torch.device("cuda", 0)
-
-
-over_devices = pytest.mark.parametrize(
-    "make_device",
-    [
-        pytest.param(second_device, id="second"),
-        pytest.param(cuda_device, id="cuda", marks=NO_CUDA),
-    ],
-)
-
-
-@cache
-def composed(keys):
-    return compose_anew(list(keys))
-
-
-def compose(keys):
-    """Compose a configuration once for all tests."""
-    return deepcopy(composed(tuple(keys)))
-
-
-def images(digits_data, operator_name: str) -> torch.Tensor:
-    x = digits_data.train[:6].clone()
-    return torch.cat([x, x.flip(0)], 1) if operator_name.startswith("mri") else x
 
 
 def run_method(name, operator_name, digits_data, backbone, device, options=()):
@@ -146,15 +100,6 @@ def run_method(name, operator_name, digits_data, backbone, device, options=()):
     return found
 
 
-def assert_alike(a, b):
-    assert a.keys() == b.keys()
-    for key, value in a.items():
-        given = torch.as_tensor(value)
-        assert given.device == CPU, key
-        # Rounding moves where an iterative solve stops, to a relative residual of 1e-3.
-        assert torch.allclose(given, torch.as_tensor(b[key]), rtol=1e-2, atol=2e-3), key
-
-
 @over_devices
 @pytest.mark.parametrize(("name", "operator_name"), CELLS)
 def test_a_method_learns_samples_and_restores_there(
@@ -199,147 +144,6 @@ def test_a_method_learns_there_what_it_learns_on_the_cpu(
     expected = run_method(*given, CPU, options)
     with make_device() as device:
         assert_alike(run_method(*given, device, options), expected)
-
-
-# -- operators ---------------------------------------------------------------------------------
-
-
-@over_devices
-@pytest.mark.parametrize("name", OPERATORS)
-def test_an_operator_is_copied_to_the_device_and_computes_there(
-    name, digits_data, make_operator, make_device
-):
-    x = images(digits_data, name)
-    operator = make_operator(name, tuple(x.shape[1:]))
-    params = operator.draw(len(x), torch.Generator().manual_seed(0))
-    further = "further" in operator.capabilities
-
-    def results(operator, x, params):
-        g = torch.Generator().manual_seed(1)
-        y = operator.measure(x, params, g)
-        yield from (y, operator.A_adjoint(y, params), operator.A_dagger(y, params))
-        yield from (operator.lift(y, params), operator.observed(y, params))
-        yield operator.matrix(params, len(x))
-        described = operator.describe(params, len(x))
-        if described is not None:
-            yield described
-        if further:
-            smaller = operator.further(params, 0.2, g)
-            yield from smaller.values()
-            supervised = operator.supervision(smaller, 0.2)
-            if supervised is not None:
-                yield supervised
-
-    expected = list(results(operator, x, params))
-    with make_device() as device:
-        moved = operator.to(device)
-        there = {k: v.to(device) for k, v in params.items()}
-        found = list(results(moved, x.to(device), there))
-        for a, b in zip(found, expected, strict=True):
-            assert a.device.type == device.type
-            assert torch.allclose(a.cpu(), b, atol=1e-5)
-        assert (moved.device, operator.device) == (device, CPU)
-        # The caller's own goes on where it was.
-        assert torch.allclose(operator.A(x, params), moved.A(x.to(device), there).cpu(), atol=1e-5)
-
-
-@over_devices
-@pytest.mark.parametrize("kind", registry.options("noise"))
-def test_an_instrument_measures_images_there_again_as_on_the_cpu(
-    kind, digits_data, make_operator, make_device
-):
-    """Drawn where the generators are; the gradient comes back to the device."""
-    config = compose(["operator=inpainting", f"noise.kind={kind}"])
-    operator = with_noise(config, make_operator("inpainting", (1, 8, 8)))
-    x = digits_data.train[:BATCH]
-    params = operator.draw(len(x), torch.Generator().manual_seed(0))
-    is_followed = "differentiable" in operator.capabilities
-
-    def results(operator, x, params):
-        x = x.clone().requires_grad_(is_followed)
-        y = measured_like(operator, x, params, x[:, 0, 0, 0], torch.Generator().manual_seed(1))
-        yield y.detach()
-        if is_followed:
-            yield torch.autograd.grad(y.sum(), x)[0]
-
-    expected = list(results(operator, x, params))
-    with make_device() as device:
-        there = {k: v.to(device) for k, v in params.items()}
-        found = list(results(operator.to(device), x.to(device), there))
-        for a, b in zip(found, expected, strict=True):
-            assert a.device.type == device.type
-            assert torch.allclose(a.cpu(), b, atol=1e-5)
-
-
-# -- posterior samplers ------------------------------------------------------------------------
-
-LIBRARY = "deepinv:"
-SAMPLERS = [
-    *(name for name in registry.options("posterior") if name != "deepinv"),
-    *(f"{LIBRARY}{name}" for name in ("DPS", "DDRM", "DiffPIR")),
-    *(f"{LIBRARY}{name}DataFidelity" for name in ("DPS", "MomentMatching", "PiGDM")),
-    "mmps:gmres",
-    "dps:batch",
-]
-
-
-# Of deepinv's samplers: one operator with a decomposition, one that is wrapped.
-RESTORATIONS = [
-    (name, operator)
-    for name in SAMPLERS
-    for operator in (("inpainting", "compressed_sensing") if LIBRARY in name else OPERATORS)
-]
-
-
-def make_sampler(name):
-    if name.startswith(LIBRARY):
-        kind = name.removeprefix(LIBRARY)
-        options = {"sampler": kind, "data_fidelity": None}
-        if kind.endswith("DataFidelity"):
-            options = {"sampler": "PosteriorDiffusion", "data_fidelity": kind}
-        config = compose(["method=naive", "posterior=deepinv", "posterior.steps=2"])["posterior"]
-        return build(config | options)
-    name, _, option = name.partition(":")
-    extra = {"gmres": "posterior.solver=gmres", "batch": "posterior.guidance=batch"}
-    keys = [extra[option]] if option else []
-    config = compose(["method=naive", f"posterior={name}", "posterior.steps=2", *keys])
-    return build(config["posterior"])
-
-
-@pytest.fixture(scope="module")
-def make_prior():
-    def make(operator):
-        problem = Problem(operator, operator.name, dict(TINY), 0.5, operator.sigma)
-        with scoped_rng(0):
-            return Prior(problem.denoiser(), operator.image_shape, dict(TINY))
-
-    return make
-
-
-@over_devices
-@pytest.mark.parametrize(("name", "operator_name"), RESTORATIONS)
-def test_a_prior_restores_there_as_on_the_cpu(
-    name, operator_name, digits_data, make_operator, make_prior, make_device
-):
-    sampler = make_sampler(name)
-    x = images(digits_data, operator_name)[:2]
-    operator = make_operator(operator_name, tuple(x.shape[1:]), "sigma=0.2")
-    prior, data = make_prior(operator), Measurements.draw(x, operator, 0, "test")
-    given = (data, operator, sampler, 0)
-    try:
-        expected = prior.restore(*given)
-    except ValueError as error:
-        pytest.skip(f"refused: {error}")
-    with make_device() as device:
-        prior.to(device)
-        found = prior.restore(*given)
-        assert found.x.device == CPU
-        assert torch.allclose(found.x, expected.x, rtol=1e-3, atol=1e-3)
-        assert (found.evaluations, found.backwards) == (expected.evaluations, expected.backwards)
-        # What was handed in serves on: a judge computes A x with tensors of the CPU.
-        assert operator.device == CPU
-        assert torch.isfinite(consistency(found.x, Likelihood.of(operator, data))).all()
-        prior.to(CPU)
 
 
 # -- training and whole cells ------------------------------------------------------------------

@@ -124,3 +124,16 @@ def test_what_a_kill_left_is_swept_when_it_is_old(tmp_path):
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {*kept, "prior", lost.name, young.name, "new.json"}
     sweep(tmp_path / "nowhere")
+
+
+def test_a_folder_is_tried_and_not_believed(tmp_path, monkeypatch):
+    """/proc and a full disk say that one may write there."""
+    assert files.check_folder("--out", tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert not list(tmp_path.iterdir()), "a trial leaves nothing"
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", refuse)
+    with pytest.raises(UserError, match=r"--out .*nothing can be written .*No space left"):
+        files.check_folder("--out", tmp_path / "a")

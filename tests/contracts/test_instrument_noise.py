@@ -7,6 +7,7 @@ import pytest
 import torch
 from cleanprior.benchmarks.description import bench
 from cleanprior.benchmarks.plan import make_plan
+from trained import TINY
 
 from cleanprior.cells.folder import CellFolder
 from cleanprior.cells.identity import Identity, training_identity
@@ -18,17 +19,6 @@ from cleanprior.errors import UserError
 from cleanprior.progress import Progress
 
 POISSON = ("noise.kind=poisson", "noise.gain=0.1")
-TINY = [
-    "training.budget=128",
-    "training.batch=16",
-    "evaluation.samples=60",
-    "evaluation.test_images=4",
-    "evaluation.draws=2",
-    "evaluation.sampling_seeds=[0]",
-    "evaluation.features=pixels",
-    "posterior.steps=3",
-    "sampler.steps=3",
-]
 
 
 def cell(tmp_path, *overrides):

@@ -15,6 +15,18 @@ from cleanprior.testing.training import (
 )
 
 SHAPE = (1, 8, 8)
+# A cell in seconds.
+TINY = [
+    "training.budget=128",
+    "training.batch=16",
+    "evaluation.samples=60",
+    "evaluation.test_images=4",
+    "evaluation.draws=2",
+    "evaluation.sampling_seeds=[0]",
+    "evaluation.features=pixels",
+    "posterior.steps=3",
+    "sampler.steps=3",
+]
 # Small E-steps and flows; methods that are not named here run as their YAML has them.
 CHEAP = {
     "diffem": [

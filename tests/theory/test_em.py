@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cleanprior.methods.em import method as em_module
+from cleanprior.methods.em import start as start_module
 from cleanprior.methods.em.start import exact_draws
 from cleanprior.methods.em.steps import best_scale, misfit
 
@@ -238,7 +239,7 @@ def test_each_gaussian_start_has_its_own_number_of_iterations(
     operator, data, prior = gaussian_toy(0.3)
     attach(method, operator)
     asked = []
-    monkeypatch.setattr(em_module, "fit_start", lambda *a: asked.append((a[0], a[4])) or prior)
+    monkeypatch.setattr(start_module, "fit_start", lambda *a: asked.append((a[0], a[4])) or prior)
     method._gaussian_draws(torch.arange(4), make_session(data))
     assert asked == [(kind, iterations)]
 

@@ -70,6 +70,28 @@ def test_mmps_draws_have_the_moments_of_the_posterior(prior, problem):
     assert offset < 0.12
 
 
+@pytest.mark.parametrize(
+    ("keys", "least", "most"),
+    [
+        ((), 1.06, 1.12),
+        (("posterior.steps=24",), 1.03, 1.07),
+        (("posterior.walk=ancestral",), 0.98, 1.02),
+    ],
+)
+def test_means_of_draws_are_exaggerated_where_y_says_little(make_operator, keys, least, most):
+    """White images of the walk's own variance, under noise of 0.5: its known bias."""
+    variance, sigma, n = 0.25, 0.5, 2000
+    prior = GaussianPrior(torch.zeros(D).double(), variance * torch.eye(D).double(), SHAPE)
+    x = variance**0.5 * torch.randn(n, *SHAPE, generator=generator_for(0, "images"))
+    y = x + sigma * torch.randn(n, *SHAPE, generator=generator_for(0, "noise"))
+    operator = make_operator("denoising", SHAPE, f"sigma={sigma}")
+    likelihood = Likelihood(operator, y, {}, torch.full((n,), sigma))
+    sampler = build(compose(["posterior=mmps", *keys])["posterior"])
+    draw = sampler(prior, likelihood, generator_for(0, "draws")).x
+    exact = variance / (variance + sigma**2) * y
+    assert least < ((draw * exact).sum() / exact.square().sum()).item() < most
+
+
 def test_ancestral_steps_lose_variance(prior):
     config = compose(["operator=denoising", "operator.sigma=0.3", "posterior.walk=ancestral"])
     sampler = build(config["posterior"])
